@@ -105,7 +105,9 @@ def locate(name):
     if str(name) == "mini" or str(name).startswith("mini/"):
         folder = MINI / str(name)[5:]
         if not folder.is_dir():
-            raise FileNotFoundError(f"the built-in base {name!r} is not at {folder}; reinstall histokit or run params/mini.yaml to train it")
+            raise FileNotFoundError(
+                f"the built-in base {name!r} is not at {folder}; reinstall histokit or run params/mini.yaml to train it"
+            )
         return folder
     path = Path(name).expanduser()
     for folder in (path, files.root() / path):
@@ -138,7 +140,9 @@ def _download(name):
             return Path(hub.snapshot_download(name, local_files_only=True))
         return Path(hub.snapshot_download(name, allow_patterns=_wanted(listed)))
     except Exception as error:
-        raise FileNotFoundError(f"base model {name!r} is no folder, and the hub gave none ({type(error).__name__}); {_where(name)}") from error
+        raise FileNotFoundError(
+            f"base model {name!r} is no folder, and the hub gave none ({type(error).__name__}); {_where(name)}"
+        ) from error
 
 
 def _wanted(listed):
@@ -160,7 +164,9 @@ def _weights(folder, stem):
         groups.setdefault(tag.strip("."), []).append(path)
     if not groups:
         held = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
-        raise FileNotFoundError(f"{folder} holds {held}, no {stem}.safetensors; pickled .bin/.ckpt weights are not read, convert them to safetensors")
+        raise FileNotFoundError(
+            f"{folder} holds {held}, no {stem}.safetensors; pickled .bin/.ckpt weights are not read, convert them to safetensors"
+        )
     tag = min(groups, key=lambda name: (name != "", name != "fp16", name))
     return tag or None, groups[tag]
 
@@ -180,21 +186,25 @@ def _load_part(folder, part, dtype):
         return scheduler, files.digest(_plain(scheduler.config))[:16]
 
     variant, paths = _weights(folder, STEMS[part])
-    options = dict(variant=variant, use_safetensors=True, dtype=dtype, local_files_only=True, output_loading_info=True)
+    options = {"variant": variant, "use_safetensors": True, "dtype": dtype, "local_files_only": True, "output_loading_info": True}
     if part == "text_encoder":
         if config.get("model_type") not in ("clip_text_model", "clip"):
             raise ValueError(f"{folder}: text encoder is a {config.get('model_type')!r}, expected CLIP; only SD 1.x / 2.x bases are read")
         module, info = transformers.CLIPTextModel.from_pretrained(folder, **options)
     else:
         if part == "unet" and config.get("in_channels", 4) != 4:
-            raise ValueError(f"{folder}: UNet takes {config['in_channels']} channels, expected 4; inpainting and upscaling bases do not fit")
+            raise ValueError(
+                f"{folder}: UNet takes {config['in_channels']} channels, expected 4; inpainting and upscaling bases do not fit"
+            )
         if part == "unet" and config.get("addition_embed_type"):
             raise ValueError(f"{folder}: UNet wants {config['addition_embed_type']!r} conditions (SDXL); only SD 1.x / 2.x bases are read")
         kind = {"vae": diffusers.AutoencoderKL, "unet": diffusers.UNet2DConditionModel}[part]
         module, info = kind.from_pretrained(folder, **options)
     missing = sorted(info["missing_keys"])
     if missing:
-        raise ValueError(f"{folder}: {', '.join(p.name for p in paths)} lacks {len(missing)} weights, first {missing[0]!r}; fetch the file again")
+        raise ValueError(
+            f"{folder}: {', '.join(p.name for p in paths)} lacks {len(missing)} weights, first {missing[0]!r}; fetch the file again"
+        )
     return module, files.digest(_plain(config), [files.sha256(path) for path in paths])[:16]
 
 
@@ -207,7 +217,11 @@ def _settings(folder, name):
 
 def _plain(config):
     """A config without what does not change the arithmetic (library version, where it was saved)."""
-    return {key: config[key] for key in sorted(config) if not key.startswith("_") and key not in ("transformers_version", "torch_dtype", "dtype")}
+    return {
+        key: config[key]
+        for key in sorted(config)
+        if not key.startswith("_") and key not in ("transformers_version", "torch_dtype", "dtype")
+    }
 
 
 def _ddim(config):
@@ -295,7 +309,9 @@ def token_ids(model, prompts):
     rows = model.tokenizer(texts, padding="max_length", max_length=length, truncation=False)["input_ids"]
     for prompt, row in zip(prompts, rows, strict=True):
         if len(row) > length:
-            raise ValueError(f"prompt {prompt!r} has {len(row)} tokens, the text encoder reads {length}; shorten it or use fewer vectors per token")
+            raise ValueError(
+                f"prompt {prompt!r} has {len(row)} tokens, the text encoder reads {length}; shorten it or use fewer vectors per token"
+            )
     return torch.tensor(rows, dtype=torch.int64, device=model.device)
 
 

@@ -88,7 +88,7 @@ def tiny_model(seed=0, prediction_type="epsilon", text_width=32, device="cpu"):
         steps_offset=1,
         prediction_type=prediction_type,
     )
-    parts = dict(vae=vae, unet=unet, text_encoder=text_encoder)
+    parts = {"vae": vae, "unet": unet, "text_encoder": text_encoder}
     for module in parts.values():
         module.requires_grad_(False).eval().to(device)
     identity = {name: backbone.fingerprint(module) for name, module in parts.items()}
@@ -130,28 +130,28 @@ def write_hub_layout(folder, *, variant="fp16", safety_checker=True, old_keys=Fa
     model.tokenizer.save_pretrained(folder / "tokenizer")
     _write_json(
         folder / "scheduler" / "scheduler_config.json",
-        dict(
-            _class_name="PNDMScheduler",
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            num_train_timesteps=1000,
-            prediction_type=prediction_type,
-            set_alpha_to_one=False,
-            skip_prk_steps=True,
-        ),
+        {
+            "_class_name": "PNDMScheduler",
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+            "beta_schedule": "scaled_linear",
+            "num_train_timesteps": 1000,
+            "prediction_type": prediction_type,
+            "set_alpha_to_one": False,
+            "skip_prk_steps": True,
+        },
     )
-    index = dict(
-        _class_name="StableDiffusionPipeline",
-        vae=["diffusers", "AutoencoderKL"],
-        unet=["diffusers", "UNet2DConditionModel"],
-        text_encoder=["transformers", "CLIPTextModel"],
-        tokenizer=["transformers", "CLIPTokenizer"],
-        scheduler=["diffusers", "PNDMScheduler"],
-        safety_checker=[None, None],
-        feature_extractor=[None, None],
-        requires_safety_checker=safety_checker,
-    )
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "vae": ["diffusers", "AutoencoderKL"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "scheduler": ["diffusers", "PNDMScheduler"],
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "requires_safety_checker": safety_checker,
+    }
     if safety_checker:
         index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
         index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
