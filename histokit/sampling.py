@@ -1,0 +1,114 @@
+"""The one denoising loop, and the functions that return what it runs on.
+
+`denoise` walks from noise to a latent by asking `predict(z, t, i) -> eps` at each step. Classifier-free guidance,
+classifier guidance, offsets and style conditions are functions that return such a `predict`; there is no pipeline
+to subclass. Nothing here loads a model, reads an image or knows a prompt.
+"""
+
+import torch
+from torch.utils.checkpoint import checkpoint as recompute
+
+VERSION = 1
+
+
+def schedule(scheduler, num_inference_steps, strength=1.0):
+    """Timesteps [n] int64, noisiest first, of which `strength` keeps the last n = int(num_inference_steps * strength).
+
+    The count is that of the stock img2img pipeline: 30 steps at strength 0.3 are 9. Zero steps raise ValueError.
+    """
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength is a share of the noise schedule, from 0 to 1; got {strength}")
+    if num_inference_steps < 1:
+        raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
+    count = true_steps(num_inference_steps, strength)
+    if count == 0:
+        least = -(-1 // strength) if strength else None
+        remedy = (
+            f"num_inference_steps to at least {least:.0f}, or strength to {1 / num_inference_steps:.3g}" if least else "strength above 0"
+        )
+        raise ValueError(f"{num_inference_steps} steps at strength {strength} are no denoising step at all; raise {remedy}")
+    fresh = type(scheduler).from_config(scheduler.config)  # set_timesteps writes into its scheduler
+    fresh.set_timesteps(num_inference_steps)
+    timesteps = fresh.timesteps.cpu()[num_inference_steps - count :]
+    if timesteps[0] >= scheduler.config.num_train_timesteps:
+        raise ValueError(f"{num_inference_steps} steps reach past the {scheduler.config.num_train_timesteps} trained ones; use fewer")
+    return timesteps
+
+
+def true_steps(num_inference_steps, strength=1.0):
+    """How many denoising steps are really taken: int(num_inference_steps * strength), as the stock pipeline counts."""
+    return min(int(num_inference_steps * strength), num_inference_steps)
+
+
+def noise(generators, shape, device="cpu"):
+    """Standard normal [B, *shape] float32, image i from its own CPU generator, so that no image depends on the batch."""
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
+
+
+def noise_predicted(scheduler, output, z, t):
+    """The noise eps [B, 4, h, w] in what a UNet returned at timestep t: eps itself, or from a velocity.
+
+    v = sqrt(a) eps - sqrt(1 - a) x0, hence eps = sqrt(a) v + sqrt(1 - a) z; Salimans & Ho (2022), arXiv:2202.00512, appendix D.
+    """
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return output
+    if kind == "v_prediction":
+        a = float(scheduler.alphas_cumprod[int(t)])
+        return a**0.5 * output + (1 - a) ** 0.5 * z
+    raise ValueError(f"the scheduler says prediction_type {kind!r}; epsilon and v_prediction are known")
+
+
+def guided(model, cond, uncond=None, guidance_scale=1.0):
+    """`predict` with classifier-free guidance: uncond + scale (cond - uncond); Ho & Salimans (2022), arXiv:2207.12598, eq. 6.
+
+    Args:
+        model: backbone.Model with a unet and a scheduler.
+        cond: [B, L, D] text embeddings, one per image.
+        uncond: [1 or B, L, D] embedding of the empty prompt; unused at scale 1, where the second pass is skipped.
+        guidance_scale: 1 turns guidance off.
+    """
+    if guidance_scale != 1 and uncond is None:
+        raise ValueError(f"guidance_scale {guidance_scale} needs the embedding of the empty prompt, got uncond=None")
+    context = cond if guidance_scale == 1 else torch.cat([uncond.expand(len(cond), -1, -1), cond])
+
+    def predict(z, t, i):
+        with model.autocast():
+            x = z if guidance_scale == 1 else torch.cat([z, z])
+            output = model.unet(x, t, context).sample.float()  # [B or 2B, 4, h, w]
+        if guidance_scale != 1:
+            without, with_ = output.chunk(2)
+            output = without + guidance_scale * (with_ - without)
+        return noise_predicted(model.scheduler, output, z, t)
+
+    return predict
+
+
+def denoise(predict, z, scheduler, timesteps, *, eta=0.0, generators=None, checkpoint=False, on_step=None):
+    """Latents [B, 4, h, w] after DDIM steps at `timesteps`; Song et al. (2021), arXiv:2010.02502, equation 12.
+
+    Args:
+        predict: `predict(z, t, i) -> eps` [B, 4, h, w], t a 0-dim int64 tensor, i the index into `timesteps`.
+        z: [B, 4, h, w] float, already at the noise level of timesteps[0].
+        timesteps: [n] int64, descending, as `schedule` returns them.
+        eta: 0 is deterministic, 1 is ancestral; above 0 each image draws from its own of `generators`.
+        checkpoint: recompute each prediction in the backward pass instead of keeping its activations.
+        on_step: called as `on_step(i, t, z)` after each step, to look on.
+
+    Differentiable in z and in all that `predict` reads; run it under `torch.no_grad()` to sample.
+    """
+    if eta and generators is None:
+        raise ValueError(f"eta {eta} draws noise at every step and needs one generator per image")
+    levels = [float(scheduler.alphas_cumprod[int(t)]) for t in timesteps] + [float(scheduler.final_alpha_cumprod)]
+    for i, t in enumerate(timesteps):
+        a, a_next = levels[i], levels[i + 1]
+        t = t.to(z.device)
+        eps = recompute(predict, z, t, i, use_reentrant=False) if checkpoint else predict(z, t, i)
+        x0 = (z - (1 - a) ** 0.5 * eps) / a**0.5
+        sigma = eta * ((1 - a_next) / (1 - a) * (1 - a / a_next)) ** 0.5
+        z = a_next**0.5 * x0 + (1 - a_next - sigma**2) ** 0.5 * eps
+        if sigma:
+            z = z + sigma * noise(generators, z.shape[1:], z.device)
+        if on_step is not None:
+            on_step(i, t, z)
+    return z

@@ -1,0 +1,146 @@
+"""The loop against diffusers' own scheduler, and against what must be true of any sampler."""
+
+import pytest
+import torch
+from tiny import tiny_model
+
+from histokit import backbone, sampling
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+def start(model, seeds=(0, 1)):
+    shape = (4, model.latent_px, model.latent_px)
+    return sampling.noise([torch.Generator().manual_seed(s) for s in seeds], shape)
+
+
+def context(model, *prompts):
+    with torch.no_grad():
+        return backbone.embed(model, list(prompts))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_the_loop_is_ddim_of_diffusers(prediction_type, strength):
+    from diffusers import DDIMScheduler
+
+    model = tiny_model(prediction_type=prediction_type)
+    cond, uncond, z = context(model, "tissue", "gland"), context(model, ""), start(model)
+    timesteps = sampling.schedule(model.scheduler, 10, strength)
+    stock = DDIMScheduler.from_config(model.scheduler.config)
+    stock.set_timesteps(10)
+    assert torch.equal(timesteps, stock.timesteps[10 - len(timesteps) :])
+    with torch.no_grad():
+        ours = sampling.denoise(sampling.guided(model, cond, uncond, 3.0), z, model.scheduler, timesteps)
+        theirs = z
+        for t in timesteps:
+            without, with_ = (model.unet(theirs, t, c).sample for c in (uncond.expand(2, -1, -1), cond))
+            theirs = stock.step(without + 3.0 * (with_ - without), t, theirs).prev_sample
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_ancestral_noise_has_the_variance_of_diffusers(model):
+    from diffusers import DDIMScheduler
+
+    stock = DDIMScheduler.from_config(model.scheduler.config)
+    stock.set_timesteps(10)
+    z, eps = start(model), start(model, (2, 3))
+    extra = start(model, (5, 6))
+    timesteps = stock.timesteps[4:6]  # two steps, so that the first has a successor
+    want = stock.step(eps, timesteps[0], z, eta=0.7, variance_noise=extra).prev_sample
+    seen = []
+    sampling.denoise(
+        lambda *_: eps,
+        z,
+        model.scheduler,
+        timesteps,
+        eta=0.7,
+        generators=[torch.Generator().manual_seed(s) for s in (5, 6)],
+        on_step=lambda i, t, z: seen.append(z),
+    )
+    torch.testing.assert_close(seen[0], want, atol=1e-5, rtol=1e-4)
+
+
+def test_the_true_noise_leads_back_to_the_image_in_any_number_of_steps(model):
+    x0, eps = start(model), start(model, (2, 3))
+    for count in (1, 3, 7):
+        timesteps = sampling.schedule(model.scheduler, count)
+        z = model.scheduler.add_noise(x0, eps, timesteps[:1])
+        back = sampling.denoise(lambda *_: eps, z, model.scheduler, timesteps)
+        last = float(model.scheduler.final_alpha_cumprod)
+        torch.testing.assert_close(back, last**0.5 * x0 + (1 - last) ** 0.5 * eps, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("steps", "strength", "count"), [(30, 0.3, 9), (50, 0.5, 25), (4, 1.0, 4), (100, 0.29, 28), (3, 0.34, 1)])
+def test_the_true_step_count_is_the_stock_one(model, steps, strength, count):
+    assert len(sampling.schedule(model.scheduler, steps, strength)) == sampling.true_steps(steps, strength) == count
+
+
+def test_no_step_at_all_is_refused_with_the_remedy(model):
+    with pytest.raises(ValueError, match=r"num_inference_steps to at least 10, or strength to 0.2"):
+        sampling.schedule(model.scheduler, 5, 0.1)
+    with pytest.raises(ValueError, match="raise strength above 0"):
+        sampling.schedule(model.scheduler, 5, 0.0)
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        sampling.schedule(model.scheduler, 5, 1.2)
+    with pytest.raises(ValueError, match="past the 1000 trained"):
+        sampling.schedule(model.scheduler, 1000)
+
+
+def test_the_schedule_does_not_write_into_the_scheduler(model):
+    before = model.scheduler.timesteps.clone()
+    sampling.schedule(model.scheduler, 7, 0.6)
+    assert torch.equal(model.scheduler.timesteps, before) and model.scheduler.num_inference_steps is None
+
+
+def test_scale_one_skips_the_unconditional_pass(model):
+    cond, z, t = context(model, "tissue"), start(model, (0,)), torch.tensor(500)
+    calls = []
+    hook = model.unet.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+    with torch.no_grad():
+        one = sampling.guided(model, cond)(z, t, 0)
+        near = sampling.guided(model, cond, context(model, ""), 1.0 + 1e-9)(z, t, 0)
+    hook.remove()
+    assert calls == [1, 2]
+    torch.testing.assert_close(one, near, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="empty prompt"):
+        sampling.guided(model, cond, None, 2.0)
+
+
+def test_an_image_does_not_depend_on_its_neighbours_or_its_place(model):
+    prompts = ["tissue", "gland", "necrosis"]
+    cond = torch.cat([context(model, p) for p in prompts])
+    uncond, z = context(model, ""), start(model, (0, 1, 2))
+    timesteps = sampling.schedule(model.scheduler, 4)
+
+    def run(order):
+        with torch.no_grad():
+            return sampling.denoise(sampling.guided(model, cond[order], uncond, 2.0), z[order], model.scheduler, timesteps)
+
+    whole = run([0, 1, 2])
+    assert torch.equal(run([2, 0, 1])[1], whole[0])
+    assert torch.equal(run([0, 0, 0])[2], whole[0])
+    torch.testing.assert_close(run([0])[0], whole[0], atol=1e-5, rtol=1e-4)
+
+
+def test_the_noise_of_an_image_follows_from_its_own_generator(model):
+    assert torch.equal(start(model, (0, 1, 2))[1], start(model, (1,))[0])
+
+
+def test_gradients_flow_and_checkpointing_changes_none_of_them(model):
+    cond, timesteps = context(model, "tissue"), sampling.schedule(model.scheduler, 3)
+    grads = []
+    for checkpoint in (False, True):
+        z = start(model, (0,)).requires_grad_()
+        out = sampling.denoise(sampling.guided(model, cond), z, model.scheduler, timesteps, checkpoint=checkpoint)
+        grads.append(torch.autograd.grad(out.square().sum(), z)[0])
+    assert grads[0].abs().sum() > 0
+    torch.testing.assert_close(*grads)
+
+
+def test_eta_needs_generators(model):
+    with pytest.raises(ValueError, match="one generator per image"):
+        sampling.denoise(lambda *_: 0, start(model), model.scheduler, sampling.schedule(model.scheduler, 2), eta=1.0)
