@@ -1,0 +1,383 @@
+"""The one training loop: any number of players, exact resuming, nothing hidden.
+
+Batch k and every random number of step k follow from (seed, k) alone, so a checkpoint is tensors and a
+step number, and a run that was killed and resumed equals one that was not, bit for bit on the CPU.
+What is learned, and from what, is the caller's: see `inversion`, `lora` and `ldm`.
+"""
+
+import json
+import math
+import resource
+import sys
+import time
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable
+
+import pandas as pd
+import torch
+
+from histokit import files
+
+VERSION = 1
+
+
+@dataclass
+class Player:
+    """Something that is optimised on its own loss; most runs have one, an adversarial pair has two.
+
+    Args:
+        name: key of its tensors in the checkpoint and of its column in the history.
+        param_groups: list of dicts as torch optimisers take them: `params` (list of tensors), `lr`, optional `weight_decay`.
+        loss: `loss(batch, step, generator)` -> scalar tensor, or (scalar tensor, {name: scalar tensor to log}).
+    """
+
+    name: str
+    param_groups: list
+    loss: Callable
+
+    def __post_init__(self):
+        # lists, not iterators: a `filter` object is empty after the optimiser has read it, and clipping then clips nothing
+        self.param_groups = [{**group, "params": list(group["params"])} for group in self.param_groups]
+        self.params = [p for group in self.param_groups for p in group["params"]]
+        if not self.params:
+            raise ValueError(f"player {self.name!r} has nothing to train; check what was made trainable")
+        half = [p.dtype for p in self.params if p.dtype in (torch.float16, torch.bfloat16)]
+        if half:
+            raise ValueError(f"player {self.name!r} would train {len(half)} tensors in {half[0]}; cast what is trained to float32")
+
+
+def rate(step, steps, schedule="constant", warmup=0):
+    """Learning-rate factor in [0, 1] of a step: `constant`, `cosine` or `one_cycle` (10 % up, then cosine down to 1 %)."""
+    if schedule == "one_cycle":
+        warmup = warmup or max(1, steps // 10)
+    elif schedule not in ("constant", "cosine"):
+        raise ValueError(f"schedule {schedule!r} is unknown; use constant, cosine or one_cycle")
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "constant":
+        return 1.0
+    done = (step - warmup) / max(1, steps - warmup)
+    return 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2
+
+
+def fit(
+    players,
+    batches,
+    steps,
+    seed,
+    *,
+    folder=None,
+    identity=None,
+    schedule="constant",
+    warmup=0,
+    accumulate=1,
+    clip=1.0,
+    ema=0.0,
+    weight_decay=1e-2,
+    autocast=None,
+    validate=None,
+    validate_every=0,
+    sheet=None,
+    sheet_every=0,
+    checkpoint_every=200,
+    log_every=20,
+    tensorboard=False,
+):
+    """Train `players` for `steps` updates and return the history, one row per `log_every` steps.
+
+    Args:
+        players: list of `Player`; within a step they are updated in turn on the same batch.
+        batches: `batches(k)` -> the k-th micro-batch, a function of k alone; its `len`, or that of its first value, counts images.
+        steps: optimiser updates, in total (a resumed run does the rest).
+        seed: run seed; generator of step k = hash(seed, player, k).
+        folder: where checkpoint.safetensors, best.safetensors, history.csv and sheets/ go; None keeps nothing.
+        identity: dict of what the result depends on (data, base, settings); resuming with another one raises, naming the field.
+        clip: bound on the global gradient norm of each player, 0 turns it off; the norm before clipping is in the history.
+        ema: decay of the running average of the weights, 0 turns it off (early steps use (1 + k) / (10 + k)). Where it is on, validation, sheets and result use it.
+        autocast: torch dtype of the forward pass, None for full precision; what is trained stays float32.
+        validate: `validate()` -> float, lower is better, on fixed noise; the best step's weights are the result. None: the last ones.
+        sheet: `sheet(step)` -> uint8 [H, W, 3], drawn by the sampler of later inference at fixed seeds.
+
+    Returns:
+        DataFrame with step, seconds, loss_<player>, logs, grad_norm_<player>, lr, val, images_per_s, peak_gb.
+        The players' tensors hold the result in place.
+    """
+    identity = {**(identity or {}), "steps": steps, "seed": seed, "schedule": schedule, "accumulate": accumulate, "clip": clip, "ema": ema}
+    optimisers = [torch.optim.AdamW(player.param_groups, lr=1e-4, weight_decay=weight_decay) for player in players]
+    base_rates = [[group["lr"] for group in optimiser.param_groups] for optimiser in optimisers]
+    shadow = [[p.detach().clone() for p in player.params] for player in players] if ema else None
+    state = {"step": 0, "best_val": None, "best_step": None, "history": [], "pending": {}}
+    if folder is not None:
+        folder = Path(folder)
+        state = _resume(folder / "checkpoint.safetensors", players, optimisers, shadow, identity) or state
+    device_type = players[0].params[0].device.type
+    averaged = lambda: _swapped(players, shadow) if ema else nullcontext()  # noqa: E731
+    writer = _tensorboard(folder) if tensorboard and folder else None
+    progress, clock = Progress(steps), Clock(state["history"])
+    totals, seen = {key: [torch.tensor(v) for v in values] for key, values in state["pending"].items()}, 0
+
+    def assess(step):
+        if validate is not None and validate_every and (step % validate_every == 0 or step == steps):
+            with averaged(), torch.no_grad():
+                val = float(validate())
+                if not math.isfinite(val):
+                    raise FloatingPointError(
+                        f"validation loss is {val} at step {step}; lower the learning rate or look at the validation tiles"
+                    )
+                if state["best_val"] is None or val < state["best_val"]:
+                    state.update(best_val=val, best_step=step)
+                    if folder is not None:
+                        _save_weights(folder / "best.safetensors", players, {"step": step, "val": val})
+                    else:
+                        state["best"] = [[p.detach().clone() for p in player.params] for player in players]
+            return val
+
+    def draw(step):
+        if sheet is not None and folder is not None and sheet_every and (step % sheet_every == 0 or step == steps):
+            with averaged(), torch.no_grad():
+                files.write_png(folder / "sheets" / f"step_{step:06d}.png", sheet(step))
+
+    if state["step"] == 0:
+        draw(0)
+    for step in range(state["step"], steps):
+        factor = rate(step, steps, schedule, warmup)
+        for player, optimiser, rates in zip(players, optimisers, base_rates, strict=True):
+            for group, lr in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = lr * factor
+            generator = torch.Generator().manual_seed(files.seed(seed, player.name, step))
+            for micro in range(accumulate):
+                batch = batches(step * accumulate + micro)
+                with torch.autocast(device_type, autocast) if autocast is not None else nullcontext():
+                    out = player.loss(batch, step, generator)
+                loss, logs = out if isinstance(out, tuple) else (out, {})
+                (loss / accumulate).backward()
+                for key, value in {f"loss_{player.name}": loss, **logs}.items():
+                    totals.setdefault(key, []).append(value.detach())
+            norm = torch.nn.utils.clip_grad_norm_(player.params, clip or math.inf)
+            totals.setdefault(f"grad_norm_{player.name}", []).append(norm.detach())
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        seen += accumulate * _count(batch)
+        if ema:
+            decay = min(ema, (1 + step) / (10 + step))
+            for player, averages in zip(players, shadow, strict=True):
+                torch._foreach_lerp_(averages, [p.detach() for p in player.params], 1 - decay)
+        done = step + 1
+        if done % log_every == 0 or done == steps or done == 1:
+            row = {"step": done, **{k: float(torch.stack(v).float().mean()) for k, v in totals.items()}, "lr": base_rates[0][0] * factor}
+            bad = [k for k, v in row.items() if k.startswith(("loss_", "grad_norm_")) and not math.isfinite(v)]
+            if bad:
+                raise FloatingPointError(
+                    f"{', '.join(bad)} not finite at step {done} (steps {done - len(totals[bad[0]]) + 1} to {done}); lower the learning rate"
+                )
+            totals = {}
+            row |= clock.tick(seen)
+            seen = 0
+            state["history"].append(row)
+            progress(row, sum(row[f"loss_{player.name}"] for player in players))
+            if writer:
+                [writer.add_scalar(k, v, done) for k, v in row.items() if k != "step"]
+        val = assess(done)
+        if val is not None:
+            state["history"].append({"step": done, "val": val})
+            if writer:
+                writer.add_scalar("val", val, done)
+        draw(done)
+        state["step"] = done
+        if folder is not None and (done % checkpoint_every == 0 or done == steps):
+            state["pending"] = {key: [float(v) for v in values] for key, values in totals.items()}  # not yet in a row
+            _save_checkpoint(folder / "checkpoint.safetensors", players, optimisers, shadow, state, identity)
+
+    _settle(players, shadow, state, folder)
+    history = pd.DataFrame(state["history"]).groupby("step", as_index=False).first()
+    if folder is not None:
+        files.write_table(folder / "history.csv", history)
+    history.attrs["best_step"] = state["best_step"]
+    return history
+
+
+# ---------------------------------------------------------------------------------------------- checkpoints
+
+KEPT = ("step", "best_val", "best_step", "history", "pending")
+
+
+def _tensors(players, shadow=None, optimisers=None):
+    out = {}
+    for n, player in enumerate(players):
+        for i, p in enumerate(player.params):
+            out[f"{player.name}.{i}.value"] = p.detach()
+            if shadow is not None:
+                out[f"{player.name}.{i}.ema"] = shadow[n][i]
+            if optimisers is not None:
+                for key, value in optimisers[n].state[p].items():
+                    out[f"{player.name}.{i}.{key}"] = value.detach() if torch.is_tensor(value) else torch.tensor(value)
+    return {k: v.cpu().contiguous() for k, v in out.items()}
+
+
+def _save_weights(path, players, facts):
+    files.write_tensors(path, _tensors(players), {k: json.dumps(v) for k, v in facts.items()})
+
+
+def _save_checkpoint(path, players, optimisers, shadow, state, identity):
+    facts = {"identity": identity, **{key: state[key] for key in KEPT}}
+    files.write_tensors(path, _tensors(players, shadow, optimisers), {k: json.dumps(v, default=str) for k, v in facts.items()})
+
+
+def _resume(path, players, optimisers, shadow, identity):
+    if not path.exists():
+        return None
+    facts = {k: json.loads(v) for k, v in files.read_metadata(path).items()}
+    wanted = json.loads(json.dumps(identity, default=str))
+    for key in sorted(wanted.keys() | facts["identity"].keys()):
+        if wanted.get(key) != facts["identity"].get(key):
+            raise ValueError(
+                f"{path} was trained with {key} = {facts['identity'].get(key)!r}, now {wanted.get(key)!r}; move the folder away or restore the setting"
+            )
+    saved = files.read_tensors(path)
+    for n, (player, optimiser) in enumerate(zip(players, optimisers, strict=True)):
+        for i, p in enumerate(player.params):
+            prefix = f"{player.name}.{i}."
+            mine = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
+            p.data.copy_(mine.pop("value"))
+            if shadow is not None:
+                shadow[n][i].copy_(mine.pop("ema"))
+            optimiser.state[p] = {k: v if k == "step" else v.to(p.device) for k, v in mine.items()}
+    return {key: facts[key] for key in KEPT}
+
+
+def _settle(players, shadow, state, folder):
+    """Leave in the players' tensors what the run is judged by: the best validated weights, else the average, else the last."""
+    if state["best_step"] is not None and folder is not None:
+        best = files.read_tensors(folder / "best.safetensors")
+        result = [[best[f"{player.name}.{i}.value"] for i in range(len(player.params))] for player in players]
+    elif state["best_step"] is not None:
+        result = state["best"]
+    elif shadow is not None:
+        result = shadow
+    else:
+        return
+    for player, values in zip(players, result, strict=True):
+        for p, value in zip(player.params, values, strict=True):
+            p.data.copy_(value)
+
+
+@contextmanager
+def _swapped(players, shadow):
+    live = [[p.detach().clone() for p in player.params] for player in players]
+    try:
+        for player, values in zip(players, shadow, strict=True):
+            for p, value in zip(player.params, values, strict=True):
+                p.data.copy_(value)
+        yield
+    finally:
+        for player, values in zip(players, live, strict=True):
+            for p, value in zip(player.params, values, strict=True):
+                p.data.copy_(value)
+
+
+# ---------------------------------------------------------------------------------------------- what is shown
+
+
+class Clock:
+    """Seconds, images per second and peak memory since the last tick; earlier sessions of a resumed run are added up."""
+
+    def __init__(self, history):
+        self.before = max((row.get("seconds", 0) for row in history), default=0)
+        self.start = self.last = time.perf_counter()
+
+    def tick(self, images):
+        now = time.perf_counter()
+        out = {"seconds": self.before + now - self.start, "images_per_s": images / max(now - self.last, 1e-9), "peak_gb": peak_gb()}
+        self.last = now
+        return out
+
+
+class Progress:
+    """One line that is rewritten in place: a notebook keeps one output however long the run; a log gets a line in 30 s."""
+
+    def __init__(self, steps):
+        self.steps, self.shown, self.handle = steps, -1e9, None
+        self.in_place = "ipykernel" in sys.modules or sys.stdout.isatty()
+        self.start = time.perf_counter()
+        self.first = None
+
+    def __call__(self, row, loss):
+        now = time.perf_counter()
+        self.first = row["step"] if self.first is None else self.first
+        if now - self.shown < (0.2 if self.in_place else 30) and row["step"] < self.steps:
+            return
+        self.shown = now
+        rest = (self.steps - row["step"]) * (now - self.start) / max(1, row["step"] - self.first + 1)
+        text = f"step {row['step']:,}/{self.steps:,}   loss {loss:.4f}   {row['images_per_s']:.1f} images/s   {row['peak_gb']:.1f} GB   {_duration(rest)} left"
+        if "ipykernel" in sys.modules:
+            from IPython.display import display
+
+            data = {"text/plain": text}
+            if self.handle is None:
+                self.handle = display(data, raw=True, display_id=True)
+            else:
+                self.handle.update(data, raw=True)
+        else:
+            print(text, end="\r" if self.in_place and row["step"] < self.steps else "\n", flush=True)
+
+
+def peak_gb():
+    """Peak memory in GB: of the accelerator where one is used, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform != "darwin" else 1e9)
+
+
+def _duration(seconds):
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes}:{seconds:02d} min"
+
+
+def _count(batch):
+    first = next(iter(batch.values())) if isinstance(batch, dict) else batch[0] if isinstance(batch, tuple) else batch
+    return len(first)
+
+
+def _tensorboard(folder):
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder / "tensorboard"))
+
+
+# ---------------------------------------------------------------------------------------------- diffusion losses
+
+
+def min_snr_weight(alphas_cumprod, timesteps, gamma, prediction_type="epsilon"):
+    """Loss weight [B] of each timestep: min(SNR, gamma) / SNR, or / (SNR + 1) for v-prediction; gamma 0 gives ones.
+
+    Hang et al. (2023), arXiv:2303.09556, equation 5 and its v-prediction form.
+    """
+    if not gamma:
+        return torch.ones(len(timesteps), device=timesteps.device)
+    a = alphas_cumprod.to(timesteps.device)[timesteps]
+    snr = a / (1 - a)
+    return snr.clamp(max=gamma) / (snr + 1 if prediction_type == "v_prediction" else snr)
+
+
+def diffusion_loss(unet, scheduler, latents, context, timesteps, noise, *, min_snr_gamma=5.0, kind="l2"):
+    """Mean denoising error of latents [B, 4, h, w] at timesteps [B] under context [B, L, D]; lower is better.
+
+    The target is the noise, or the velocity where the scheduler says `v_prediction` (Ho et al. 2020, equation 14;
+    Salimans & Ho 2022). `kind`: `l2` or `l1`. Weighted by min-SNR.
+    """
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    v = scheduler.config.prediction_type == "v_prediction"
+    target = scheduler.get_velocity(latents, noise, timesteps) if v else noise
+    error = unet(noisy, timesteps, context).sample.float() - target
+    error = error.abs() if kind == "l1" else error.square()
+    weight = min_snr_weight(scheduler.alphas_cumprod, timesteps, min_snr_gamma, scheduler.config.prediction_type)
+    return (error.mean(dim=(1, 2, 3)) * weight).mean()
+
+
+def fixed_noise(count, shape, scheduler, seed):
+    """Timesteps [count] spread evenly over the schedule and noise [count, *shape], the same at every validation."""
+    total = scheduler.config.num_train_timesteps
+    timesteps = ((torch.arange(count) + 0.5) / count * total).long()
+    return timesteps, torch.randn(count, *shape, generator=torch.Generator().manual_seed(files.seed(seed, "validation")))

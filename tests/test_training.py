@@ -1,0 +1,182 @@
+"""The training loop: resuming is exact, clipping clips, the best step wins, what is wrong is said."""
+
+import math
+
+import pytest
+import torch
+
+from histokit import files, training
+
+
+def player(seed=0, name="line", lr=1e-2):
+    """Least squares on four weights, with noise from the step's generator, so that resuming has something to get wrong."""
+    weight = torch.nn.Parameter(torch.randn(4, generator=torch.Generator().manual_seed(seed)))
+
+    def loss(batch, step, generator):
+        noise = torch.randn(len(batch["x"]), generator=generator)
+        return (batch["x"] @ weight - batch["x"].sum(-1) + 0.1 * noise).square().mean()
+
+    return training.Player(name, [{"params": [weight], "lr": lr}], loss), weight
+
+
+def batches(k):
+    return {"x": torch.randn(8, 4, generator=torch.Generator().manual_seed(files.seed("batch", k)))}
+
+
+def test_a_line_is_learned():
+    one, weight = player(lr=0.05)
+    history = training.fit([one], batches, 400, 0, schedule="one_cycle", clip=0, weight_decay=0)
+    torch.testing.assert_close(weight.detach(), torch.ones(4), atol=0.05, rtol=0)
+    assert history.loss_line.iloc[-1] < 0.1 * history.loss_line.iloc[0]
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("killed_at", [3, 7, 19])
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path, killed_at):
+    def until(limit):
+        def maybe(k):
+            if k == limit:
+                raise Killed
+            return batches(k)
+
+        return maybe
+
+    def validate_with(weight):
+        return lambda: (weight - 0.7).square().sum()
+
+    settings = dict(ema=0.9, validate_every=4, checkpoint_every=5, accumulate=1, schedule="cosine", log_every=2)
+    whole, straight = player()
+    expected = training.fit([whole], batches, 20, 0, folder=tmp_path / "a", validate=validate_with(straight), **settings)
+
+    first, weight = player()
+    with pytest.raises(Killed):
+        training.fit([first], until(killed_at), 20, 0, folder=tmp_path / "b", validate=validate_with(weight), **settings)
+    again, resumed = player(seed=99)
+    history = training.fit([again], batches, 20, 0, folder=tmp_path / "b", validate=validate_with(resumed), **settings)
+
+    assert torch.equal(straight, resumed)
+    for name in ("checkpoint.safetensors", "best.safetensors"):
+        a, b = (files.read_tensors(tmp_path / side / name) for side in "ab")
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    columns = ["step", "loss_line", "grad_norm_line", "val"]
+    assert expected[columns].equals(history[columns])
+
+
+def test_another_setting_is_refused_by_name(tmp_path):
+    training.fit([player()[0]], batches, 4, 0, folder=tmp_path, identity={"tiles": "abc"}, clip=1.0)
+    with pytest.raises(ValueError, match="tiles = 'abc', now 'xyz'"):
+        training.fit([player()[0]], batches, 4, 0, folder=tmp_path, identity={"tiles": "xyz"}, clip=1.0)
+    with pytest.raises(ValueError, match="clip = 1.0, now 2.0"):
+        training.fit([player()[0]], batches, 4, 0, folder=tmp_path, identity={"tiles": "abc"}, clip=2.0)
+
+
+def test_clipping_bounds_the_gradient_that_is_applied():
+    weight = torch.nn.Parameter(torch.zeros(3))
+    norms = []
+    weight.register_post_accumulate_grad_hook(lambda p: norms.append(p))
+    applied = []
+
+    class Spy(torch.optim.AdamW):
+        def step(self, closure=None):
+            applied.append(float(weight.grad.norm()))
+            return super().step(closure)
+
+    steep = training.Player("steep", [{"params": (p for p in [weight]), "lr": 1e-3}], lambda b, s, g: 1000 * (weight - 1).sum())
+    original, torch.optim.AdamW = torch.optim.AdamW, Spy
+    try:
+        history = training.fit([steep], batches, 3, 0, clip=0.5, log_every=1)
+    finally:
+        torch.optim.AdamW = original
+    assert all(norm <= 0.5 + 1e-6 for norm in applied)
+    assert history.grad_norm_steep.iloc[0] == pytest.approx(1000 * math.sqrt(3), rel=1e-5), "the history shows the norm before clipping"
+
+
+def test_an_iterator_of_parameters_is_not_consumed():
+    weight = torch.nn.Parameter(torch.zeros(3))
+    lazy = filter(lambda p: p.requires_grad, [weight])
+    assert len(training.Player("lazy", [{"params": lazy, "lr": 1e-3}], None).params) == 1
+
+
+def test_accumulation_equals_one_larger_batch():
+    big, a = player()
+    big.loss = lambda batch, step, generator: (batch["x"] @ a - batch["x"].sum(-1)).square().mean()
+    small, b = player()
+    small.loss = lambda batch, step, generator: (batch["x"] @ b - batch["x"].sum(-1)).square().mean()
+    joined = lambda k: {"x": torch.cat([batches(2 * k)["x"], batches(2 * k + 1)["x"]])}  # noqa: E731
+    training.fit([big], joined, 10, 0)
+    training.fit([small], batches, 10, 0, accumulate=2)
+    torch.testing.assert_close(a, b)
+
+
+def test_the_best_validated_step_is_the_result(tmp_path):
+    for folder in (None, tmp_path):
+        one, weight = player()
+        seen = []
+
+        def validate(weight=weight, seen=seen):
+            seen.append(weight.detach().clone())
+            return [3.0, 1.0, 2.0][len(seen) - 1]
+
+        history = training.fit([one], batches, 6, 0, folder=folder, validate=validate, validate_every=2)
+        assert torch.equal(weight.detach(), seen[1]) and not torch.equal(seen[1], seen[2])
+        assert history.attrs["best_step"] == 4
+
+
+def test_the_average_is_what_is_validated_and_returned():
+    one, weight = player()
+    live, seen = [], []
+    inner = one.loss
+    one.loss = lambda *args: (live.append(weight.detach().clone()), inner(*args))[1]
+    training.fit([one], batches, 5, 0, ema=0.5, validate=lambda: seen.append(weight.detach().clone()) or 0.0, validate_every=5)
+    average = live[0].clone()
+    values = [*live[1:], None]
+    for step, value in enumerate(values[:-1]):  # weights after step k are seen at step k + 1
+        average.lerp_(value, 1 - min(0.5, (1 + step) / (10 + step)))
+    assert not torch.equal(seen[0], live[-1])
+    assert torch.equal(weight.detach(), seen[0])
+
+
+def test_two_players_take_turns_on_their_own_losses():
+    a, wa = player(name="a")
+    b, wb = player(seed=1, name="b")
+    history = training.fit([a, b], batches, 50, 0, log_every=10)
+    assert {"loss_a", "loss_b", "grad_norm_a", "grad_norm_b"} <= set(history)
+    alone, w = player(name="a")
+    training.fit([alone], batches, 50, 0, log_every=10)
+    assert torch.equal(w, wa), "a second player does not change the first one's random numbers"
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step():
+    weight = torch.nn.Parameter(torch.ones(2))
+    broken = training.Player("broken", [{"params": [weight], "lr": 1e-3}], lambda b, s, g: weight.sum() * (math.nan if s == 3 else 1))
+    with pytest.raises(FloatingPointError, match="loss_broken.*step 4"):
+        training.fit([broken], batches, 8, 0, log_every=2)
+
+
+def test_half_precision_weights_are_not_trained():
+    with pytest.raises(ValueError, match="float32"):
+        training.Player("half", [{"params": [torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16))], "lr": 1e-3}], None)
+    with pytest.raises(ValueError, match="nothing to train"):
+        training.Player("empty", [{"params": [], "lr": 1e-3}], None)
+
+
+def test_one_cycle_rises_for_a_tenth_and_falls_to_a_hundredth():
+    rates = [training.rate(step, 100, "one_cycle") for step in range(100)]
+    assert max(rates) == 1.0 and rates.index(1.0) in (9, 10) and rates[0] == pytest.approx(0.1) and rates[-1] < 0.02
+    assert training.rate(50, 100) == 1.0
+    with pytest.raises(ValueError, match="one_cycle"):
+        training.rate(0, 10, "linear")
+
+
+def test_min_snr_weight_is_the_papers_formula():
+    alphas = torch.tensor([0.999, 0.5, 0.01])
+    steps = torch.arange(3)
+    snr = alphas / (1 - alphas)
+    torch.testing.assert_close(training.min_snr_weight(alphas, steps, 5.0), torch.minimum(snr, torch.tensor(5.0)) / snr)
+    torch.testing.assert_close(
+        training.min_snr_weight(alphas, steps, 5.0, "v_prediction"), torch.minimum(snr, torch.tensor(5.0)) / (snr + 1)
+    )
+    assert training.min_snr_weight(alphas, steps, 0).tolist() == [1, 1, 1]
