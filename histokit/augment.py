@@ -1,0 +1,54 @@
+"""What may change about a tile without changing its tissue: orientation, and how strongly it was stained.
+
+Pure functions on tensors; randomness is a `torch.Generator`. Nothing here knows classes or files.
+"""
+
+import torch
+
+VERSION = 1
+
+# Optical density (R, G, B) of haematoxylin, eosin and their normal; Ruifrok & Johnston (2001), table 2, rows made unit length.
+STAINS = torch.nn.functional.normalize(torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]]), dim=1)
+
+
+def symmetry(images, k):
+    """The k-th of the 8 symmetries of a square on the last two axes: k % 4 quarter turns, after a flip for k >= 4; 0 is the identity."""
+    images = images.flip(-1) if k >= 4 else images
+    return images.rot90(k % 4, (-2, -1))
+
+
+def random_symmetry(images, generator):
+    """Each image of [B, C, H, W] (H = W) under its own symmetry, all eight equally likely."""
+    ks = torch.randint(8, (len(images),), generator=generator).tolist()
+    return torch.stack([symmetry(image, k) for image, k in zip(images, ks, strict=True)])
+
+
+def optical_density(images):
+    """Optical density, >= 0, of images float in [0, 1]: -log10((255 x + 1) / 256), so white is 0 and black stays finite."""
+    return -torch.log10((images.clamp(0, 1) * 255 + 1) / 256)
+
+
+def from_optical_density(density):
+    """Images float in [0, 1]; the inverse of `optical_density`."""
+    return ((10.0**-density * 256 - 1) / 255).clamp(0, 1)
+
+
+def stain_jitter(images, generator, strength=0.25):
+    """Each image with its stains made stronger or weaker, as another laboratory or scanner would.
+
+    The density is split into haematoxylin, eosin and a residual, and each is multiplied by its own exp(u),
+    u uniform in [-strength, strength]: background stays white and every structure keeps its place.
+
+    Args:
+        images: [B, 3, H, W] float in [0, 1].
+        generator: torch.Generator on the CPU.
+        strength: 0 changes nothing; 0.25 is a mild difference between laboratories.
+
+    Returns:
+        [B, 3, H, W] float in [0, 1].
+    """
+    factors = torch.exp((2 * torch.rand(len(images), 3, generator=generator) - 1) * strength)
+    stains = STAINS.to(torch.float64)
+    change = torch.linalg.inv(stains) @ (factors.to(torch.float64)[:, :, None] * stains)  # [B, 3, 3], row vectors on its left
+    density = optical_density(images)
+    return from_optical_density(torch.einsum("bchw,bcd->bdhw", density, change.to(density)))
