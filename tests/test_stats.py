@@ -1,0 +1,164 @@
+"""The interval against simulation, the resampling against loops, the permutation test against scipy."""
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from histokit import metrics, stats
+
+
+def study(cases, seeds=6, tiles=6, effect=0.0, noise=0.3, seed=0):
+    """Predictions of two arms on classes with `cases` test cases each: y [N], case [N], pred [2, S, N].
+
+    Right or wrong follows a latent with case, case x arm, seed x arm, tile and residual parts; wrong means the next class.
+    """
+    rng = np.random.default_rng(seed)
+    n_classes = len(cases)
+    y, case = [], []
+    for label, k in enumerate(cases):
+        for _ in range(k):
+            size = rng.integers(max(1, tiles // 2), tiles * 3 // 2 + 1)
+            case += [len(set(case))] * size
+            y += [label] * size
+    y, case = np.array(y), np.array(case)
+    n = case.max() + 1
+    latent = rng.normal(0, 0.8, n)[case] + rng.normal(0, 0.35, (2, n))[:, case] + rng.normal(0, 0.6, len(y))
+    latent = latent[:, None] + rng.normal(0, noise, (2, seeds, 1)) + rng.normal(0, 0.5, (2, seeds, len(y)))
+    latent[1] += effect
+    return y, case, np.where(latent > -0.2, y, (y + 1) % n_classes)
+
+
+def balanced(confusion):
+    return metrics.balanced_accuracy(confusion)[..., None]
+
+
+def compare(y, case, pred, n=300, seed=0):
+    """Difference, low, high of arm 1 minus arm 0."""
+    classes, seeds = y.max() + 1, pred.shape[1]
+    tables = [stats.confusion_by_case(y, p, case, classes) for p in pred]
+    groups = stats.strata(y, case)
+    values = [stats.estimate(t, balanced, seeds, classes) for t in tables]
+    drawn = [stats.replicates(t, stats.resample(groups, seeds, n, seed), balanced, classes) for t in tables]
+    weights, block = stats.leave_out(groups, seeds)
+    left = [stats.replicates(t, weights, balanced, classes) for t in tables]
+    df = stats.degrees_of_freedom(left[1] - left[0], block)
+    low, high = stats.interval(values[1] - values[0], drawn[1] - drawn[0], df)
+    return (values[1] - values[0])[0], low[0], high[0]
+
+
+@pytest.mark.parametrize("cases, seeds, noise", [((8,) * 2, 6, 0.3), ((12, 3), 6, 0.1), ((20,) * 2, 3, 0.4)])
+def test_with_no_true_effect_the_interval_misses_zero_in_at_most_one_study_in_twenty(cases, seeds, noise):
+    missed = 0
+    for trial in range(200):
+        _, low, high = compare(*study(cases, seeds, noise=noise, seed=trial), n=150, seed=trial)
+        missed += not low <= 0 <= high
+    assert missed <= 17  # 5 % of 200 is 10; above 17 a rate of 5 % is rejected at 1.5 %
+
+
+def test_tiles_as_units_would_claim_too_much():
+    # the reason for cases: the same studies with every tile its own case
+    missed = 0
+    for trial in range(60):
+        y, case, pred = study((8, 8), tiles=20, noise=0.0, seed=trial)
+        kept = [0, 0]
+        for i, unit in enumerate((case, np.arange(len(y)))):
+            _, low, high = compare(y, unit, pred, n=100, seed=trial)
+            kept[i] = high - low
+        missed += kept[1] < 0.8 * kept[0]
+    assert missed > 40
+
+
+def test_a_large_effect_is_found():
+    difference, low, high = compare(*study((15, 15), effect=0.8, noise=0.1))
+    assert 0 < low < difference < high
+
+
+def test_replicates_equal_a_loop_over_drawn_cases_and_seeds():
+    y, case, pred = study((4, 3), seeds=3)
+    weights = stats.resample(stats.strata(y, case), 3, n=5, seed=1)
+    table = stats.confusion_by_case(y, pred[0], case, 2)
+    fast = stats.replicates(table, weights, lambda c: np.stack([metrics.recall(c)[..., 0], metrics.macro_f1(c)], -1), 2, budget=1)
+    for b in range(5):
+        by_seed = []
+        for s in range(3):
+            matrix = np.zeros((2, 2))
+            for tile in range(len(y)):
+                matrix[y[tile], pred[0, s, tile]] += weights.cases[b, case[tile]]
+            by_seed.append([metrics.recall(matrix)[0], metrics.macro_f1(matrix)])
+        np.testing.assert_allclose(fast[b], np.average(by_seed, axis=0, weights=weights.seeds[b]), rtol=1e-6)
+
+
+def test_one_weight_each_gives_back_the_plain_metric():
+    y, case, pred = study((5, 4), seeds=2)
+    table = stats.confusion_by_case(y, pred[1], case, 2)
+    plain = np.mean([metrics.balanced_accuracy(metrics.confusion(y, p, 2)) for p in pred[1]])
+    np.testing.assert_allclose(stats.estimate(table, balanced, 2, 2), [plain])
+
+
+def test_strata_are_the_rarest_class_of_each_case_and_keep_every_class():
+    case = np.array([0, 0, 1, 1, 2, 3, 4])
+    y = np.array([0, 2, 0, 1, 0, 0, 1])
+    groups = stats.strata(y, case)
+    assert groups.tolist() == [2, 1, 0, 0, 1]
+    drawn = stats.resample(groups, 2, n=500).cases
+    assert drawn[:, 0].min() == 1  # the only case of its class is held fixed
+    assert (drawn[:, [1, 4]].sum(1) == 2).all() and (drawn[:, [2, 3]].sum(1) == 2).all()
+
+
+def test_resampled_means_have_the_unbiased_variance():
+    values = np.array([0.0, 1.0, 1.0, 0.0, 1.0])
+    means = stats.resample(np.zeros(5, int), 1, n=40_000).cases @ values / 5
+    np.testing.assert_allclose(means.var(), values.var(ddof=1) / 5, rtol=0.03)
+
+
+def test_resamples_are_the_same_for_every_arm_and_follow_the_seed():
+    groups = np.array([0, 0, 1, 1, 1])
+    one, two, other = (stats.resample(groups, 4, n=10, seed=s) for s in (0, 0, 1))
+    assert (one.cases == two.cases).all() and (one.seeds == two.seeds).all()
+    assert not (one.cases == other.cases).all()
+
+
+def test_degrees_of_freedom_are_those_of_one_sample_and_lie_between_two():
+    rng = np.random.default_rng(0)
+
+    def df(sizes):
+        left, block = [], []
+        for h, size in enumerate(sizes):
+            values = rng.normal(size=size)
+            left += [-v / (size - 1) for v in values]  # deleting v moves the mean by this much, up to a constant
+            block += [h] * size
+        return stats.degrees_of_freedom(np.array(left)[:, None], np.array(block))[0]
+
+    assert df([7]) == pytest.approx(6)
+    assert 1 <= df([2, 30]) <= 31
+    assert stats.degrees_of_freedom(np.zeros((4, 1)), np.zeros(4, int))[0] == np.inf
+
+
+def test_leaving_out_covers_every_case_once_and_groups_the_many():
+    weights, block = stats.leave_out(np.array([0] * 3 + [1] * 200 + [2]), n_seeds=4)
+    assert [(block == h).sum() for h in (0, 1, 2, -1)] == [3, 50, 0, 4]
+    assert ((weights.cases[block == 1][:, 3:203] == 0).sum(0) == 1).all()
+    np.testing.assert_allclose(weights.cases[block == 1][:, 3:203].sum(1), 200)
+
+
+def test_an_interval_stays_inside_its_bounds_and_says_nan_when_replicates_have_no_value():
+    rng = np.random.default_rng(0)
+    drawn = np.stack([rng.normal(0.9, 0.2, 500), np.where(rng.random(500) < 0.2, np.nan, 0.5)], 1)
+    low, high = stats.interval([0.9, 0.5], drawn, np.array([5.0, 5.0]), bounds=(0, 1))
+    assert high[0] == 1 and 0 < low[0] < 0.9
+    assert np.isnan(low[1]) and np.isnan(high[1])
+
+
+def test_equal_arms_have_an_interval_of_exactly_zero():
+    y, case, pred = study((8, 8))
+    assert compare(y, case, pred[[0, 0]]) == (0, 0, 0)
+
+
+def test_sign_flip_agrees_with_scipy_and_has_its_lower_limit():
+    values = np.array([0.3, -0.1, 0.4, 0.2, 0.25, -0.05])
+    exact = scipy.stats.permutation_test((values,), np.sum, permutation_type="samples", n_resamples=np.inf).pvalue
+    assert stats.sign_flip(values) == pytest.approx(exact)
+    assert stats.sign_flip(np.ones(5)) == 1 / 16
+    assert stats.sign_flip(np.zeros(9)) == 1
+    many = np.random.default_rng(0).normal(0.3, 1, 40)
+    assert stats.sign_flip(many) == pytest.approx(scipy.stats.ttest_1samp(many, 0).pvalue, abs=0.02)
