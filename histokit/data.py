@@ -18,7 +18,7 @@ from histokit.describe import Description, describe, nearest
 from histokit.scan import scan
 
 __all__ = [
-    "Dataset", "Description", "dataset", "describe", "freeze", "load", "pixels", "scan", "to_float", "to_uint8", "training",
+    "Dataset", "Description", "dataset", "describe", "freeze", "load", "pixels", "scan", "to_float", "to_uint8", "training", "um_per_px",
     "without_memory",
 ]  # fmt: skip
 VERSION = 1
@@ -191,12 +191,12 @@ def training(tiles, class_name=None):
 def pixels(tiles, tile_px=None, fit=None):
     """uint8 RGB [N, tile_px, tile_px, 3] of the rows of a manifest; a single row (Series) gives N = 1.
 
-    The only resize of histokit: a crop from the centre, see `decode.fitted`. Real and synthetic tiles both come this way.
+    The only resize of histokit, see `decode.fitted`. Real and synthetic tiles both come this way.
 
     Args:
         tiles: DataFrame or row with `path`, as `load` returns.
-        tile_px: side; by default the dataset's.
-        fit: crop, resize or resample_to_mpp=...; by default the dataset's.
+        tile_px: side of the result; by default the dataset's.
+        fit: how much of the file is shown, as `Dataset.fit` says it; by default the dataset's.
 
     Raises:
         decode.BadImage: names the file that cannot be used, why, and what to do.
@@ -210,7 +210,7 @@ def pixels(tiles, tile_px=None, fit=None):
         raise ValueError(f"tiles of several datasets ({sorted(set(sides))} px) in one array; pass tile_px")
     fits = [fit] * len(tiles) if fit else tiles["fit"].tolist() if "fit" in tiles else ["resize"] * len(tiles)
     scales = tiles["mpp"].tolist() if "mpp" in tiles else [None] * len(tiles)
-    # a synthetic tile was made at a tile size and scale of its own: it is only ever resized
+    # a synthetic tile is one whole field already
     fits = ["resize" if made else f for f, made in zip(fits, _synthetic(tiles), strict=True)]
     side = sides[0] if sides else tile_px or 0
     result = np.empty((len(tiles), side, side, 3), np.uint8)
@@ -231,3 +231,11 @@ def pixels(tiles, tile_px=None, fit=None):
 
 def _synthetic(tiles):
     return tiles["source"].eq("synthetic").tolist() if "source" in tiles else [False] * len(tiles)
+
+
+def um_per_px(row, tile_px=None):
+    """Micrometres per pixel of one manifest row on `tile_px` pixels (its file when None); NaN where `mpp` is unknown."""
+    if tile_px is None:
+        return float(row["mpp"])
+    side = decode.field(row["width"], row["height"], row["fit"], row["tile_px"], row["mpp"], row["file_name"])
+    return float(row["mpp"]) * side / tile_px

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from histokit.describe import FITS
+
 VERSION = 1
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 MAX_PIXELS = 64_000_000  # a tile is small; a whole slide or a decompression bomb is not decoded at all
-FITS = ("crop", "resize", "resample_to_mpp")
 CONVERTED = {"L": "grey", "P": "palette", "LA": "alpha", "RGBA": "alpha", "PA": "alpha", "RGB": ""}
 REFUSED = {
     "CMYK": "is CMYK, whose colours depend on a print profile; export it as RGB (with its profile applied)",
@@ -96,49 +97,49 @@ def _convert(image):
 
 
 def fitted(image, tile_px, fit="resize", mpp=None, name="image"):
-    """The one resize: [tile_px, tile_px, 3] uint8 from an RGB image, always cut from its centre.
+    """The one resize: uint8 [tile_px, tile_px, 3] from an RGB image, a square from its centre, bicubic with anti-aliasing.
 
-    `crop` keeps the scale, `resize` brings the shorter side to tile_px, `resample_to_mpp=0.5` brings a tile of `mpp`
-    micrometres per pixel to 0.5. The aspect ratio is never changed. Bicubic with anti-aliasing.
-
-    Raises:
-        ValueError: the tile is smaller than what `fit` needs, or has no `mpp`.
+    `fit` says how much of the file becomes a tile (`field`), `tile_px` on how many pixels; so a generator of 512 px and a
+    classifier of 224 px see the same field. The aspect ratio is never changed.
     """
     width, height = image.size
-    if (width, height) == (tile_px, tile_px) and not fit.startswith("resample"):
-        return np.asarray(image)
-    if fit == "crop":
-        field = tile_px  # px of the file that become one tile
-    elif fit == "resize":
-        field = min(width, height)
-    elif fit.startswith("resample_to_mpp="):
-        if not mpp or not mpp > 0:
-            raise ValueError(f"{name}: fit {fit} needs the tile's micrometres per pixel, got {mpp}; give `mpp` or a column of it")
-        field = tile_px * float(fit.partition("=")[2]) / mpp
-    else:
-        raise ValueError(f"{name}: unknown fit {fit!r}; choose one of {', '.join(FITS)}")
-    if field > min(width, height) * 1.001:
-        raise ValueError(
-            f"{name}: {width} x {height} px is too small for fit {fit} at tile_px {tile_px}, which needs {field:.0f} px; "
-            "lower `tile_px` or choose `fit: resize`"
-        )
-    field = min(field, width, height)
-    left, top = (width - field) / 2, (height - field) / 2
-    if fit == "crop":
-        left, top = int(left), int(top)  # whole pixels: a crop changes no value
+    side = field(width, height, fit, tile_px, mpp, name)
+    left, top = (width - side) / 2, (height - side) / 2
+    if side == tile_px:  # a plain crop changes no value
+        left, top = int(left), int(top)
         return np.asarray(image.crop((left, top, left + tile_px, top + tile_px)))
-    box = (left, top, left + field, top + field)
+    box = (left, top, left + side, top + side)
     return np.asarray(image.resize((tile_px, tile_px), Image.Resampling.BICUBIC, box=box))
 
 
-def scale(width, height, tile_px, fit, mpp):
-    """Micrometres per pixel after `fitted`; NaN while `mpp` is unknown."""
-    mpp = float("nan") if mpp is None else float(mpp)
-    if fit == "crop":
-        return mpp
-    if fit.startswith("resample_to_mpp="):
-        return float(fit.partition("=")[2])
-    return mpp * min(width, height) / tile_px
+def field(width, height, fit, tile_px=0, mpp=None, name="image"):
+    """Side, in pixels of the file, of the square that becomes a tile.
+
+    Args:
+        fit: `resize`, the shorter side; `crop=128`, that many pixels; `resample_to_mpp=0.5x128`, that many pixels of 0.5 um.
+            A bare `crop` means tile_px.
+        mpp: micrometres per pixel of the file; needed by `resample_to_mpp`.
+
+    Raises:
+        ValueError: the tile is smaller than its field, or has no `mpp`.
+    """
+    kind, _, number = fit.partition("=")
+    if kind == "resize":
+        return min(width, height)
+    if kind == "crop":
+        side = int(number or tile_px)
+    elif kind == "resample_to_mpp" and "x" in number:
+        if not mpp or not mpp > 0:
+            raise ValueError(f"{name}: fit {fit} needs the tile's micrometres per pixel, got {mpp}; give `mpp` or a column of it")
+        target, _, px = number.partition("x")
+        side = float(target) * int(px) / mpp
+    else:
+        raise ValueError(f"{name}: unknown fit {fit!r}; choose one of {', '.join(FITS)}")
+    if side > min(width, height) * 1.001:
+        raise ValueError(
+            f"{name}: {width} x {height} px is too small for fit {fit}, which needs {side:.0f} px; lower `tile_px` or choose `fit: resize`"
+        )
+    return min(side, width, height)
 
 
 def to_float(pixels):

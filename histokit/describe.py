@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from histokit import files
-from histokit.decode import FITS
 
 VERSION = 1
 ROLES = ("head", "tail")
+FITS = ("crop", "resize", "resample_to_mpp")
 SPLITS = ("train", "val", "test")
 FACTS = ("case_id", "patient", "slide", "group")  # what `case_pattern` may name and a table may hold
 COLUMNS = ("file_name", "label", "split", "mask", "mpp", *FACTS)
@@ -31,7 +31,7 @@ class Description:
     roles: dict = field(default_factory=dict)  # class -> head | tail, only where the description says so
     tail_below: int = 50  # training tiles under which a class counts as tail
     tile_px: int = 0  # side of a tile everywhere behind the decoder
-    fit: str = ""  # crop | resize | resample_to_mpp=0.5
+    fit: str = ""  # resize | crop=128 | resample_to_mpp=0.5x128, see decode.field
     mpp: float | None = None  # micrometres per pixel of the files
     case_pattern: str = ""  # regex with named groups, searched in the file name
     table: Path | None = None
@@ -162,9 +162,11 @@ def _check_pixels(described, target):
     if described.fit == "resample_to_mpp":
         if not target or target <= 0:
             raise ValueError(f"{path}: `fit: resample_to_mpp` needs `target_mpp`, the micrometres per pixel to resample to")
-        described.fit = f"resample_to_mpp={target:g}"
+        described.fit = f"resample_to_mpp={target:g}x{described.tile_px}"
     elif target:
         raise ValueError(f"{path}: `target_mpp` is used with `fit: resample_to_mpp` only, but `fit` is {described.fit or 'not given'!r}")
+    if described.fit == "crop":
+        described.fit = f"crop={described.tile_px}"
     if described.mpp is not None and not described.mpp > 0:
         raise ValueError(f"{path}: `mpp` is {described.mpp}, expected micrometres per pixel above 0; leave it out when unknown")
 
