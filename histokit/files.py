@@ -19,6 +19,7 @@ from pathlib import Path, PurePath, PureWindowsPath
 
 VERSION = 1  # raise when seed(), digest() or the pixels of a written file change
 
+LARGE = 64_000_000  # bytes from which a hash is remembered
 TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp$")  # what a killed writer leaves behind
 
 
@@ -104,7 +105,12 @@ def write_text(path, text):
 
 def write_json(path, obj):
     """Strict JSON: NaN and infinities become null, arrays lists, paths text; what has no JSON form raises TypeError."""
-    return write_text(path, json.dumps(plain(obj), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return write_text(path, dumps(obj) + "\n")
+
+
+def dumps(obj):
+    """The text of `write_json`."""
+    return json.dumps(plain(obj), indent=1, ensure_ascii=False, allow_nan=False)
 
 
 def read_json(path):
@@ -238,9 +244,18 @@ def read_metadata(path):
 
 
 def sha256(path):
-    """64 hex digits of a file's content."""
+    """64 hex digits of a file's content; for large files (weights) remembered until their size or time changes."""
+    status = os.stat(path)
+    known = None
+    if status.st_size >= LARGE:
+        known = cache("sha256") / f"{digest(os.path.realpath(path), status.st_size, status.st_mtime_ns)}.txt"
+        if known.exists():
+            return known.read_text()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if known:
+        write_text(known, found)
+    return found
 
 
 def digest(*parts):
@@ -305,9 +320,12 @@ def cache(kind):
     return folder
 
 
-def prune(kind, budget_gb):
-    """Deletes the least recently used files of a cache until it fits; returns the bytes freed. A hit is marked by os.utime(path)."""
-    entries = []
+def prune(kind, budget_gb, keep=()):
+    """Deletes the least recently used files of a cache, those of `keep` apart, until it fits; returns the bytes freed.
+
+    A reader marks its hit by os.utime(path), since many disks note reads once a day at most.
+    """
+    entries, keep = [], {Path(path) for path in keep}
     for path in cache(kind).rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # another process may prune too
             status = path.lstat()
@@ -318,6 +336,8 @@ def prune(kind, budget_gb):
     for _, size, path in sorted(entries, key=lambda entry: entry[0]):
         if freed >= excess:
             break
+        if path in keep:
+            continue
         path.unlink(missing_ok=True)
         freed += size
     return freed

@@ -1,0 +1,225 @@
+"""What a run depends on, as facts that can be compared later and named when one of them changed.
+
+A run's key has five parts: its parameters, the code cells of its notebook, the declared version of the method modules
+that the notebook imports, the files it read and the finished runs it read from. Prose, plots, widgets and the report are outside:
+a better figure does not ask for a new training. Nothing here imports what it describes; code is read with `ast`.
+"""
+
+import ast
+import functools
+import json
+import os
+from fnmatch import fnmatch
+from pathlib import Path
+
+from histokit import files
+
+PACKAGE = Path(__file__).resolve().parent
+PICTURES = ("plots", "widgets")  # their calls are outside the key
+OUTSIDE = (*PICTURES, "report", "cli", "batch")  # and so are these modules
+PLACE = ("experiment", "step", "recipe", "shard")  # parameters that say where a run lives, not what it computes
+PATTERNS = ("*.json", "*.safetensors", "*.yaml", "*.txt")  # what makes a folder of weights or settings
+
+
+def parameters(given):
+    """The parameters that belong to the key: all but those that say where the run lives, and those left empty by design."""
+    given = dict({"class_name": "", "seed": 0}, **given)
+    return files.plain({name: value for name, value in sorted(given.items()) if name not in PLACE})
+
+
+# ---- code
+
+
+def find_notebook(step):
+    """The notebook this kernel runs: $HISTOKIT_NOTEBOOK (runner), the file open in Jupyter, else notebooks/<step>.ipynb; or None."""
+    named = (os.environ.get("HISTOKIT_NOTEBOOK"), os.environ.get("JPY_SESSION_NAME"))
+    beside = (folder / "notebooks" / f"{step}.ipynb" for folder in (files.root(), PACKAGE.parent))
+    return next((Path(path) for path in (*filter(None, named), *beside) if str(path).endswith(".ipynb") and os.path.isfile(path)), None)
+
+
+def code(notebook):
+    """Hash of what the notebook computes: its code cells but for parameters, comments, layout and calls to plots or widgets."""
+    return files.digest([ast.unparse(tree) for tree in _cells(str(notebook))])
+
+
+def modules(notebook):
+    """{"histokit.img2img": 1}: the VERSION of every histokit module the notebook imports, directly or through another."""
+    seen, waiting = {}, [name for tree in _cells(str(notebook)) for name in _imports(tree)]
+    while waiting:
+        name = waiting.pop()
+        if name not in seen and name not in OUTSIDE:
+            version, needs = _module(name)
+            seen[name] = version
+            waiting += needs
+    return {f"histokit.{name}": version for name, version in sorted(seen.items()) if version is not None}
+
+
+def _cells(notebook):
+    """The code cells that count, each as a syntax tree without pictures; a cell that is no Python raises ValueError."""
+    book = json.loads(Path(notebook).read_text(encoding="utf-8"))
+    trees = []
+    for number, cell in enumerate(book["cells"]):
+        tags = set(cell.get("metadata", {}).get("tags", []))
+        if cell["cell_type"] == "code" and not tags & {"parameters", "injected-parameters"}:
+            try:
+                tree = ast.parse("".join(cell["source"]))
+            except SyntaxError as error:
+                raise ValueError(f"{notebook}: cell {number} is not plain Python ({error.msg}, line {error.lineno})") from None
+            tree.body = [statement for statement in map(_without_picture_imports, tree.body) if statement and not _is_picture(statement)]
+            trees += [tree] if tree.body else []
+    return trees
+
+
+def _is_picture(statement):
+    """True when the statement only draws: an expression whose outer call is plots.* or widgets.*, or no other call anywhere in it."""
+    if any(isinstance(node, ast.NamedExpr) for node in ast.walk(statement)):
+        return False
+    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+        return _callee(statement.value) in PICTURES
+    calls = [_callee(node) for node in ast.walk(statement) if isinstance(node, ast.Call)]
+    return bool(calls) and all(name in PICTURES for name in calls)
+
+
+def _callee(call):
+    """The name a call starts from: `plots` in plots.grid(x) and in plots.grid(x).figure.show()."""
+    node = call.func
+    while isinstance(node, (ast.Attribute, ast.Call, ast.Subscript)):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return getattr(node, "id", "")
+
+
+def _without_picture_imports(statement):
+    if isinstance(statement, ast.ImportFrom) and statement.module == "histokit":
+        statement.names = [alias for alias in statement.names if alias.name not in OUTSIDE]
+        return statement if statement.names else None
+    return statement
+
+
+def _imports(tree):
+    """Names of the histokit modules a syntax tree imports, function bodies included."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("histokit.")}
+        elif isinstance(node, ast.ImportFrom):
+            if node.level == 1 or node.module == "histokit":
+                found |= {node.module.split(".")[0]} if node.level and node.module else {alias.name for alias in node.names}
+            elif (node.module or "").startswith("histokit."):
+                found.add(node.module.split(".")[1])
+    return sorted(name for name in found if (PACKAGE / f"{name}.py").is_file())
+
+
+def _module(name):
+    path = PACKAGE / f"{name}.py"
+    return _read_module(str(path), path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _read_module(path, _mtime):
+    """(VERSION or None, histokit modules it imports) of a module file."""
+    tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+    version = None
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and any(getattr(target, "id", "") == "VERSION" for target in node.targets):
+            version = ast.literal_eval(node.value)
+    return version, _imports(tree)
+
+
+# ---- files
+
+
+def record(path, patterns=PATTERNS):
+    """The facts that tell whether a file, or the files of a folder that match `patterns`, are still the same."""
+    path = Path(path)
+    if path.is_file():
+        return _record_file(path)
+    if path.is_dir():
+        return {"patterns": list(patterns), "held": {name: _record_file(path / name) for name in _listing(path, patterns)}}
+    raise FileNotFoundError(f"{path} does not exist; it is an input of this run")
+
+
+def listing(folder, patterns=("*",)):
+    """The facts of a large folder: how many files, and one hash over their names, sizes and times; contents are not read."""
+    entries = []
+    for name in _listing(Path(folder), patterns):
+        status = os.stat(os.path.join(folder, name))
+        entries.append([name, status.st_size, status.st_mtime_ns])
+    return {"patterns": list(patterns), "files": len(entries), "listing": files.digest(entries)}
+
+
+def same(path, recorded):
+    """True when what `record` or `listing` saw at `path` is still there; contents are read only where size or time differ."""
+    path = Path(path)
+    if "listing" in recorded:
+        return path.is_dir() and listing(path, recorded["patterns"])["listing"] == recorded["listing"]
+    if "sha256" in recorded:
+        return path.is_file() and _same_file(path, recorded)
+    if not path.is_dir():
+        return False
+    held = recorded["held"]
+    return _listing(path, recorded["patterns"]) == sorted(held) and all(_same_file(path / name, facts) for name, facts in held.items())
+
+
+def _record_file(path):
+    status = path.stat()
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": files.sha256(path)}
+
+
+def _same_file(path, recorded):
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    if status.st_size != recorded["size"]:
+        return False
+    return status.st_mtime_ns == recorded["mtime_ns"] or files.sha256(path) == recorded["sha256"]
+
+
+def _listing(folder, patterns):
+    """Sorted names, relative to the folder, of its files that match; hidden ones apart, links to folders followed once."""
+    found, seen = [], set()
+    for top, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(top)
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        seen.add(real)
+        below = os.path.relpath(top, folder)
+        wanted = [name for name in names if not name.startswith(".") and any(fnmatch(name, pattern) for pattern in patterns)]
+        found += [os.path.normpath(os.path.join(below, name)).replace(os.sep, "/") for name in wanted]
+    return sorted(found)
+
+
+# ---- comparing
+
+
+def differences(old, new):
+    """One phrase per changed fact of two keys: "strength 0.5 -> 0.35", "histokit.img2img version 1 -> 2", "code changed"."""
+    changes = _changed(_flat(old.get("parameters") or {}), _flat(new["parameters"]), "{name} {old} -> {new}")
+    if old.get("code") != new["code"]:
+        changes.append("code of the notebook changed")
+    changes += _changed(old.get("modules") or {}, new["modules"], "{name} version {old} -> {new}")
+    return changes
+
+
+def _changed(old, new, text):
+    out = []
+    for name in sorted({*old, *new}):
+        if name not in old:
+            out.append(f"{name} is new ({_shown(new[name])})")
+        elif name not in new:
+            out.append(f"{name} is gone (was {_shown(old[name])})")
+        elif old[name] != new[name] or isinstance(old[name], bool) != isinstance(new[name], bool):
+            out.append(text.format(name=name, old=_shown(old[name]), new=_shown(new[name])))
+    return out
+
+
+def _flat(tree, prefix=""):
+    """{"arms.real.sampler": ...} of nested dicts, so that the innermost change is named."""
+    flat = {}
+    for name, value in tree.items():
+        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {prefix + name: value})
+    return flat
+
+
+def _shown(value):
+    text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,105 @@
+"""The machine a run happens on: versions, device, memory, and a word when a GPU stands idle. torch is imported only when asked for."""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = (
+    "histokit torch torchvision diffusers transformers peft accelerate timm numpy pandas pyarrow pillow scikit-learn scipy papermill "
+    "ipykernel ipywidgets jupyterlab safetensors"
+).split()
+
+
+def versions():
+    """{"python": "3.11.7", "torch": "2.14.1", ...} of what matters to a result; a package that is missing is left out."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit():
+    """The git commit of the package's clone, with "+" when files differ from it; "" outside a clone."""
+    top = Path(__file__).resolve().parent.parent
+    if not (top / ".git").exists():
+        return ""
+    try:
+        ask = {"cwd": top, "capture_output": True, "text": True, "timeout": 10}
+        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **ask).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno", "histokit", "notebooks"], **ask).stdout.strip()
+        return head + "+" * bool(changed)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def device():
+    """Where to compute, "cuda", "mps" or "cpu": $HISTOKIT_DEVICE when set, else the best that torch can use."""
+    if os.environ.get("HISTOKIT_DEVICE"):
+        return os.environ["HISTOKIT_DEVICE"]
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def threads():
+    """Threads a computation uses; torch's count once it is loaded."""
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "get_num_threads"):
+        return torch.get_num_threads()
+    return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+
+
+def memory():
+    """Peak memory of this process so far in GiB: {"ram": ..} and, once torch used a GPU, {"gpu": ..}."""
+    peaks = {}
+    try:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peaks["ram"] = round(peak / (2**30 if sys.platform == "darwin" else 2**20), 3)
+    except ImportError:  # Windows
+        pass
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "cuda") and torch.cuda.is_initialized():
+        peaks["gpu"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
+    return peaks
+
+
+def notice():
+    """One plain line when the driver sees a GPU and torch cannot use it, else ""."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):  # hidden on purpose
+        return ""
+    name = _driver_sees()
+    if not name:
+        return ""
+    try:
+        import torch
+    except ImportError:
+        return f"The driver sees a GPU ({name}), but torch is not installed."
+    if torch.cuda.is_available():
+        return ""
+    build = f"built for CUDA {torch.version.cuda}, newer than the driver allows" if torch.version.cuda else "a build without CUDA"
+    return (
+        f"The driver sees a GPU ({name}), but torch {torch.__version__} cannot use it ({build}): everything runs on the CPU. "
+        "Install a torch that fits the driver (pytorch.org/get-started) and use `make demo TORCH=existing`."
+    )
+
+
+def _driver_sees():
+    """The GPU's name, or its device node, as the NVIDIA driver shows it; "" without one."""
+    nodes = sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
+    try:
+        asked = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=10)
+        if asked.returncode == 0 and asked.stdout.strip():
+            return asked.stdout.strip().splitlines()[0]
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return f"/dev/{nodes[0]}" if nodes else ""

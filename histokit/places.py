@@ -1,0 +1,105 @@
+"""Where run folders lie and how they are named; which of them are finished. Nothing here writes into one.
+
+outputs/<experiment>/<step>/[<class> | all]/            a run: run.json and its files
+outputs/<experiment>/.old/<step>/[<class>/]<run_id>/    the runs it replaced
+"""
+
+import os
+import re
+from pathlib import Path
+
+from histokit import files, keys, locks
+
+RECORD = "run.json"
+
+
+def folder(experiment, step, class_name="", shard=""):
+    """outputs/<experiment>/<step>/[<slug of class> | all]/ of the working root, with shards/<k>/ below for one shard of several."""
+    for what, name in (("experiment", experiment), ("step", step)):
+        if not name or name.startswith(".") or name != name.strip() or re.search(r'[/\\:*?"<>|\x00-\x1f]', name):
+            raise ValueError(f"{what} {name!r} cannot be a folder name; use letters, digits, dash and underscore")
+    path = files.root() / "outputs" / experiment / step
+    if class_name:
+        path /= class_name if class_name == "all" else files.slug(class_name)
+    return path / "shards" / shard.partition("/")[0] if shard and not shard.endswith("/1") else path
+
+
+def read(folder):
+    """run.json of a folder, or None when there is none that can be read."""
+    try:
+        record = files.read_json(Path(folder) / RECORD)
+        return record if isinstance(record, dict) and "status" in record else None
+    except (OSError, ValueError):
+        return None
+
+
+def find(experiment, step, class_name):
+    """The folder of a finished run of `step`: of the class, else over all, else the step itself; None without one."""
+    wanted = [class_name] if class_name else []
+    places = [folder(experiment, step, name) for name in (*wanted, "all", "")]
+    return next((place for place in places if (read(place) or {}).get("status") == "done"), None)
+
+
+def find_all(experiment, step):
+    top, found = folder(experiment, step), {}
+    for path in sorted([top, *top.glob("*/")]):
+        record = read(path)
+        if record and record["status"] == "done":
+            found[record.get("class_name", "")] = path
+    return found
+
+
+def output_files(folder):
+    """The files a run made, sorted: all but run.json, the lock, executed notebooks, logs/ and hidden ones."""
+    found, home = [], Path(folder)
+    for top, folders, names in os.walk(home):
+        inner = Path(top) != home
+        if inner and RECORD in names:  # another run, such as a class below its step
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not name.startswith(".") and (inner or name != "logs")]
+        kept = (name for name in names if not name.startswith(".") and name not in (RECORD, locks.NAME) and not name.endswith(".ipynb"))
+        found += [Path(top) / name for name in kept]
+    return sorted(found)
+
+
+def shelf(folder):
+    """Where older folders of this place go: outputs/<experiment>/.old/<step>/[<class>/]."""
+    parts = folder.relative_to(files.root() / "outputs").parts
+    return files.root().joinpath("outputs", parts[0], ".old", *parts[1:])
+
+
+def set_aside(folder, run_id):
+    """Moves a whole run folder to its shelf in one step."""
+    target = shelf(folder) / (run_id or f"unknown-{os.urandom(4).hex()}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    while target.exists():
+        target = target.with_name(target.name + "x")
+    os.rename(folder, target)
+
+
+def stored(path):
+    """How run.json names a file: relative to the working root, "package:..." for built-in weights, else absolute."""
+    if str(path).startswith("package:"):
+        return str(path)
+    path = Path(os.path.abspath(files.root() / Path(path).expanduser()))
+    for base, prefix in ((keys.PACKAGE, "package:"), (files.root(), "")):
+        if path.is_relative_to(base):
+            return prefix + path.relative_to(base).as_posix()
+    return str(path)
+
+
+def restored(name):
+    return keys.PACKAGE / name[8:] if name.startswith("package:") else files.root() / name
+
+
+def relative(path):
+    path = Path(path)
+    return path.relative_to(files.root()).as_posix() if path.is_relative_to(files.root()) else str(path)
+
+
+def size(path):
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
