@@ -13,7 +13,7 @@ from histokit.describe import SPLITS
 VERSION = 1
 
 
-def assign(manifest, fractions, seed):
+def assign(manifest, fractions, seed, copies=None):
     """The manifest with `split` filled, by case.
 
     A split that the data gives is kept. One that is missing although its fraction is above 0 is cut from train, by
@@ -26,6 +26,8 @@ def assign(manifest, fractions, seed):
         manifest: one row per tile, with `case_id, patient, label, split, use, file_name`.
         fractions: {"train": 0.6, "val": 0.15, "test": 0.25}, share of the tiles of every class.
         seed: int.
+        copies: pairs of tile ids in columns `a, b` that must not be parted, as `audit.copied` finds them; a split that the
+            data gives is kept all the same.
 
     Raises:
         ValueError: a case in two splits, or two patients in one case.
@@ -41,9 +43,9 @@ def assign(manifest, fractions, seed):
     if len(wanted) > 1 and movable.any():
         kept = manifest["split"].where(given & ~movable, "")
         share = {s: fractions[s] for s in wanted}
-        chosen = _balanced(unit[movable], manifest.loc[movable, "label"], share, seed)
-        taken = pd.concat([chosen, kept[kept.ne("")].groupby(unit).first()])
-        manifest["split"] = unit.map(taken[~taken.index.duplicated()]).fillna("")
+        joint = _joined(unit[movable], manifest.loc[movable, "tile_id"], copies)
+        chosen = _balanced(joint, manifest.loc[movable, "label"], share, seed)
+        manifest["split"] = kept.where(~movable, joint.map(chosen))
     _place_unlabelled(manifest, unit, fractions, seed)
     check(manifest)
     return manifest
@@ -58,6 +60,23 @@ def units(manifest):
         raise ValueError(f"case {twice.iloc[0]!r} has two patients, {names[0]!r} and {names[1]!r}; correct `case_id` or `patient`")
     patient = manifest["case_id"].map(known.set_index("case_id")["patient"])
     return ("patient " + patient.astype("str")).where(patient.notna(), "case " + manifest["case_id"])
+
+
+def _joined(unit, tile_id, copies):
+    """`unit`, with units that share a copy given one name."""
+    if copies is None or not len(copies):
+        return unit
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    codes, names = pd.factorize(unit, sort=True)
+    of_tile = pd.Series(codes, index=tile_id.to_numpy())
+    a, b = copies["a"].map(of_tile), copies["b"].map(of_tile)
+    both = a.notna() & b.notna()
+    links = coo_array((np.ones(both.sum()), (a[both].astype(int), b[both].astype(int))), shape=(len(names), len(names)))
+    group = connected_components(links, directed=False)[1]
+    first = pd.Series(np.arange(len(names))).groupby(group).first()
+    return pd.Series(np.asarray(names)[first[group[codes]]], index=unit.index)
 
 
 def check(manifest):
