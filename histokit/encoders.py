@@ -16,7 +16,7 @@ from histokit import data, files, texture
 
 VERSION = 1
 
-IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 MINI = Path(__file__).parent / "mini"
 KINDS = "mini-ssl, mini-sup, colour-texture, cnn, timm:NAME@WEIGHTS, torchvision:NAME@WEIGHTS, a folder with config.json, or a hub id"
 PICKLED = "pickled .bin and .pth weights are not read; convert them once to safetensors"
@@ -129,10 +129,10 @@ def load(name, device="cpu", *, frozen=True, seed=0):
         if name in ("mini-ssl", "mini-sup"):
             encoder = _mini(name)
         elif name == "colour-texture":
-            net, identity = texture.ColourTexture(), dict(weights=f"none, version {texture.VERSION}")
+            net, identity = texture.ColourTexture(), {"weights": f"none, version {texture.VERSION}"}
             encoder = Encoder(name, net, net.dim, identity, 0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "moments and histograms", "Apache-2.0")
         elif name == "cnn":
-            encoder = Encoder(name, SmallCNN(), 256, dict(weights="random"), licence="Apache-2.0")
+            encoder = Encoder(name, SmallCNN(), 256, {"weights": "random"}, licence="Apache-2.0")
         elif kind == "timm":
             encoder = _timm(name, architecture, _weights_file(name, weights))
         elif kind == "torchvision":
@@ -140,7 +140,7 @@ def load(name, device="cpu", *, frozen=True, seed=0):
         else:
             encoder = _from_folder(name, _locate(name))
     known_as = name.partition("@")[0] if kind in ("timm", "torchvision") else Path(name).name  # no path: a moved file is the same encoder
-    transform = dict(size=encoder.size, mean=list(encoder.mean), std=list(encoder.std), pooling=encoder.pooling)
+    transform = {"size": encoder.size, "mean": list(encoder.mean), "std": list(encoder.std), "pooling": encoder.pooling}
     encoder.identity = {"encoder": known_as, **encoder.identity, **transform}
     encoder.net.requires_grad_(not frozen).train(not frozen).to(device, memory_format=torch.channels_last)
     encoder.device = str(device)
@@ -153,7 +153,7 @@ def _mini(name):
         raise FileNotFoundError(f"encoder {name!r} is not at {path}; reinstall histokit, or run params/mini.yaml to train it")
     net = SmallCNN()
     _fill(net, files.read_tensors(path), path)
-    return Encoder(name, net, net.dim, dict(weights=files.sha256(path)[:16]), licence="see the model card of mini")
+    return Encoder(name, net, net.dim, {"weights": files.sha256(path)[:16]}, licence="see the model card of mini")
 
 
 def _timm(name, architecture, weights):
@@ -161,7 +161,7 @@ def _timm(name, architecture, weights):
 
     if architecture not in timm.list_models():
         raise ValueError(f"encoder {name!r}: timm has no model {architecture!r}; timm.list_models() names them")
-    options = dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(weights))) if weights else {}
+    options = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(weights)}} if weights else {}
     return _described_by_timm(name, timm.create_model(architecture, num_classes=0, **options), weights)
 
 
@@ -169,7 +169,7 @@ def _described_by_timm(name, net, weights):
     import timm
 
     config = timm.data.resolve_model_data_config(net)
-    identity = dict(weights=files.sha256(weights)[:16] if weights else "random")
+    identity = {"weights": files.sha256(weights)[:16] if weights else "random"}
     mean, std, size = tuple(config["mean"]), tuple(config["std"]), config["input_size"][-1]
     return Encoder(name, net, net.num_features, identity, size, mean, std, "the model's own", net.pretrained_cfg.get("license") or "")
 
@@ -185,7 +185,7 @@ def _torchvision(name, architecture, weights):
     part = next(part for part in ("fc", "heads", "head", "classifier") if hasattr(net, part))
     width = next(layer for layer in getattr(net, part).modules() if isinstance(layer, nn.Linear)).in_features
     setattr(net, part, nn.Flatten())
-    identity = dict(weights=files.sha256(weights)[:16] if weights else "random")
+    identity = {"weights": files.sha256(weights)[:16] if weights else "random"}
     return Encoder(name, net, width, identity, 224, **IMAGENET, pooling="the model's own", licence="see torchvision")
 
 
@@ -224,7 +224,7 @@ def _from_folder(name, folder):
         mean, std = tuple(picture.get("image_mean", IMAGENET["mean"])), tuple(picture.get("image_std", IMAGENET["std"]))
         size = picture.get("crop_size") or picture.get("size") or config.get("image_size", 224)
         size = size.get("height") or size.get("shortest_edge") if isinstance(size, dict) else size
-        encoder = Encoder(name, _Pooled(model, pooling), dim, dict(weights=files.sha256(weights)[:16]), int(size), mean, std, pooling)
+        encoder = Encoder(name, _Pooled(model, pooling), dim, {"weights": files.sha256(weights)[:16]}, int(size), mean, std, pooling)
     for key in ("size", "mean", "std", "licence"):
         if key in own:
             setattr(encoder, key, tuple(own[key]) if isinstance(own[key], list) else own[key])

@@ -14,7 +14,7 @@ from histokit import augment as augmentation
 from histokit import data, files
 from histokit.encoders import Encoder, SmallCNN, load
 
-__all__ = ["Encoder", "SmallCNN", "VIEWS", "embed", "load"]
+__all__ = ["VIEWS", "Encoder", "SmallCNN", "embed", "load", "stacked"]
 
 VERSION = 1
 VIEWS = {"none": 1, "symmetries": 8, "stain": 8}  # how many views of a tile an augmentation has
@@ -102,14 +102,26 @@ def _view(encoder, pixels, keys, augment, k, per_batch):
     return encoder(padded.permute(0, 2, 3, 1).numpy())[: len(images)]
 
 
+def stacked(parts):
+    """Feature arrays one below the other, as large ones are kept: in a file."""
+    out, start = _room((sum(map(len, parts)), *parts[0].shape[1:])), 0
+    for part in parts:
+        out[start : start + len(part)] = part
+        start += len(part)
+    return out
+
+
+def _room(shape):
+    if np.prod(shape) * 4 <= 2**29:
+        return np.empty(shape, np.float32)
+    with tempfile.TemporaryFile(dir=files.cache("features")) as scratch:
+        return np.memmap(scratch, np.float32, "w+", shape=shape)
+
+
 def _gather(known, keys, shape):
     from safetensors import safe_open
 
-    if np.prod(shape) * 4 > 2**29:
-        with tempfile.TemporaryFile(dir=files.cache("features")) as scratch:
-            out = np.memmap(scratch, np.float32, "w+", shape=shape)
-    else:
-        out = np.empty(shape, np.float32)
+    out = _room(shape)
     wanted = {}
     for position, key in enumerate(keys):
         shard, row = known[key]

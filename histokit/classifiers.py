@@ -1,0 +1,330 @@
+"""Classifiers that carry everything needed to use them: encoder, transform, class list, scale, temperature.
+
+Build, fit, save, load and predict. Which tiles a classifier sees, and why, is `comparison`'s business; which loss and
+which batches, `longtail`'s.
+"""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from histokit import augment, data, features, files, training
+
+VERSION = 1
+MODES = {"linear": 1e-2, "head": 1e-3, "knn": 0.0, "prototype": 0.0, "full": 1e-3}  # learning rate where none is given; 0: nothing to learn
+UNSEEN = -1e4  # logit of a class that a knn or prototype head has no example of
+
+
+# --- heads on features -----------------------------------------------------------------------------------------------
+
+
+class Linear(nn.Module):
+    """Multinomial logistic regression on standardised features."""
+
+    def __init__(self, dim, n_classes):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.ones(dim))
+        self.out = nn.Linear(dim, n_classes)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def standardise(self, feats):
+        """Take mean and deviation from feats [N, D]; a dimension that never changes is left alone."""
+        self.mean.copy_(feats.mean(dim=0))
+        std = feats.std(dim=0, unbiased=False)
+        self.std.copy_(torch.where(std > 1e-6, std, 1.0))
+
+    def forward(self, feats):
+        return self.out((feats - self.mean) / self.std)
+
+
+class Head(Linear):
+    """One hidden layer of 256 with dropout 0.4 on standardised features: the head of Wang et al. (2024), arXiv:2406.18375."""
+
+    def __init__(self, dim, n_classes):
+        super().__init__(dim, n_classes)
+        self.out = nn.Sequential(nn.Linear(dim, 256), nn.ReLU(), nn.Dropout(0.4), nn.Linear(256, n_classes))
+
+
+class Prototype(nn.Module):
+    """Cosine similarity to the mean of each class, divided by 0.07; a class without examples is never chosen."""
+
+    def __init__(self, dim, n_classes):
+        super().__init__()
+        self.register_buffer("centres", torch.zeros(n_classes, dim))
+        self.register_buffer("origin", torch.zeros(dim))
+
+    def fit(self, feats, targets, shares):
+        self.origin.copy_(feats.mean(dim=0))
+        unit = F.normalize(feats - self.origin, dim=1)
+        for c in targets.unique():
+            self.centres[c] = F.normalize(unit[targets == c].mean(dim=0), dim=0)
+        return self
+
+    def forward(self, feats):
+        logits = F.normalize(feats - self.origin, dim=1) @ self.centres.T / 0.07
+        return logits.masked_fill((self.centres == 0).all(dim=1), UNSEEN)
+
+
+class Neighbours(nn.Module):
+    """Vote of the 20 nearest training tiles, each with weight exp(cosine / 0.07), as in Caron et al. (2021), arXiv:2104.14294.
+
+    A vote counts class share wanted / class share present, so that `balanced` gives a rare class its say.
+    """
+
+    k = 20
+
+    def __init__(self, dim, n_classes, n=0):
+        super().__init__()
+        self.register_buffer("bank", torch.zeros(n, dim))
+        self.register_buffer("targets", torch.zeros(n, dtype=torch.int64))
+        self.register_buffer("weight", torch.zeros(n_classes))
+        self.register_buffer("origin", torch.zeros(dim))
+
+    def fit(self, feats, targets, shares):
+        self.origin.copy_(feats.mean(dim=0))
+        self.bank, self.targets = F.normalize(feats - self.origin, dim=1), targets.clone()
+        self.weight.copy_(shares / torch.bincount(targets, minlength=len(self.weight)).clamp(min=1) * len(targets))
+        return self
+
+    def forward(self, feats):
+        near, index = (F.normalize(feats - self.origin, dim=1) @ self.bank.T).topk(min(self.k, len(self.bank)), dim=1)
+        votes = ((near - 1) / 0.07).exp() * self.weight[self.targets[index]]
+        total = votes.new_zeros(len(feats), len(self.weight)).scatter_add_(1, self.targets[index], votes)
+        return (total / total.sum(dim=1, keepdim=True) + 1e-4).log().masked_fill(self.weight == 0, UNSEEN)
+
+
+HEADS = {"linear": Linear, "head": Head, "prototype": Prototype, "knn": Neighbours, "full": Linear}
+
+
+# --- the classifier --------------------------------------------------------------------------------------------------
+
+
+class Classifier(nn.Module):
+    """An encoder and a head, with all that is needed to use them on a tile.
+
+    `facts` is what model.json holds: classes, mode, encoder with its identity and licence, transform, scale, temperature, and
+    what the caller adds. Logits are multiplied by `scale` (for losses that train scaled logits) and divided by `temperature`
+    (fitted on validation tiles), so that softmax gives probabilities.
+    """
+
+    def __init__(self, encoder, classes, mode="linear", *, tile_px=0, fit="", seed=0):
+        super().__init__()
+        if mode not in MODES:
+            raise ValueError(f"mode is {mode!r}; expected one of {', '.join(MODES)}")
+        if mode == "full" and not any(True for _ in encoder.net.parameters()):
+            raise ValueError(f"mode full trains the encoder, and {encoder.name!r} has nothing to train; use cnn, or mode: linear")
+        self.encoder = encoder
+        self.net = encoder.net if mode == "full" else None  # a frozen encoder is named in model.json, its weights are not copied
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.head = HEADS[mode](encoder.dim, len(classes)).to(encoder.device)
+        transform = {"tile_px": tile_px, "fit": fit, "size": encoder.size, "mean": list(encoder.mean), "std": list(encoder.std)}
+        named = {"encoder": encoder.name, "encoder_identity": encoder.identity, "licence": encoder.licence}
+        self.facts = dict(classes=list(classes), mode=mode, **named, transform=transform, scale=1.0, temperature=1.0)
+
+    classes = property(lambda self: self.facts["classes"])
+    mode = property(lambda self: self.facts["mode"])
+    transform = property(lambda self: self.facts["transform"])
+    temperature = property(lambda self: self.facts["temperature"])
+
+    def from_features(self, feats):
+        """Logits [B, C] of features [B, D]."""
+        return self.head(feats.to(self.encoder.device)) * (self.facts["scale"] / self.facts["temperature"])
+
+    def forward(self, images):
+        """Logits [B, C] of images [B, 3, H, W] float in [-1, 1], with gradients, so that a generator can be steered by them."""
+        return self.from_features(self.encoder.features(images))
+
+    def predict(self, pixels, batch_size=64):
+        """Probabilities float32 [B, C] of uint8 tiles [B, H, W, 3]; columns in the order of `classes`."""
+        with torch.inference_mode():
+            self.eval()
+            parts = [self(data.to_float(pixels[i : i + batch_size])).softmax(dim=1).cpu() for i in range(0, len(pixels), batch_size)]
+        return torch.cat(parts).numpy() if parts else np.zeros((0, len(self.classes)), np.float32)
+
+    def predict_tiles(self, tiles, batch_size=64):
+        """Probabilities float32 [N, C] of manifest rows; through the feature cache where the encoder is frozen."""
+        return probabilities(self.logits_of(tiles, batch_size))
+
+    def logits_of(self, tiles, batch_size=64):
+        """Logits float32 [N, C] on the CPU of manifest rows, resized as in training."""
+        size = self.transform["tile_px"], self.transform["fit"]
+        with torch.inference_mode():
+            self.eval()
+            if self.mode != "full":
+                feats = features.embed(self.encoder, tiles, tile_px=size[0], fit=size[1])
+                return self.from_features(torch.from_numpy(np.array(feats))).cpu()
+            starts = range(0, len(tiles), batch_size)
+            parts = [self(data.to_float(data.pixels(tiles.iloc[i : i + batch_size], *size))).cpu() for i in starts]
+            return torch.cat(parts) if parts else torch.zeros(0, len(self.classes))
+
+    def save(self, folder, **facts):
+        """Write model.safetensors, then model.json with `facts` added: a folder that has a model.json is whole."""
+        files.write_tensors(Path(folder) / "model.safetensors", self.state_dict())
+        files.write_json(Path(folder) / "model.json", {"version": VERSION, **self.facts, **facts})
+
+
+def load(folder, device="cpu"):
+    """The classifier saved in `folder`, frozen, in eval mode; ValueError when its encoder is not the one it was fitted on."""
+    path = Path(folder) / "model.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no model.json: no classifier was finished there")
+    facts = files.read_json(path)
+    full = facts["mode"] == "full"
+    name = facts["encoder"].partition("@")[0] if full else facts["encoder"]  # its own weights replace those it started from
+    encoder = features.load(name, device, frozen=not full)
+    changed = [key for key, value in files.plain(encoder.identity).items() if value != facts["encoder_identity"].get(key)]
+    if changed and not full:
+        raise ValueError(f"{path} was fitted on another {name!r} (its {', '.join(changed)} differs); run that step again")
+    transform = facts["transform"]
+    encoder.size, encoder.mean, encoder.std = transform["size"], tuple(transform["mean"]), tuple(transform["std"])
+    classifier = Classifier(encoder, facts["classes"], facts["mode"])
+    classifier.facts = facts
+    state = files.read_tensors(Path(folder) / "model.safetensors", device)
+    if facts["mode"] == "knn":
+        classifier.head = Neighbours(encoder.dim, len(facts["classes"]), len(state["head.bank"])).to(device)
+    classifier.load_state_dict(state)
+    return classifier.requires_grad_(False).eval()
+
+
+def probabilities(logits):
+    return logits.double().softmax(dim=1).float().numpy()
+
+
+# --- fitting ---------------------------------------------------------------------------------------------------------
+
+
+def balanced_accuracy(logits, targets):
+    """Mean recall in [0, 1] over the classes that occur in targets [N]; higher is better, NaN without tiles."""
+    hit = (logits.argmax(dim=1) == targets).double()
+    return float(torch.stack([hit[targets == c].mean() for c in targets.unique()]).mean()) if len(targets) else float("nan")
+
+
+def fit_temperature(logits, targets):
+    """The temperature in [0.1, 10] that makes softmax(logits / T) likeliest on targets (Guo et al. 2017), 1 with fewer than two tiles.
+
+    Tiles of a class the classifier has never seen say nothing about its temperature and are left out.
+    """
+    seen = logits.gather(1, targets[:, None])[:, 0] > UNSEEN / 2 if len(targets) else torch.zeros(0, dtype=torch.bool)
+    if seen.sum() < 2:
+        return 1.0
+    grid = torch.logspace(-1, 1, 201, dtype=torch.float64)
+    cost = torch.stack([F.cross_entropy(logits[seen].double() / t, targets[seen]) for t in grid])
+    return float(grid[cost.argmin()])
+
+
+def fit_head(head, feats, targets, batches, loss, *, lr, generator, val=None, weight_decay=1e-2, checks=20):
+    """Train a linear or hidden-layer head on cached features, one update per row of `batches`.
+
+    Args:
+        feats: [N, V, D] float array, V views of each tile; each draw takes one of them at random.
+        targets: [N] int64.
+        batches: [steps, B] int64 into feats, from `longtail.draws`.
+        loss: `loss(logits, targets)` -> scalar.
+        val: (feats [M, D], targets [M]) of real validation tiles, or None. The check with the best balanced accuracy, then
+            the best likelihood, is kept; without validation tiles the last weights are.
+
+    Returns:
+        DataFrame of the checks: step, loss, val_balanced_accuracy, val_nll; `attrs` has best_step and updates.
+    """
+    steps = len(batches)
+    device = next(head.parameters()).device
+    views = torch.randint(feats.shape[1], batches.shape, generator=generator)
+    optimiser = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps))
+    every, rows, best, losses = max(1, steps // checks), [], None, []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))  # dropout
+        for step, (batch, view) in enumerate(zip(batches, views, strict=True), start=1):
+            x = torch.from_numpy(np.asarray(feats[batch.numpy(), view.numpy()])).to(device)
+            value = loss(head.train()(x), targets[batch].to(device))
+            optimiser.zero_grad(set_to_none=True)
+            value.backward()
+            optimiser.step()
+            schedule.step()
+            losses.append(value.detach())
+            if step % every == 0 or step == steps:
+                row = {"step": step, "loss": float(torch.stack(losses).mean()), **_check(head.eval(), val, device)}
+                if not np.isfinite(row["loss"]):
+                    raise FloatingPointError(f"the loss is {row['loss']} at step {step}; lower lr (now {lr}) or look at the features")
+                rows, losses = [*rows, row], []
+                rank = (row["val_balanced_accuracy"], -row["val_nll"])
+                if val is not None and (best is None or rank > best[0]):
+                    best = (rank, step, copy.deepcopy(head.state_dict()))
+    if best is not None:
+        head.load_state_dict(best[2])
+    history = pd.DataFrame(rows, columns=["step", "loss", "val_balanced_accuracy", "val_nll"])
+    history.attrs.update(best_step=best[1] if best else steps, updates=steps)
+    return history
+
+
+def _check(head, val, device):
+    if val is None:
+        return {"val_balanced_accuracy": float("nan"), "val_nll": float("nan")}
+    with torch.no_grad():
+        logits = head(torch.from_numpy(np.array(val[0])).to(device)).cpu()
+    return {"val_balanced_accuracy": balanced_accuracy(logits, val[1]), "val_nll": float(F.cross_entropy(logits, val[1]))}
+
+
+def fit_full(classifier, read, targets, batches, loss, *, lr, seed, folder, identity=None, val=None, jitter=False, turns=True, checks=10):
+    """Train encoder and head end to end, one update per row of `batches`; resumable in `folder`.
+
+    Args:
+        read: `read(indices)` -> uint8 [B, H, W, 3] of training tiles.
+        batches: [steps, B] int64.
+        val: (uint8 [M, H, W, 3], targets [M]) of real validation tiles, or None; the best check by balanced accuracy is kept.
+        turns: each image under a random one of the 8 symmetries; `jitter`: also with its stains jittered.
+
+    Returns:
+        DataFrame of `training.fit` with val_balanced_accuracy; `attrs` has best_step and updates.
+    """
+    device, steps = classifier.encoder.device, len(batches)
+
+    def images_of(k):
+        generator = torch.Generator().manual_seed(files.seed(seed, "augment", k))
+        images = data.to_float(read(batches[k].numpy()))
+        images = augment.stain_jitter((images + 1) / 2, generator) * 2 - 1 if jitter else images
+        return augment.random_symmetry(images, generator) if turns else images
+
+    def settle():
+        """Batch statistics from the same 4 training batches whatever came before, so that a resumed run judges alike."""
+        norms = [module for module in classifier.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # plain average
+        if norms:
+            classifier.train()
+            with torch.no_grad():
+                [classifier(images_of(k)) for k in range(min(4, steps))]
+        classifier.eval()
+
+    def step_loss(batch, step, generator):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(files.seed(seed, "dropout", step))
+            return loss(classifier.train()(batch[0]), batch[1].to(device))
+
+    def validate():
+        settle()
+        return 1 - balanced_accuracy(_logits(classifier, val[0]), val[1])
+
+    player = training.Player("classifier", [{"params": [p for p in classifier.parameters() if p.requires_grad], "lr": lr}], step_loss)
+    history = training.fit(
+        [player], lambda k: (images_of(k), targets[batches[k]]), steps, seed, folder=folder, identity=identity, schedule="one_cycle",
+        validate=validate if val is not None else None, validate_every=max(1, steps // checks), checkpoint_every=max(1, steps // checks),
+    )  # fmt: skip
+    settle()
+    history["val_balanced_accuracy"] = 1 - history["val"] if "val" in history else float("nan")
+    history.attrs.update(best_step=history.attrs["best_step"] or steps, updates=steps)
+    return history
+
+
+def _logits(classifier, pixels, batch_size=64):
+    with torch.no_grad():
+        return torch.cat([classifier(data.to_float(pixels[i : i + batch_size])).cpu() for i in range(0, len(pixels), batch_size)])

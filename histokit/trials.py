@@ -1,0 +1,252 @@
+"""Training the compared arms: equal optimiser updates, several seeds, nothing trained twice.
+
+Every arm gets the same number of updates of the same batch size, so that more tiles never mean more training. Weights are
+chosen on real validation tiles; test tiles are predicted here and judged in 07_evaluate.
+"""
+
+import functools
+import re
+import time
+
+import numpy as np
+import pandas as pd
+import torch
+
+from histokit import backbone, classifiers, data, decode, features, files, longtail
+
+VERSION = 1
+
+
+class VaeRoundTrip:
+    """Tiles as the base model's autoencoder gives them back, at the size they came in: the codec every synthetic tile went through."""
+
+    def __init__(self, model):
+        self.model = model.need("vae")
+        self.identity = {"vae": model.identity.get("vae", model.name), "tile_px": model.tile_px}
+
+    def __call__(self, pixels):
+        px, size = pixels.shape[1], self.model.tile_px
+        out = []
+        for i in range(0, len(pixels), 4):
+            part = _resized(pixels[i : i + 4], size)
+            part = np.concatenate([part, np.repeat(part[-1:], 4 - len(part), axis=0)])  # one fixed shape
+            mean, logvar = backbone.encode(self.model, data.to_float(part))
+            out.append(backbone.decode(self.model, backbone.latents(mean, logvar, self.model.scaling))[: len(pixels) - i])
+        return _resized(np.concatenate(out), px) if out else pixels
+
+
+def _resized(pixels, px):
+    from PIL import Image
+
+    if pixels.shape[1] == px:
+        return pixels
+    return np.stack([decode.fitted(Image.fromarray(tile), px, "resize") for tile in pixels])
+
+
+def train(run, arms, sets, tiles, *, seeds, steps, batch_size, lr=0.0, base_model="", say=lambda text: None):
+    """Train every (arm, seed) that is not finished, write its predictions on val and test, and return one row for each.
+
+    `<run>/<arm>/<seed>/` gets predictions.parquet, history.csv, model.safetensors and, last, model.json. A pair whose inputs and
+    settings are those of an earlier run is taken from there. Seed s starts every arm from the same weights and random numbers.
+
+    Args:
+        arms, sets: from `settle` and `assemble`.
+        tiles: manifest of 00_dataset.
+        lr: 0 for the mode's own (`classifiers.MODES`).
+        base_model: whose autoencoder `real_through: vae` uses.
+        say: called with one line per arm.
+    """
+    if min(seeds, steps, batch_size) < 1:
+        raise ValueError(f"seeds, steps and batch_size must be at least 1, got {seeds}, {steps}, {batch_size}")
+    dataset = data.dataset(run)
+    real = tiles[tiles["use"].eq("labelled") & tiles["source"].eq("real")]
+    held_out = real[real["split"].isin(["val", "test"])].reset_index(drop=True)
+    codec = None
+    rows = []
+    for name, arm in arms.items():
+        if arm["real_through"] == "vae" and codec is None:
+            codec = VaeRoundTrip(backbone.load(base_model, run.device))
+        trial = _Trial(run, name, arm, sets[name], held_out, dataset, codec if arm["real_through"] == "vae" else None)
+        rows += [trial.finished(s, steps, batch_size, lr) or trial.train(s, steps, batch_size, lr) for s in range(seeds)]
+        val = [row["val_balanced_accuracy"] for row in rows[-seeds:]]
+        spread = f"{np.mean(val):.3f} ({min(val):.3f} to {max(val):.3f})"
+        say(f"{name}: {seeds} x {rows[-1]['updates']} updates, balanced accuracy on val {spread}")
+    table = pd.DataFrame(rows)
+    check_equal_updates(table)
+    return table
+
+
+def check_equal_updates(table):
+    """Raise RuntimeError unless all trained arms had the same updates and saw the same number of images."""
+    trained = table[table["updates"].gt(0)]
+    if trained[["updates", "images_seen"]].drop_duplicates().shape[0] > 1:
+        seen = ", ".join(
+            f"{row.arm}: {row.updates} x {row.images_seen // row.updates}" for row in trained.drop_duplicates("arm").itertuples()
+        )
+        raise RuntimeError(f"arms were not trained alike (updates x batch: {seen}); a difference between them would mean nothing")
+
+
+def histories(run, arms, seeds):
+    """The checks during training of every pair, one DataFrame with arm and seed; untrained arms have none."""
+    found = [(name, s, run.path(name, str(s), "history.csv")) for name in arms for s in range(seeds)]
+    tables = [files.read_table(path).assign(arm=name, seed=s) for name, s, path in found if path.is_file()]
+    empty = pd.DataFrame(columns=["step", "loss", "val_balanced_accuracy", "arm", "seed"])
+    return pd.concat(tables, ignore_index=True) if tables else empty
+
+
+def predictions(run, arms, seeds, split="val"):
+    """The predictions of every pair on one split, as written."""
+    found = [files.read_table(run.path(name, str(s), "predictions.parquet")) for name in arms for s in range(seeds)]
+    table = pd.concat(found, ignore_index=True)
+    return table[table["split"].eq(split)]
+
+
+class _Trial:
+    """One arm: its tiles, targets and features, loaded once for all seeds and only if a seed is missing."""
+
+    def __init__(self, run, name, arm, tiles, held_out, dataset, codec):
+        self.run, self.name, self.arm, self.codec = run, name, arm, codec
+        self.tiles, self.held_out, self.dataset = tiles, held_out, dataset
+        self.n_real = int(tiles["source"].eq("real").sum())
+        self.targets = torch.tensor([dataset.label_id(label) for label in tiles["label"]])
+        self.y = torch.tensor([dataset.label_id(label) for label in held_out["label"]], dtype=torch.int64)
+        self.is_val = np.array(held_out["split"].eq("val"))
+        self.encoder = self._encoder(0)
+        self.cached = None
+        rows = [tiles[["sha256", "file_name", "label"]].values.tolist(), held_out[["sha256", "tile_id", "label", "split"]].values.tolist()]
+        settings = {key: value for key, value in arm.items() if key not in ("synthetic", "status", "per_class")}  # the rows say it
+        versions = [module.VERSION for module in (classifiers, longtail, features)] + [VERSION]
+        size = [dataset.classes, dataset.tile_px, dataset.fit, codec.identity if codec else None]
+        self.key = files.digest(versions, settings, self.encoder.identity, rows, size, run.seed)
+
+    def _encoder(self, s):
+        full = self.arm["mode"] == "full"
+        return features.load(self.arm["encoder"], self.run.device, frozen=not full, seed=files.seed(self.run.seed, "network", s))
+
+    def finished(self, s, steps, batch_size, lr):
+        """model.json of a finished pair with the same key, here or in the run before; None otherwise."""
+        key = self._pair_key(s, steps, batch_size, lr)
+        folder = self.run.path(self.name, str(s), "model.json").parent
+        earlier = [self.run.previous / self.name / str(s)] if self.run.previous else []
+        for place in [folder, *earlier]:
+            if (place / "model.json").is_file() and (found := files.read_json(place / "model.json"))["key"] == key:
+                for path in sorted(place.iterdir(), key=lambda p: p.name == "model.json"):  # model.json last
+                    if place != folder and path.is_file():
+                        files.link(path, folder / path.name)
+                return self._row(found, reused=True)
+        return None
+
+    def _pair_key(self, s, steps, batch_size, lr):
+        return files.digest(self.key, s, steps, batch_size, lr or classifiers.MODES[self.arm["mode"]])
+
+    def train(self, s, steps, batch_size, lr):
+        """Train one seed, predict val and test, save; returns its row."""
+        start, key, lr = time.perf_counter(), self._pair_key(s, steps, batch_size, lr), lr or classifiers.MODES[self.arm["mode"]]
+        folder = self.run.path(self.name, str(s), "model.json").parent
+        (folder / "model.json").unlink(missing_ok=True)
+        seed, n_classes = files.seed(self.run.seed, "classifier", s), len(self.dataset.classes)
+        encoder = self._encoder(s) if self.arm["mode"] == "full" else self.encoder
+        size = {"tile_px": self.dataset.tile_px, "fit": self.dataset.fit}
+        model = classifiers.Classifier(encoder, self.dataset.classes, self.arm["mode"], **size, seed=seed)
+
+        targets, generator = self._labels(s), torch.Generator().manual_seed(seed)
+        counts = longtail.class_counts(targets, n_classes)
+        shares = longtail.class_shares(counts, self.arm["sampler"])
+        updates = 0 if self.arm["mode"] in ("knn", "prototype") else steps
+        batches = longtail.draws(targets, n_classes, updates, batch_size, generator, self.arm["sampler"])
+        loss = functools.partial(longtail.LOSSES[self.arm["loss"]], prior=shares)
+        if self.arm["mode"] == "full":
+            how = {"lr": lr, "seed": seed, "folder": folder / "training", "identity": {"pair": key}}
+            history, logits = self._fit_full(model, targets, batches, loss, how)
+        else:
+            history, logits = self._fit_frozen(model, targets, shares, batches, loss, {"lr": lr, "generator": generator})
+
+        val_y = self.y[self.is_val]
+        model.facts["temperature"] = classifiers.fit_temperature(logits[self.is_val], val_y)
+        self._write_predictions(folder, s, classifiers.probabilities(logits / model.temperature))
+        facts = {
+            "key": key,
+            "arm": self.name,
+            "seed": s,
+            "settings": self.arm,
+            "run_seed": self.run.seed,
+            "lr": lr,
+            "batch_size": batch_size,
+        }
+        facts |= {"updates": updates, "images_seen": batches.numel(), "best_step": history.attrs["best_step"] if updates else 0}
+        facts |= {"n_real": self.n_real, "n_synthetic": len(self.tiles) - self.n_real, "class_counts": counts.tolist()}
+        facts |= {"val_balanced_accuracy": classifiers.balanced_accuracy(logits[self.is_val], val_y)}
+        if updates:
+            files.write_table(folder / "history.csv", history)
+        model.save(folder, **facts, seconds=round(time.perf_counter() - start, 2))
+        for name in ("checkpoint.safetensors", "best.safetensors"):  # model.safetensors holds the result
+            (folder / "training" / name).unlink(missing_ok=True)
+        return self._row(files.read_json(folder / "model.json"), reused=False)
+
+    def _fit_frozen(self, model, targets, shares, batches, loss, how):
+        feats, held_out = self._features()
+        history = None
+        if len(batches):
+            model.head.standardise(torch.from_numpy(np.array(feats[: self.n_real or len(feats), 0])))
+            val = (held_out[self.is_val], self.y[self.is_val]) if self.is_val.any() else None
+            history = classifiers.fit_head(model.head, feats, targets, batches, loss, val=val, **how)
+        else:
+            flat, device = torch.from_numpy(np.array(feats)).flatten(0, 1), model.encoder.device
+            model.head.fit(flat.to(device), targets.repeat_interleave(feats.shape[1]).to(device), shares)
+        with torch.no_grad():
+            return history, model.eval().from_features(torch.from_numpy(np.array(held_out))).cpu()
+
+    def _fit_full(self, model, targets, batches, loss, how):
+        val = (data.pixels(self.held_out[self.is_val]), self.y[self.is_val]) if self.is_val.any() else None
+        augment = {"turns": self.arm["augment"] != "none", "jitter": self.arm["augment"] == "stain"}
+        history = classifiers.fit_full(model, self._reader(), targets, batches, loss, val=val, **augment, **how)
+        return history, model.eval().logits_of(self.held_out)
+
+    def _labels(self, s):
+        if self.arm["labels"] == "own":
+            return self.targets
+        generator = torch.Generator().manual_seed(files.seed(self.run.seed, "shuffled labels", s))
+        made = self.targets[self.n_real :]
+        return torch.cat([self.targets[: self.n_real], made[torch.randperm(len(made), generator=generator)]])
+
+    def _features(self):
+        if self.cached is None:
+            real, made = self.tiles.iloc[: self.n_real], self.tiles.iloc[self.n_real :]
+            how = {"augment": self.arm["augment"]}
+            parts = [
+                features.embed(self.encoder, real, self.run, codec=self.codec, **how),
+                features.embed(self.encoder, made, self.run, **how),
+            ]
+            parts = [part if part.ndim == 3 else part[:, None] for part in parts if len(part)]
+            self.cached = features.stacked(parts), features.embed(self.encoder, self.held_out, self.run)
+        return self.cached
+
+    def _reader(self):
+        """`read(indices)` -> uint8 tiles; kept in memory below a gigabyte, else read from disk batch by batch."""
+
+        def read(rows):
+            rows = np.asarray(rows)
+            out = data.pixels(self.tiles.iloc[rows])
+            real = rows < self.n_real
+            if self.codec and real.any():
+                out[real] = self.codec(out[real])
+            return out
+
+        if len(self.tiles) * self.dataset.tile_px**2 * 3 > 2**30:
+            return read
+        held = read(np.arange(len(self.tiles)))
+        return lambda rows: held[np.asarray(rows)]
+
+    def _write_predictions(self, folder, s, probabilities):
+        generator_seed = re.search(r"-g(\d+)$", self.run.experiment)
+        table = self.held_out[["tile_id", "case_id", "split"]].assign(
+            arm=self.name, seed=s, gen_seed=int(generator_seed[1]) if generator_seed else 0, y=self.y.numpy()
+        )
+        columns = {f"p_{name}": probabilities[:, i] for i, name in enumerate(self.dataset.classes)}
+        files.write_table(folder / "predictions.parquet", pd.concat([table, pd.DataFrame(columns, index=table.index)], axis=1))
+
+    def _row(self, found, reused):
+        settings = {key: found["settings"][key] for key in ("mode", "encoder", "sampler", "loss", "augment", "synthetic")}
+        numbers = ("n_real", "n_synthetic", "updates", "images_seen", "best_step", "temperature", "val_balanced_accuracy", "seconds")
+        row = {"arm": found["arm"], "seed": found["seed"], **settings, **{key: found[key] for key in numbers}, "reused": reused}
+        return {key: float("nan") if value is None else value for key, value in row.items()}
