@@ -14,23 +14,23 @@ from PIL import Image
 from histokit import backbone, files, training
 
 VERSION = 1
-TEMPLATES = ("{}", "an H&E tile of {}", "a histology image of {}", "H&E stained {}", "a microscopy tile showing {}")
 
 
 # ---------------------------------------------------------------------------------------------- pictures in
 
 
-def view(image, px, rng, scale=1.0):
+def view(image, px, rng, scale=1.0, turn=True):
     """A random view [px, px, 3] uint8 of an image [H, W, 3]: crop, resize, one of the 8 symmetries of the square.
 
-    The crop's side is uniform between min(px, side) and `scale` x side; scale 0 takes the whole image.
+    The crop's side is uniform between min(px, side) and `scale` x side; scale 0 takes the largest square.
+    `turn=False` leaves it upright.
     """
     side = min(image.shape[:2])
     crop = int(rng.integers(min(px, side), int(side * scale) + 1)) if scale and int(side * scale) > min(px, side) else side
     top, left = (int(rng.integers(0, n - crop + 1)) for n in image.shape[:2])
     out = Image.fromarray(image[top : top + crop, left : left + crop])
     out = np.asarray(out.resize((px, px), Image.Resampling.BICUBIC, reducing_gap=2.0) if crop != px else out)
-    return symmetry(out, int(rng.integers(8)))
+    return symmetry(out, int(rng.integers(8))) if turn else np.asarray(out)
 
 
 def symmetry(image, k):
@@ -39,7 +39,7 @@ def symmetry(image, k):
     return np.ascontiguousarray(image[:, ::-1] if k >= 4 else image)
 
 
-def picture_batches(images, weights, px, batch_size, seed):
+def picture_batches(images, weights, px, batch_size, seed, device="cpu"):
     """`batches(k)` of random views [B, 3, px, px] float in [-1, 1]; image i is drawn with probability weights[i]."""
     weights = np.asarray(weights, float) / np.sum(weights)
 
@@ -47,7 +47,7 @@ def picture_batches(images, weights, px, batch_size, seed):
         rng = np.random.default_rng(files.seed(seed, "pictures", k))
         chosen = rng.choice(len(images), batch_size, p=weights)
         views = np.stack([view(images[i], px, rng) for i in chosen])
-        return {"images": torch.from_numpy(views).permute(0, 3, 1, 2).float() / 127.5 - 1}
+        return {"images": (torch.from_numpy(views).permute(0, 3, 1, 2).float() / 127.5 - 1).to(device)}
 
     return batches
 
@@ -118,14 +118,14 @@ def measure_scaling(vae, images, batch_size=16):
 
 def tokenizer(texts, folder, vocabulary=2000):
     """A CLIPTokenizer whose byte-pair vocabulary is learned from `texts`, written to and loaded from `folder`."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
     learner = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
     learner.normalizer = normalizers.Lowercase()
     learner.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(__import__("tokenizers").Regex(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"), "isolated"),
+            pre_tokenizers.Split(Regex(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"), "removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -243,7 +243,7 @@ def jitter(images, rng, strength=0.2):
     return np.clip(256 * np.exp(-(density * gain + shift)) - 1, 0, 255).astype(np.uint8)
 
 
-def view_pairs(images, weights, px, batch_size, seed, labels=None):
+def view_pairs(images, weights, px, batch_size, seed, labels=None, device="cpu"):
     """`batches(k)` of two independent, stain-jittered views of each chosen image, and its label where there are any."""
     weights = np.asarray(weights, float) / np.sum(weights)
 
@@ -251,7 +251,9 @@ def view_pairs(images, weights, px, batch_size, seed, labels=None):
         rng = np.random.default_rng(files.seed(seed, "pairs", k))
         chosen = rng.choice(len(images), batch_size, replace=False, p=weights)
         pair = [jitter(np.stack([view(images[i], px, rng) for i in chosen]), rng) for _ in range(2)]
-        out = {name: torch.from_numpy(v).permute(0, 3, 1, 2).float() / 127.5 - 1 for name, v in zip(("a", "b"), pair, strict=True)}
+        out = {
+            name: (torch.from_numpy(v).permute(0, 3, 1, 2).float() / 127.5 - 1).to(device) for name, v in zip(("a", "b"), pair, strict=True)
+        }
         return out | ({} if labels is None else {"labels": torch.as_tensor([labels[i] for i in chosen])})
 
     return batches

@@ -10,10 +10,10 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
 
 import pandas as pd
 import torch
@@ -95,7 +95,8 @@ def fit(
         folder: where checkpoint.safetensors, best.safetensors, history.csv and sheets/ go; None keeps nothing.
         identity: dict of what the result depends on (data, base, settings); resuming with another one raises, naming the field.
         clip: bound on the global gradient norm of each player, 0 turns it off; the norm before clipping is in the history.
-        ema: decay of the running average of the weights, 0 turns it off (early steps use (1 + k) / (10 + k)). Where it is on, validation, sheets and result use it.
+        ema: decay of the running average of the weights, (1 + k) / (10 + k) in early steps; 0 turns it off. Where it is on,
+            validation, sheets and result use it.
         autocast: torch dtype of the forward pass, None for full precision; what is trained stays float32.
         validate: `validate()` -> float, lower is better, on fixed noise; the best step's weights are the result. None: the last ones.
         sheet: `sheet(step)` -> uint8 [H, W, 3], drawn by the sampler of later inference at fixed seeds.
@@ -169,9 +170,7 @@ def fit(
             row = {"step": done, **{k: float(torch.stack(v).float().mean()) for k, v in totals.items()}, "lr": base_rates[0][0] * factor}
             bad = [k for k, v in row.items() if k.startswith(("loss_", "grad_norm_")) and not math.isfinite(v)]
             if bad:
-                raise FloatingPointError(
-                    f"{', '.join(bad)} not finite at step {done} (steps {done - len(totals[bad[0]]) + 1} to {done}); lower the learning rate"
-                )
+                raise FloatingPointError(f"{bad[0]} is not finite by step {done}, batch {step * accumulate}; lower the learning rate")
             totals = {}
             row |= clock.tick(seen)
             seen = 0
@@ -232,9 +231,8 @@ def _resume(path, players, optimisers, shadow, identity):
     wanted = json.loads(json.dumps(identity, default=str))
     for key in sorted(wanted.keys() | facts["identity"].keys()):
         if wanted.get(key) != facts["identity"].get(key):
-            raise ValueError(
-                f"{path} was trained with {key} = {facts['identity'].get(key)!r}, now {wanted.get(key)!r}; move the folder away or restore the setting"
-            )
+            was, now = facts["identity"].get(key), wanted.get(key)
+            raise ValueError(f"{path} was trained with {key} = {was!r}, now {now!r}; move the folder away or restore the setting")
     saved = files.read_tensors(path)
     for n, (player, optimiser) in enumerate(zip(players, optimisers, strict=True)):
         for i, p in enumerate(player.params):
@@ -310,7 +308,8 @@ class Progress:
             return
         self.shown = now
         rest = (self.steps - row["step"]) * (now - self.start) / max(1, row["step"] - self.first + 1)
-        text = f"step {row['step']:,}/{self.steps:,}   loss {loss:.4f}   {row['images_per_s']:.1f} images/s   {row['peak_gb']:.1f} GB   {_duration(rest)} left"
+        speed = f"{row['images_per_s']:.1f} images/s   {row['peak_gb']:.1f} GB   {_duration(rest)} left"
+        text = f"step {row['step']:,}/{self.steps:,}   loss {loss:.4f}   {speed}"
         if "ipykernel" in sys.modules:
             from IPython.display import display
 

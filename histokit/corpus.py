@@ -1,0 +1,109 @@
+"""What a base model is pre-trained on: pictures, words and the list of what was seen.
+
+Sources are datasets (their training tiles only), freshly drawn `toy` classes, and random other looks. The list of
+picture hashes travels with the weights, so that anyone can check which tiles a model has never seen.
+"""
+
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+import numpy as np
+import pandas as pd
+
+from histokit import data, splits, toy
+
+VERSION = 1
+TEMPLATES = ("{}", "an H&E tile of {}", "a histology image of {}", "H&E stained {}", "a microscopy tile showing {}")
+
+
+@dataclass
+class Corpus:
+    """Pictures uint8 [H, W, 3] of any size, the captions each may carry, its label, its weight in training, its origin."""
+
+    images: list = field(default_factory=list)
+    captions: list = field(default_factory=list)  # one tuple of texts a picture
+    labels: list = field(default_factory=list)  # "source: class", for the supervised encoder; "" where there is none
+    weights: list = field(default_factory=list)  # share of the draws; they sum to 1
+    seen: list = field(default_factory=list)  # (source, label, tile, sha256 of the RGB bytes)
+
+    def table(self):
+        """What was trained on, one row a picture: source, label, tile, pixels_sha256."""
+        return pd.DataFrame(self.seen, columns=["source", "label", "tile", "pixels_sha256"])
+
+    def texts(self):
+        return [text for captions in self.captions for text in captions]
+
+
+def pixels_hash(image):
+    """sha256 of a picture's size and RGB bytes; the same whatever file format holds it."""
+    return sha256(f"{image.shape[0]}x{image.shape[1]}".encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
+
+
+def gather(sources, roots=None, seed=0, split="train"):
+    """The corpus of `sources`, a dict of name -> settings.
+
+    Args:
+        sources: a dataset description (path of a YAML file) with `classes` (default all) and `weight`; `toy` with
+            `classes`, `tiles` (a class) and `weight`; `looks` with `tiles` and `weight`.
+        roots: dataset name -> folder of its tiles, in place of the description's root.
+        split: `train`, or `val` for held-out tiles of the datasets (drawn sources are then left out).
+
+    Raises:
+        ValueError: an unknown setting, or a toy class whose role is tail.
+    """
+    corpus = Corpus()
+    for name, settings in sources.items():
+        unknown = set(settings) - {"classes", "tiles", "weight"}
+        if unknown:
+            raise ValueError(f"source {name!r}: unknown setting {sorted(unknown)[0]!r}; use classes, tiles, weight")
+        if name in ("toy", "looks") and split != "train":
+            continue
+        found = _drawn(name, settings, seed) if name in ("toy", "looks") else _tiles(name, settings, roots or {}, split)
+        for image, captions, label, tile in found:
+            corpus.images.append(image)
+            corpus.captions.append(captions)
+            corpus.labels.append(label and f"{name}: {label}")
+            corpus.weights.append(settings.get("weight", 1.0) / len(found))
+            corpus.seen.append((name, label, tile, pixels_hash(image)))
+    corpus.weights = list(np.array(corpus.weights) / np.sum(corpus.weights))
+    return corpus
+
+
+def _tiles(name, settings, roots, split):
+    """(image, captions, label, tile) of a dataset's labelled tiles in one split, at the size they have on disk."""
+    described = data.describe(name)
+    described = data.describe(name, root=roots.get(described.name, ""))
+    manifest = splits.assign(data.scan(described), described.split, seed=0)
+    rows = manifest[manifest["split"].eq(split) & manifest["use"].eq("labelled")]
+    rows = rows[rows["label"].isin(settings.get("classes", described.classes))]
+    captions = {c: tuple(t.format(described.terms[c]) for t in TEMPLATES) for c in described.classes}
+    images = [data.decode.rgb(described.root / file)[0] for file in rows["file_name"]]
+    return [
+        (np.asarray(image), captions[row.label], row.label, row.file_name) for image, row in zip(images, rows.itertuples(), strict=True)
+    ]
+
+
+def _drawn(name, settings, seed):
+    """Freshly drawn pictures: toy's head classes in cases of their own, or random other looks."""
+    if name == "looks":
+        jobs = [("", i, seed) for i in range(settings.get("tiles", 1000))]
+    else:
+        classes = settings.get("classes", [c for c, facts in toy.CLASSES.items() if facts["role"] == "head"])
+        tail = [c for c in classes if toy.CLASSES[c]["role"] == "tail"]
+        if tail:
+            raise ValueError(f"toy class {tail[0]!r} is made rare by the demo; a base that has seen it proves nothing")
+        jobs = [(c, i, seed) for c in classes for i in range(settings.get("tiles", 100))]
+    with ProcessPoolExecutor() as pool:
+        return list(pool.map(_draw, jobs, chunksize=16))
+
+
+def _draw(job):
+    label, i, seed = job
+    if not label:
+        image, caption, _ = toy.random_look(i, 160, seed)
+        return image, (caption,), "", f"look {i} seed {seed}"
+    case = f"pretrain {i % 80}"
+    image = toy.tile(label, case, i, 160, seed)[0]
+    rng = toy.generator(seed, "captions", label, i)
+    return image, tuple(dict.fromkeys(toy.caption(label, rng) for _ in range(4))), label, f"{label} {case} {i} seed {seed}"

@@ -1,0 +1,219 @@
+"""The three parts of 20_pretrain: an autoencoder, a diffusion model on its latents, an encoder.
+
+Each builds a `Task`: what `training.fit` needs, what to draw, and how to save the result as `backbone.load` or
+`features.load` reads it. Networks and losses are in `ldm`, pictures and words in `corpus`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from histokit import backbone, features, files, ldm, sampling, training
+
+VERSION = 1
+WORDS = (  # so that a class no one has trained on still has words of its own; SD's vocabulary would have them
+    "adenoma adenocarcinoma carcinoma tumour tumor cancer metastasis neoplasia dysplasia polyp serrated hyperplastic tubular villous "
+    "mucinous cribriform papillary solid normal mucosa colon colorectal rectum stomach breast lung prostate liver kidney skin lymph node "
+    "tissue histology microscopy stain haematoxylin hematoxylin eosin nucleus nuclei gland glands crypt crypts lumen lumina stroma "
+    "epithelium fibres muscle fat mucin necrosis debris blood vessel inflammation lymphocytes plasma cells goblet grade low high mild "
+    "severe pale dark pink purple blue large small round oval many few dense loose light skin centre scanner group"
+)
+
+
+@dataclass
+class Task:
+    """What `training.fit` needs for one part; `finish()` writes the result and returns its numbers."""
+
+    player: training.Player
+    batches: Callable
+    validate: Callable | None
+    sheet: Callable | None
+    finish: Callable
+    settings: dict = field(default_factory=dict)
+
+
+def task(part, run, seen, held, *, tile_px, widths, batch_size, lr, objective="", autoencoder=None, device="cpu"):
+    """The Task of a part: `autoencoder`, `diffusion` (needs the folder of an `autoencoder`) or `encoder` (with an `objective`).
+
+    Args:
+        run: gives seed and folder.
+        seen: corpus.Corpus to train on; `held`: one of held-out tiles, to validate on.
+        widths: channels per level, finest first; of an encoder: [feature width].
+    """
+    options = {"tile_px": tile_px, "batch_size": batch_size, "lr": lr, "device": device}
+    if part == "autoencoder":
+        return _autoencoder(run, seen, held, widths=widths, **options)
+    if part == "diffusion":
+        return _diffusion(run, seen, held, widths=widths, autoencoder=autoencoder, **options)
+    if part == "encoder":
+        return _encoder(run, seen, held, objective=objective, dim=widths[0], **options)
+    raise ValueError(f"part {part!r} is unknown; use autoencoder, diffusion or encoder")
+
+
+def whole_tiles(corpus, tile_px, limit):
+    """Up to `limit` evenly spread pictures [N, 3, px, px] in [-1, 1], whole and upright, and their indices."""
+    rows = np.unique(np.linspace(0, len(corpus.images) - 1, min(limit, len(corpus.images))).astype(int))
+    upright = np.random.default_rng(0)
+    views = [ldm.view(corpus.images[i], tile_px, upright, scale=0, turn=False) for i in rows]
+    return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() / 127.5 - 1, rows
+
+
+def tiled(images, columns):
+    """Images [N, 3, H, W] in [-1, 1] as one uint8 picture of `columns` columns; the last row is filled with white."""
+    count = -(-len(images) // columns) * columns
+    images = torch.cat([images, torch.ones(count - len(images), *images.shape[1:])])
+    rows = [torch.cat(list(images[i : i + columns]), dim=-1) for i in range(0, count, columns)]
+    return ((torch.cat(rows, dim=-2) + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+
+
+# ---------------------------------------------------------------------------------------------- autoencoder
+
+
+def _autoencoder(run, seen, held, *, tile_px, widths, batch_size, lr, device):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(files.seed(run.seed, "autoencoder"))
+        vae = ldm.autoencoder(widths, tile_px=tile_px).to(device, memory_format=torch.channels_last)
+    images, _ = whole_tiles(held, tile_px, 112)
+
+    def finish():
+        vae.eval().requires_grad_(False)
+        everything, _ = whole_tiles(held, tile_px, 10_000)
+        train, _ = whole_tiles(seen, tile_px, 512)
+        vae.register_to_config(scaling_factor=round(ldm.measure_scaling(vae, train.to(device)), 5))
+        vae.half().save_pretrained(run.path("vae"), variant="fp16")
+        vae.float()
+        psnr = ldm.psnr(ldm.reconstruct(vae, everything.to(device)).cpu(), everything)
+        return {"psnr_db": float(psnr.mean()), "psnr_tiles": len(psnr), "scaling_factor": vae.config.scaling_factor}
+
+    return Task(
+        player=ldm.autoencoder_player(vae, lr),
+        batches=ldm.picture_batches(seen.images, seen.weights, tile_px, batch_size, run.seed, device),
+        validate=lambda: -ldm.psnr(ldm.reconstruct(vae, images.to(device)).cpu(), images).mean(),
+        sheet=lambda step: tiled(torch.cat([images[::14], ldm.reconstruct(vae, images[::14].to(device)).cpu()]), len(images[::14])),
+        finish=finish,
+        settings={"ema": 0.995, "weight_decay": 1e-4, "schedule": "one_cycle"},
+    )
+
+
+# ---------------------------------------------------------------------------------------------- diffusion
+
+
+def _diffusion(run, seen, held, *, tile_px, widths, batch_size, lr, device, autoencoder):
+    if autoencoder is None:
+        raise ValueError("part diffusion works on an autoencoder's latents; name the step that trained one in `autoencoder`")
+    model = backbone.load(autoencoder, device)
+    model.tokenizer = ldm.tokenizer([*seen.texts(), *WORDS.split()], run.path("tokenizer"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(files.seed(run.seed, "diffusion"))
+        model.text_encoder = ldm.text_encoder(len(model.tokenizer), model.tokenizer.eos_token_id).to(device)
+        model.unet = ldm.unet(widths, context=model.text_encoder.config.hidden_size, latent_px=tile_px // model.factor).to(device)
+    model.scheduler, model.tile_px = ldm.schedule(), tile_px
+    mean, logvar, source = _views(run, model, seen, tile_px)
+    images, rows = whole_tiles(held, tile_px, 64)
+    held_latents = torch.cat([backbone.encode(model, x)[0] for x in images.split(16)]) * model.scaling
+    held_captions = [held.captions[i][-1] for i in rows]
+    timesteps, noise = (t.to(device) for t in training.fixed_noise(len(images), held_latents.shape[1:], model.scheduler, run.seed))
+    prompts = list(dict.fromkeys(captions[0] for captions, label in zip(seen.captions, seen.labels, strict=True) if label))
+
+    def validate():
+        return training.diffusion_loss(
+            model.unet, model.scheduler, held_latents, backbone.embed(model, held_captions), timesteps, noise, min_snr_gamma=0
+        )
+
+    def sheet(step):
+        return _sample_sheet(model, prompts[:12], 4, run.seed)
+
+    def finish():
+        for name in ("unet", "text_encoder"):
+            module = getattr(model, name).eval().requires_grad_(False).half()
+            module.save_pretrained(run.path(name), variant="fp16")
+            module.float()
+        model.scheduler.save_pretrained(run.path("scheduler"))
+        for path in (autoencoder / "vae").iterdir():
+            files.link(path, run.path("vae", path.name))
+        return {"vocabulary": len(model.tokenizer), "unet_parameters": sum(p.numel() for p in model.unet.parameters())}
+
+    return Task(
+        player=ldm.diffusion_player(model, lr),
+        batches=ldm.caption_batches(mean, logvar, source, seen.captions, seen.weights, model.scaling, batch_size, run.seed),
+        validate=validate,
+        sheet=sheet,
+        finish=finish,
+        settings={"ema": 0.999, "weight_decay": 1e-2, "schedule": "one_cycle"},
+    )
+
+
+def _views(run, model, seen, tile_px, per_tile=8):
+    """Latents of random views, encoded once and kept in the run folder: `per_tile` of a real tile, one of a drawn picture."""
+    path = run.path("views.safetensors")
+    if not path.exists():
+        copies = [per_tile if name.endswith(".yaml") else 1 for name, *_ in seen.seen]
+        mean, logvar, source = ldm.view_latents(model.vae, seen.images, copies, tile_px, run.seed, device=model.device)
+        files.write_tensors(path, {"mean": mean, "logvar": logvar, "source": torch.from_numpy(source)})
+    held = files.read_tensors(path)
+    return held["mean"], held["logvar"], held["source"].numpy()
+
+
+@torch.no_grad()
+def _sample_sheet(model, prompts, per_prompt, seed, steps=30, guidance_scale=2.0):
+    """One column a prompt, `per_prompt` images each at fixed seeds, by the sampler of every later notebook."""
+    texts = [p for p in prompts for _ in range(per_prompt)]
+    generators = [torch.Generator().manual_seed(files.seed(seed, "sheet", i)) for i in range(len(texts))]
+    shape = (model.vae.config.latent_channels, model.latent_px, model.latent_px)
+    z = sampling.noise(generators, shape, model.device)
+    predict = sampling.guided(model, backbone.embed(model, texts), backbone.embed(model, [""]), guidance_scale)
+    z = sampling.denoise(predict, z, model.scheduler, sampling.schedule(model.scheduler, steps))
+    images = torch.from_numpy(backbone.decode(model, z)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    by_row = [images[p * per_prompt + i] for i in range(per_prompt) for p in range(len(prompts))]
+    return tiled(torch.stack(by_row), len(prompts))
+
+
+# ---------------------------------------------------------------------------------------------- encoder
+
+
+def _encoder(run, seen, held, *, objective, tile_px, dim, batch_size, lr, device):
+    labels, names = None, []
+    if objective not in ("contrastive", "supervised"):
+        raise ValueError(f"objective {objective!r} is unknown; an encoder is trained contrastive or supervised")
+    if objective == "supervised":
+        seen = _labelled(seen)
+        names = sorted(set(seen.labels))
+        labels = [names.index(label) for label in seen.labels]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(files.seed(run.seed, "encoder", objective))
+        encoder = features.SmallCNN(dim).to(device)
+        head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 64)) if not names else nn.Linear(dim, len(names))
+        head.to(device)
+    images, rows = whole_tiles(held, tile_px, 10_000)
+    player = ldm.supervised_player(encoder, head, lr) if names else ldm.contrastive_player(encoder, head, lr)
+
+    def finish():
+        encoder.eval()
+        state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in encoder.state_dict().items()}
+        name = "sup" if names else "ssl"
+        files.write_tensors(run.path(f"{name}.safetensors"), state, {"objective": objective, "dim": str(dim), "size": str(tile_px)})
+        with torch.no_grad():
+            z = nn.functional.normalize(torch.cat([encoder(x.to(device)) for x in images.split(32)]), dim=-1)
+        nearest = (z @ z.T).fill_diagonal_(-1).argmax(-1).cpu().numpy()
+        kinds = np.array([held.labels[i] for i in rows])
+        return {"nearest_neighbour_agreement": float((kinds[nearest] == kinds).mean()), "held_out_tiles": len(kinds), "classes": names}
+
+    return Task(
+        player=player,
+        batches=ldm.view_pairs(seen.images, seen.weights, tile_px, batch_size, run.seed, labels, device),
+        validate=None,
+        sheet=None,
+        finish=finish,
+        settings={"weight_decay": 1e-2 if names else 1e-4, "schedule": "one_cycle"},
+    )
+
+
+def _labelled(corpus):
+    """The part of a corpus that has labels, its weights summing to 1 again."""
+    keep = [i for i, label in enumerate(corpus.labels) if label]
+    part = replace(corpus, **{f.name: [getattr(corpus, f.name)[i] for i in keep] for f in fields(corpus)})
+    part.weights = list(np.array(part.weights) / np.sum(part.weights))
+    return part
