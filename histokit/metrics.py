@@ -11,6 +11,10 @@ VERSION = 1
 MIN_KID = 10  # tiles per side: below it the noise of KID exceeds a shift of 0.3 standard deviations many times over
 
 
+class TooSmall(ValueError):
+    """A set that holds too few tiles for this number; the text starts with "n too small to say"."""
+
+
 def confusion(y_true, y_pred, n_classes):
     """Counts [C, C] int64: row = true class, column = predicted class.
 
@@ -87,7 +91,7 @@ def _features(*sets, least=MIN_KID):
         if x.ndim != 2 or x.shape[1] != sets[0].shape[1]:
             raise ValueError(f"features must be [N, D] of one encoder, got shapes {[x.shape for x in sets]}")
         if len(x) < least:
-            raise ValueError(f"n too small to say: {len(x)} tiles on one side, KID needs at least {least}")
+            raise TooSmall(f"n too small to say: {len(x)} tiles on one side, KID needs at least {least}")
         if not np.isfinite(x).all():
             raise ValueError(f"{(~np.isfinite(x).all(1)).sum()} of {len(x)} feature rows hold NaN or infinity; check the encoder")
     return sets
@@ -111,7 +115,7 @@ def kid(x, y):
         y: [M, D] float, M >= 10.
 
     Raises:
-        ValueError: fewer than ten tiles on a side ("n too small to say"), other widths, NaN.
+        TooSmall: fewer than ten tiles on a side. ValueError: other widths, NaN.
     """
     x, y = _features(x, y)
     return float(_mmd(_cubic(x, x), _cubic(y, y), _cubic(x, y)))
@@ -185,12 +189,12 @@ def kid_beside_floor(real, synthetic, groups, repeats=100, seed=0):
         value [repeats], floor [repeats], n tiles per side.
 
     Raises:
-        ValueError: fewer than ten tiles on a side once the cases are split ("n too small to say").
+        TooSmall: fewer than ten tiles on a side once the cases are split.
     """
     splits = halves(groups, repeats, seed)
     n = min([len(synthetic)] + [len(side) for split in splits for side in split])
     if n < MIN_KID:
-        raise ValueError(f"n too small to say: {n} tiles on a side when the real cases are halved, KID needs at least {MIN_KID}")
+        raise TooSmall(f"n too small to say: {n} tiles on a side when the real cases are halved, KID needs at least {MIN_KID}")
     real, synthetic = _features(real, synthetic)
     rr, ss, rs = _cubic(real, real), _cubic(synthetic, synthetic), _cubic(real, synthetic)
     rng = np.random.default_rng(seed)

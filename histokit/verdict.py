@@ -1,0 +1,244 @@
+"""From the predictions of all arms to the numbers of a verdict.
+
+Measures every endpoint of every arm on the same resamples and sets arms against each other. `stats` and `metrics` do the arithmetic,
+`claims` the wording; how like real tiles the synthetic ones are is another question, in `likeness`.
+"""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+
+from histokit import claims, metrics, stats
+
+VERSION = 1
+LEVEL = 0.95
+TAIL, HEAD, F1 = GROUPS = ("tail balanced accuracy", "head balanced accuracy", "macro-F1")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Every endpoint of every arm, as it is and under the same resamples. E endpoints: the classes, then `GROUPS`."""
+
+    predictions: object  # `predictions.Predictions`
+    roles: dict
+    classes_of: dict  # endpoint -> label ids it is a mean over
+    left_out: dict  # endpoint -> {class: why}
+    value: dict  # arm -> [E]
+    drawn: dict  # arm -> [B, E]
+    left: dict  # arm -> [R, E] delete-one replicates
+    block: np.ndarray  # [R]
+    resamples: int
+
+    @property
+    def endpoints(self):
+        return list(self.classes_of)
+
+
+def measure(predictions, held, *, resamples=2000, seed=0):
+    """Recall of each class, tail and head balanced accuracy and macro-F1 of every arm, with what their intervals need.
+
+    A class with a single test case has no spread between cases: it keeps its own row, but a group is a mean over the classes
+    with two or more (over those with one, where no class has two), and names the others.
+
+    Args:
+        predictions: Predictions.
+        held: Dataset (classes, roles, cannot_be_evaluated).
+    """
+    p, names = predictions, predictions.classes
+    if set(names) & set(GROUPS):
+        raise ValueError(f"a class is called {(set(names) & set(GROUPS)).pop()!r}, which names a figure here; rename the class")
+    pairs = np.unique(np.stack([p.y, p.case], 1), axis=0)
+    cases_of = np.bincount(pairs[:, 0], minlength=len(names))
+    classes_of, left_out = {name: [i] for i, name in enumerate(names)}, {name: {} for name in names}
+    members = {TAIL: held.tail, HEAD: held.head, F1: names}
+    for group, inside in members.items():
+        ids = [names.index(name) for name in inside]
+        used = [i for i in ids if cases_of[i] >= 2] or [i for i in ids if cases_of[i]]
+        classes_of[group] = used
+        left_out[group] = {names[i]: "one test case" if cases_of[i] else "no test tile" for i in ids if i not in used}
+
+    def statistic(confusion):
+        groups = [metrics.balanced_accuracy(confusion, classes_of[g]) for g in (TAIL, HEAD)]
+        groups.append(metrics.macro_f1(confusion, classes_of[F1]))
+        return np.concatenate([metrics.recall(confusion), np.stack(groups, -1)], -1)
+
+    strata = stats.strata(p.y, p.case)
+    weights, (without, block) = stats.resample(strata, len(p.seeds), resamples, seed), stats.leave_out(strata, len(p.seeds), seed=seed)
+    value, drawn, left = {}, {}, {}
+    for arm, called in zip(p.arms, p.called, strict=True):
+        by_case = stats.confusion_by_case(p.y, called, p.case, len(names))
+        value[arm] = stats.estimate(by_case, statistic, len(p.seeds), len(names))
+        drawn[arm] = stats.replicates(by_case, weights, statistic, len(names))
+        left[arm] = stats.replicates(by_case, without, statistic, len(names))
+    return Measured(p, dict(held.roles), classes_of, left_out, value, drawn, left, block, resamples)
+
+
+def _counts(m, endpoint):
+    """(mask of its test tiles [N], number of cases, cases of its smallest class) of an endpoint."""
+    p, ids = m.predictions, m.classes_of[endpoint]
+    mask = np.isin(p.y, ids)
+    each = [len(set(p.case[p.y == i])) for i in ids]
+    return mask, len(set(p.case[mask])), min(each, default=0)
+
+
+def difference(m, arm, baseline, endpoint):
+    """One `claims.Difference`: `endpoint` of `arm` minus that of `baseline`; an interval only where n carries one."""
+    p, e = m.predictions, m.endpoints.index(endpoint)
+    mask, cases, smallest = _counts(m, endpoint)
+    a, b = p.called[p.arms.index(arm)], p.called[p.arms.index(baseline)]
+    hits, base_hits = a == p.y, b == p.y  # [S, N]
+    low = high = chance = np.nan
+    value, base = m.value[arm][e], m.value[baseline][e]
+    if cases >= stats.MIN_CASES and smallest >= 2 and len(p.seeds) >= stats.MIN_SEEDS:
+        df = stats.degrees_of_freedom(m.left[arm][:, [e]] - m.left[baseline][:, [e]], m.block)
+        ends = stats.interval([value - base], m.drawn[arm][:, [e]] - m.drawn[baseline][:, [e]], df, LEVEL)
+        low, high = (float(end[0]) for end in ends)
+        if endpoint != F1:
+            ids = m.classes_of[endpoint]
+            size = np.bincount(p.y, minlength=len(p.classes))
+            share = (hits - base_hits.astype(float)).mean(0)[mask] / (size[p.y[mask]] * len(ids))
+            chance = stats.sign_flip(np.bincount(p.case[mask], share)[np.unique(p.case[mask])])
+    return claims.Difference(
+        endpoint=endpoint, arm=arm, baseline=baseline, classes=[p.classes[i] for i in m.classes_of[endpoint]],
+        left_out=m.left_out[endpoint], value=float(value), base=float(base), low=low, high=high, tiles=int(mask.sum()), cases=cases,
+        smallest=smallest, seeds=len(p.seeds), found=hits[:, mask].sum(1).tolist(), base_found=base_hits[:, mask].sum(1).tolist(),
+        p=chance, same=bool((a == b)[:, mask].all()),
+    )  # fmt: skip
+
+
+def differences(m, baseline):
+    """{arm: {endpoint: Difference}} of every other arm against the baseline."""
+    return {arm: {e: difference(m, arm, baseline, e) for e in m.endpoints} for arm in m.predictions.arms if arm != baseline}
+
+
+def levels(m):
+    """One row per endpoint and arm: mean over seeds, interval (NaN below eight cases), found, tiles, cases."""
+    p, rows = m.predictions, []
+    for e, endpoint in enumerate(m.endpoints):
+        mask, cases, smallest = _counts(m, endpoint)
+        for arm, called in zip(p.arms, p.called, strict=True):
+            low = high = [np.nan]
+            if cases >= stats.MIN_CASES and smallest >= 2 and len(p.seeds) >= stats.MIN_SEEDS:
+                df = stats.degrees_of_freedom(m.left[arm][:, [e]], m.block)
+                low, high = stats.interval(m.value[arm][[e]], m.drawn[arm][:, [e]], df, LEVEL, bounds=(0, 1))
+            found = (called == p.y)[:, mask].sum(1).tolist()
+            row = {"endpoint": endpoint, "role": m.roles.get(endpoint, "all"), "tiles": int(mask.sum()), "cases": cases, "arm": arm}
+            rows.append(row | {"value": m.value[arm][e], "low": low[0], "high": high[0], "found": found})
+    return pd.DataFrame(rows)
+
+
+def level_table(m):
+    """The same for reading: rows are endpoints, a column per arm, counts where n carries no interval."""
+
+    def shown(row):
+        if not row.tiles:
+            return "no test tile"
+        if np.isnan(row.low):
+            return f"found {claims.counts(row.found, row.tiles)}"
+        return f"{claims.percent(row.value)} [{100 * row.low:.1f} to {100 * row.high:.1f}]"
+
+    table = levels(m)
+    table["text"] = [shown(row) for row in table.itertuples()]
+    table = table.pivot_table("text", ["endpoint", "role", "tiles", "cases"], "arm", aggfunc="first", sort=False)
+    return table.reindex(columns=m.predictions.arms).rename_axis(columns=None).reset_index()
+
+
+def difference_table(all_differences):
+    """Rows for reading and for CSV: every endpoint of every arm against the baseline."""
+    rows = []
+    for of_arm in all_differences.values():
+        for d in of_arm.values():
+            numbers = {"difference": d.difference, "low": d.low, "high": d.high, "p_sign_flip": d.p}
+            n = {"tiles": d.tiles, "cases": d.cases, "seeds": d.seeds}
+            rows.append(
+                {"arm": d.arm, "baseline": d.baseline, "endpoint": d.endpoint, **numbers, **n, "reading": claims.READING[d.outcome]}
+            )
+    return pd.DataFrame(rows)
+
+
+def confusion(m, arm):
+    """Share of each true class (rows) called each class, mean over seeds, [C, C]; NaN rows for classes without a test tile."""
+    p = m.predictions
+    n = len(p.classes)
+    counts = np.mean([metrics.confusion(p.y, called, n) for called in p.called[p.arms.index(arm)]], axis=0)
+    size = counts.sum(1, keepdims=True)
+    return np.divide(counts, size, out=np.full(counts.shape, np.nan), where=size > 0)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which arm plays which part."""
+
+    baseline: str
+    judged: str
+    rivals: list  # the other arms without synthetic tiles
+    generated: bool  # the judged arm trains on synthetic tiles
+    synthetic: str  # step it takes them from
+    status: str  # which of them
+
+
+def cast(specs, arms, baseline="", judged=""):
+    """Who is compared with whom, from the `arms` parameter of the classifier step.
+
+    The baseline defaults to the first arm; the judged arm to the first that trains on synthetic tiles with their own labels, else the
+    last. It is chosen by the recipe, never by its result.
+
+    Args:
+        specs: {arm: {synthetic, labels, status, ...}}.
+        arms: names found in the predictions.
+
+    Raises:
+        ValueError: an arm of that name does not exist, or there is one arm only.
+    """
+    if len(arms) < 2:
+        raise ValueError(f"one arm only ({', '.join(arms)}): a verdict compares two; add an arm to the classifier step")
+    for name in filter(None, (baseline, judged)):
+        if name not in arms:
+            raise ValueError(f"no arm {name!r}; the classifier step has {', '.join(arms)}")
+    specs = {arm: specs.get(arm) or {} for arm in arms}
+    made = [arm for arm in arms if specs[arm].get("synthetic")]
+    baseline = baseline or next(arm for arm in arms if arm != judged)
+    fit = [arm for arm in made if specs[arm].get("labels", "own") == "own" and arm != baseline]
+    judged = judged or (fit or [arm for arm in arms if arm != baseline][-1:])[0]
+    if judged == baseline:
+        raise ValueError(f"arm {judged!r} is both judged and the baseline; name another for one of them")
+    rivals = [arm for arm in arms if arm not in (*made, baseline, judged)] if judged in made else []
+    spec = specs[judged]
+    return Roles(baseline, judged, rivals, judged in made, spec.get("synthetic", ""), spec.get("status", "kept"))
+
+
+def conclude(m, parts, held, *, demo=False, draws=1, generators=1):
+    """Everything results.json holds: the sentence first, the numbers behind it, how they were made."""
+    p, every = m.predictions, differences(m, parts.baseline)
+    rivals = [difference(m, parts.judged, rival, TAIL) for rival in parts.rivals]
+    mine = every[parts.judged]
+    generators = generators if parts.generated else 0
+    count = {"rare": bool(held.tail), "draws": draws, "generators": generators, "has_cases": held.has_cases}
+    return {
+        "sentence": claims.sentence(mine[TAIL], mine[HEAD], rivals, demo=demo, **count),
+        "classes": {name: claims.line(mine[name]) for name in p.classes},
+        "arm": parts.judged,
+        "baseline": parts.baseline,
+        "demo": demo,
+        "n": {"tiles": len(p.y), "cases": len(set(p.case)) if held.has_cases else None, "seeds": len(p.seeds), **count},
+        "seeds": p.seeds,
+        "generator_seeds": p.gen_seeds,
+        "interval": {
+            "method": "bootstrap over cases (stratified by class) and classifier seeds together, n - 1 of n units, "
+            "Student's t with Satterthwaite degrees of freedom",
+            "level": LEVEL,
+            "B": m.resamples,
+            "unit": "case" if held.has_cases else "tile, for want of case ids: intervals are too narrow",
+            "none_below": {"cases": stats.MIN_CASES, "seeds": stats.MIN_SEEDS},
+        },
+        "arms": {arm: dict(zip(m.endpoints, m.value[arm].tolist(), strict=True)) for arm in p.arms},
+        "differences": {arm: {e: _plain(d) for e, d in of_arm.items()} for arm, of_arm in every.items()},
+        "rivals": [_plain(d) for d in rivals],
+        "predictions": p.hashes,
+        "notes": p.notes,
+    }  # fmt: skip
+
+
+def _plain(d):
+    return asdict(d) | {"difference": d.difference, "outcome": d.outcome, "text": claims.line(d)}
