@@ -1,0 +1,139 @@
+"""Pre-training from scratch: views, losses, vocabulary, and what a corpus may hold."""
+
+import numpy as np
+import pytest
+import torch
+
+from histokit import backbone, corpus, features, ldm, toy, training
+from tests.tiny import tiny_model
+
+
+def picture(side=40, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+
+
+def test_the_eight_symmetries_differ_and_undo():
+    image = picture(8)
+    views = [ldm.symmetry(image, k) for k in range(8)]
+    assert len({v.tobytes() for v in views}) == 8
+    assert np.array_equal(views[0], image)
+    assert np.array_equal(ldm.symmetry(views[2], 2), image)
+    assert np.array_equal(ldm.symmetry(views[4], 4), image)
+
+
+def test_a_view_at_full_size_is_one_of_the_symmetries():
+    image = picture(16)
+    view = ldm.view(image, 16, np.random.default_rng(3))
+    assert any(np.array_equal(view, ldm.symmetry(image, k)) for k in range(8))
+    assert np.array_equal(ldm.view(image, 16, np.random.default_rng(3), turn=False), image)
+
+
+def test_batches_follow_from_seed_and_number_alone():
+    images = [picture(seed=i) for i in range(5)]
+    one = ldm.picture_batches(images, [1] * 5, 16, 4, seed=0)
+    two = ldm.picture_batches(images, [1] * 5, 16, 4, seed=0)
+    two(0)
+    assert torch.equal(one(7)["images"], two(7)["images"])
+    assert not torch.equal(one(7)["images"], one(8)["images"])
+    assert not torch.equal(one(7)["images"], ldm.picture_batches(images, [1] * 5, 16, 4, seed=1)(7)["images"])
+
+
+def test_pictures_are_drawn_by_weight():
+    images = [np.full((16, 16, 3), value, np.uint8) for value in (0, 255)]
+    batches = ldm.picture_batches(images, [3, 1], 16, 16, seed=0)
+    white = np.mean([float((batches(k)["images"] > 0).float().mean()) for k in range(60)])
+    assert white == pytest.approx(0.25, abs=4 * np.sqrt(0.25 * 0.75 / 960))
+
+
+def test_psnr_is_twenty_decibels_at_a_tenth_of_the_peak():
+    images = torch.zeros(2, 3, 4, 4)
+    torch.testing.assert_close(ldm.psnr(images, images + 0.2), torch.full((2,), 20.0))
+
+
+def test_an_autoencoder_learns_its_pictures():
+    torch.manual_seed(0)
+    vae = ldm.autoencoder((16, 16), tile_px=8)
+    flat = np.repeat(np.array([40, 120, 200], np.uint8), 8 * 8 * 3).reshape(3, 8, 8, 3)
+    player = ldm.autoencoder_player(vae, lr=1e-2)
+    history = training.fit([player], ldm.picture_batches(list(flat), [1] * 3, 8, 4, 0), 60, 0, log_every=10, schedule="one_cycle")
+    assert history.squared_error.iloc[-1] < 0.3 * history.squared_error.iloc[0]
+
+
+def test_scaled_latents_have_unit_deviation():
+    model = tiny_model()
+    images = torch.rand(8, 3, 32, 32) * 2 - 1
+    scaling = ldm.measure_scaling(model.vae, images)
+    mean, _ = backbone.encode(model, images)
+    assert float((mean * scaling).std()) == pytest.approx(1, rel=1e-4)
+
+
+def test_the_vocabulary_survives_its_folder_and_spells_unseen_words(tmp_path):
+    texts = ["an H&E tile of colorectal adenocarcinoma", "low-grade neoplasia, pale stain"] * 3
+    made = ldm.tokenizer(texts, tmp_path)
+    from transformers import CLIPTokenizer
+
+    again = CLIPTokenizer.from_pretrained(tmp_path)
+    for text in [*texts, "Größe <unseen> 40x"]:
+        assert made(text).input_ids == again(text).input_ids
+    assert len(made) <= 2000
+    assert len(made.tokenize("adenocarcinoma")) == 1
+    ids = made("colorectal").input_ids
+    assert ids[0] == made.bos_token_id and ids[-1] == made.eos_token_id == made.pad_token_id
+    assert "unseen" in made.decode(made("an unseen tile").input_ids)
+
+
+def test_caption_dropout_empties_captions(monkeypatch):
+    model = tiny_model()
+    for part in (model.unet, model.text_encoder):
+        part.requires_grad_(True)
+    asked = []
+    embed = backbone.embed
+    monkeypatch.setattr(backbone, "embed", lambda m, prompts: (asked.extend(prompts), embed(m, prompts))[1])
+    player = ldm.diffusion_player(model, caption_dropout=0.5)
+    batch = {"latents": torch.randn(4, 4, 8, 8), "captions": ["colon"] * 4}
+    for step in range(10):
+        player.loss(batch, step, torch.Generator().manual_seed(step))
+    assert 8 <= asked.count("") <= 32 and asked.count("colon") == 40 - asked.count("")
+
+
+def test_contrast_is_lowest_when_partners_agree():
+    """With unit features the loss has a closed form: partner at cosine 1, all others at 0."""
+    n, temperature = 4, 0.2
+    player = ldm.contrastive_player(torch.nn.Identity(), torch.nn.Linear(n, n), temperature=temperature)
+    with torch.no_grad():
+        player.params[0].copy_(torch.eye(n))
+        player.params[1].zero_()
+    loss, logs = player.loss({"a": torch.eye(n), "b": torch.eye(n)}, 0, None)
+    expected = -np.log(np.exp(1 / temperature) / (np.exp(1 / temperature) + 2 * n - 2))
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5) and float(logs["matched"]) == 1
+
+
+def test_stain_jitter_keeps_white_nearly_white_and_zero_strength_keeps_all():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    assert np.abs(ldm.jitter(images, rng, 0.0).astype(int) - images).max() <= 1
+    assert ldm.jitter(np.full((5, 4, 4, 3), 255, np.uint8), rng, 0.2).min() >= 240
+
+
+def test_a_corpus_refuses_what_the_demo_makes_rare():
+    tail = next(name for name, facts in toy.CLASSES.items() if facts["role"] == "tail")
+    with pytest.raises(ValueError, match=tail):
+        corpus.gather({"toy": {"classes": [tail], "tiles": 1}})
+    with pytest.raises(ValueError, match="unknown setting 'tile'"):
+        corpus.gather({"toy": {"tile": 1}})
+
+
+def test_a_corpus_weighs_its_sources_and_lists_what_it_saw():
+    held = corpus.gather({"toy": {"classes": ["stroma", "fat"], "tiles": 3, "weight": 0.75}, "looks": {"tiles": 2, "weight": 0.25}})
+    assert len(held.images) == 8 and sum(held.weights) == pytest.approx(1)
+    assert sum(held.weights[:6]) == pytest.approx(0.75)
+    table = held.table()
+    assert table.label.tolist() == ["stroma"] * 3 + ["fat"] * 3 + ["", ""]
+    assert table.pixels_sha256.is_unique
+    assert table.pixels_sha256[0] == corpus.pixels_hash(held.images[0])
+    assert not held.captions[6][0].startswith("stroma")
+
+
+def test_a_small_encoder_takes_any_size():
+    encoder = features.SmallCNN(16).eval()
+    assert encoder(torch.zeros(2, 3, 64, 96)).shape == (2, 16)
