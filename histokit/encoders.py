@@ -16,9 +16,10 @@ from histokit import data, files, texture
 
 VERSION = 1
 
+FIXED = {"colour-texture": texture.ColourTexture, "picture": texture.Picture}
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 MINI = Path(__file__).parent / "mini"
-KINDS = "mini-ssl, mini-sup, colour-texture, cnn, timm:NAME@WEIGHTS, torchvision:NAME@WEIGHTS, a folder with config.json, or a hub id"
+KINDS = "mini-ssl, mini-sup, colour-texture, picture, cnn, timm:NAME@FILE, torchvision:NAME@FILE, a folder with config.json, or a hub id"
 PICKLED = "pickled .bin and .pth weights are not read; convert them once to safetensors"
 
 
@@ -109,10 +110,10 @@ def load(name, device="cpu", *, frozen=True, seed=0):
     """Load an encoder, frozen and in eval mode.
 
     Args:
-        name: "mini-ssl" or "mini-sup" (built in), "colour-texture" (no weights), "timm:NAME@WEIGHTS" or "torchvision:NAME@WEIGHTS"
-            with a .safetensors file, a timm or transformers folder (config.json and model.safetensors; an optional histokit.json
-            there sets pooling, mean, std, size, licence), or a hub id OWNER/NAME, the only kind that may use the network.
-            For training end to end also "cnn" (`SmallCNN`), and "timm:NAME" or "torchvision:NAME" without weights.
+        name: "mini-ssl" or "mini-sup" (built in), "colour-texture" or "picture" (no weights), "timm:NAME@FILE" or
+            "torchvision:NAME@FILE" with a .safetensors file, a timm or transformers folder (config.json and model.safetensors; an
+            optional histokit.json there sets pooling, mean, std, size, licence), or a hub id OWNER/NAME, the only kind that may
+            use the network. For training end to end also "cnn" (`SmallCNN`), and "timm:NAME" or "torchvision:NAME" without weights.
         device: torch device.
         frozen: False allows random weights, drawn from `seed`, and leaves the network trainable.
 
@@ -128,9 +129,9 @@ def load(name, device="cpu", *, frozen=True, seed=0):
         torch.manual_seed(seed)
         if name in ("mini-ssl", "mini-sup"):
             encoder = _mini(name)
-        elif name == "colour-texture":
-            net, identity = texture.ColourTexture(), {"weights": f"none, version {texture.VERSION}"}
-            encoder = Encoder(name, net, net.dim, identity, 0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "moments and histograms", "Apache-2.0")
+        elif name in FIXED:
+            net, identity = FIXED[name](), {"weights": f"none, version {texture.VERSION}"}
+            encoder = Encoder(name, net, net.dim, identity, 0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "its own", "Apache-2.0")
         elif name == "cnn":
             encoder = Encoder(name, SmallCNN(), 256, {"weights": "random"}, licence="Apache-2.0")
         elif kind == "timm":

@@ -1,14 +1,13 @@
-"""Colour and texture in 78 numbers: what can be said about a tile without having learned anything.
+"""What can be said about a tile without having learned anything: its colour and texture, and its picture in outline.
 
-A fixed extractor with no weights: the baseline that a learned encoder has to beat, and the one that
-needs no file and no licence.
+Fixed extractors with no weights: the first is the baseline that a learned encoder has to beat, the second finds copies.
 """
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from histokit import augment
+from histokit import augment, copies
 
 VERSION = 1
 
@@ -67,3 +66,18 @@ def _binary_patterns(grey):
     bits = torch.stack([(grey[:, :, y : y + height, x : x + width] > centre + 0.01) for y, x in ring])  # [8, B, 1, H, W]
     changes = (bits != bits.roll(1, dims=0)).sum(dim=0)
     return _shares(torch.where(changes <= 2, bits.sum(dim=0), torch.full_like(changes, 9)), 10)
+
+
+class Picture(nn.Module):
+    """The signature of `copies`: the low frequencies of the grey gradient, so that the product of two is a correlation.
+
+    It sees what an encoder may overlook, that two tiles are the same picture. Takes [B, 3, H, W] float in [0, 1]; returns
+    [B, 256] of length 1, or 0 where a tile is nearly uniform.
+    """
+
+    dim = copies.LOW**2
+
+    def forward(self, x):
+        grey = (x * torch.tensor([0.299, 0.587, 0.114], device=x.device)[:, None, None]).sum(dim=1, keepdim=True)
+        thumbnails = F.adaptive_avg_pool2d(grey, copies.SIDE)[:, 0] * 255
+        return torch.from_numpy(copies.signatures(thumbnails.cpu().numpy())).flatten(1).to(x.device)

@@ -1,0 +1,283 @@
+"""Figures. Arrays and tables in, matplotlib axes out; every function takes `ax=None` and returns what it drew on.
+
+One figure per idea, titled with what it shows. No file is read here and nothing is computed that a notebook would want to
+keep. New functions go at the end, under the heading of their notebook.
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+TRAIN, VAL, TEST = "#3b6ea5", "#9db7d5", "#d98a29"
+COLOURS = {"train": TRAIN, "val": VAL, "test": TEST}
+INK, FAINT, TAIL = "#222222", "#999999", "#b03030"
+
+
+def new_axes(width=8.0, height=4.0):
+    """One axes of a new figure, without top and right spines."""
+    _, ax = plt.subplots(figsize=(width, height), layout="constrained")
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+# ---------------------------------------------------------------------------------------------------- pictures
+
+
+def image_grid(pixels, title="", captions=None, cols=8, ax=None, gap=4, size=1.25):
+    """A contact sheet of uint8 [N, H, W, 3] in reading order, drawn as one picture so that pixels stay comparable.
+
+    Args:
+        captions: N short texts, drawn above each image.
+        cols: images per row.
+        gap: white pixels between images.
+        size: inches per image when the figure is made here.
+    """
+    pixels = np.asarray(pixels)
+    n, height, width = pixels.shape[:3]
+    cols = max(1, min(cols, n))
+    rows = -(-n // cols)
+    lines = max((str(c).count("\n") + 1 for c in captions), default=0) if captions is not None else 0
+    band = round(height * 0.14 * lines)  # room for captions
+    sheet = np.full((rows * (height + gap + band), cols * (width + gap), 3), 255, np.uint8)
+    corners = [((i // cols) * (height + gap + band) + band, (i % cols) * (width + gap)) for i in range(n)]
+    for image, (top, left) in zip(pixels, corners, strict=True):
+        sheet[top : top + height, left : left + width] = image
+    if ax is None:
+        ax = new_axes(cols * size + 0.2, rows * size * (height + gap + band) / (height + gap) + (0.4 if title else 0.1))
+    ax.imshow(sheet, interpolation="none" if height * rows > 600 else "nearest")
+    ax.set_axis_off()
+    if lines:
+        for text, (top, left) in zip(captions, corners, strict=True):
+            ax.text(left + width / 2, top - 2, str(text), ha="center", va="bottom", fontsize=7, color=INK)
+    if title:
+        ax.set_title(title, loc="left", fontsize=10)
+    return ax
+
+
+def tile_journey(stages, title="One tile on its way", axes=None):
+    """The same tile at each station, drawn equally large, with pixels and micrometres per pixel.
+
+    Args:
+        stages: list of (name, pixels uint8 [H, W, 3], micrometres per pixel or NaN).
+        axes: one per stage.
+
+    Returns:
+        The axes.
+    """
+    if axes is None:
+        _, axes = plt.subplots(1, len(stages), figsize=(2.9 * len(stages), 3.5), layout="constrained", squeeze=False)
+        axes = axes[0]
+        axes[0].figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    for ax, (name, image, mpp) in zip(axes, stages, strict=True):
+        height, width = image.shape[:2]
+        ax.imshow(image, interpolation="nearest")
+        scale = f"{mpp:.3g} µm per px" if mpp == mpp and mpp is not None else "µm per px unknown"
+        ax.set_title(f"{name}\n{width} x {height} px, {scale}", fontsize=9)
+        ax.set_axis_off()
+        if mpp == mpp and mpp is not None:
+            _scale_bar(ax, width, height, mpp)
+    return axes
+
+
+def _scale_bar(ax, width, height, mpp):
+    """A bar of a round length, about a quarter of the tile."""
+    length = max((b for b in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if b / mpp <= width * 0.35), default=0)
+    if length:
+        x, y = width * 0.05, height * 0.95
+        ax.plot([x, x + length / mpp], [y, y], color="black", lw=4, solid_capstyle="butt")
+        ax.plot([x, x + length / mpp], [y, y], color="white", lw=2, solid_capstyle="butt")
+        ax.text(x, y - height * 0.03, f"{length} µm", color="white", fontsize=8, va="bottom", path_effects=_outline())
+
+
+def _outline():
+    from matplotlib import patheffects
+
+    return [patheffects.withStroke(linewidth=2, foreground="black")]
+
+
+# --------------------------------------------------------------------------------------------------- 00_dataset
+
+
+def table(frame, marked=None):
+    """A DataFrame as a page shows it: whole texts, left-aligned, without its index; rows where `marked` (bool) holds are red."""
+    style = frame.style.hide().set_properties(**{"text-align": "left", "white-space": "normal", "vertical-align": "top"})
+    style = style.set_table_styles([{"selector": "th", "props": "text-align: left"}])
+    if marked is not None:
+        style = style.apply(lambda row: [f"color: {TAIL}" if marked[row.name] else ""] * len(row), axis=1)
+    return style
+
+
+def class_grid(rows, title="", ax=None, size=1.25):
+    """A contact sheet with one class per row.
+
+    Args:
+        rows: {class: uint8 [n, H, W, 3]}, all of one size; a class may have fewer tiles than the others.
+    """
+    cols = max(len(pixels) for pixels in rows.values())
+    height, width = next(iter(rows.values())).shape[1:3]
+    blank = np.full((cols, height, width, 3), 255, np.uint8)
+    sheet = np.concatenate([np.concatenate([pixels, blank])[:cols] for pixels in rows.values()])
+    ax = image_grid(sheet, title, cols=cols, ax=ax, size=size)
+    for i, name in enumerate(rows):
+        ax.text(-width * 0.06, (i + 0.5) * (height + 4), name, ha="right", va="center", fontsize=8, color=INK)
+    return ax
+
+
+def long_tail(counts, roles=None, title="Tiles and cases of every class", ax=None):
+    """Tiles (bars) of every class and split on a log scale, largest class first, with "tiles / cases" at the end of each bar.
+
+    Args:
+        counts: table of `splits.counts`: label, split, use, tiles, cases. Withheld tiles continue the bar of train, empty.
+        roles: {class: head | tail}; tail classes are named in red.
+    """
+    labelled = counts[counts["use"].ne("withheld")]
+    withheld = counts[counts["use"].eq("withheld")].set_index("label")["tiles"].to_dict()
+    train = labelled[labelled["split"].eq("train")].set_index("label")["tiles"]
+    order = list(train.sort_values(ascending=False, kind="stable").index)
+    ax = ax or new_axes(8, 0.8 + 0.55 * len(order))
+    for offset, split in zip((-0.27, 0, 0.27), COLOURS, strict=True):
+        rows = labelled[labelled["split"].eq(split)].set_index("label").loc[order]
+        at = np.arange(len(order)) + offset
+        ax.barh(at, rows["tiles"], height=0.25, color=COLOURS[split], label=split)
+        ends = rows["tiles"].to_numpy()
+        if split == "train" and withheld:
+            extra = np.array([withheld.get(name, 0) for name in order])
+            ax.barh(at, extra, left=ends, height=0.25, color="none", edgecolor=TRAIN, hatch="////", lw=0.5, label="withheld by budget")
+            ends = ends + extra
+        for y, end, tiles, cases in zip(at, ends, rows["tiles"], rows["cases"], strict=True):
+            ax.text(max(end, 1) * 1.06, y, f"{tiles} / {cases}" if tiles else "none", va="center", fontsize=7.5, color=INK)
+    ax.set_xscale("log")
+    ax.set_xlim(left=0.8, right=(labelled["tiles"].max() + max(withheld.values(), default=0)) * 2)
+    ax.set_yticks(range(len(order)), order)
+    for tick, name in zip(ax.get_yticklabels(), order, strict=True):
+        tick.set_color(TAIL if (roles or {}).get(name) == "tail" else INK)
+    ax.invert_yaxis()
+    ax.set_xlabel("tiles (numbers: tiles / cases)" + ("; red: rare class" if roles and "tail" in roles.values() else ""))
+    ax.set_title(title, loc="left", fontsize=10)
+    ax.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0.55, 1.0), ncols=4, borderaxespad=0.2)
+    return ax
+
+
+# ---------------------------------------------------------------------------------------------------- 05_select
+
+KEPT, DROPPED = "#2e7d4f", "#b03030"
+
+
+def score_histograms(scores, real, cuts, title="Scores of the synthetic tiles, and where they are cut", axes=None):
+    """Four histograms: judge, likeness to the nearest training tile, to a better synthetic tile, contrast; real tiles as an outline.
+
+    Args:
+        scores, real, cuts: the tables of `screening.screen`, of one class.
+
+    Returns:
+        The axes.
+    """
+    if axes is None:
+        _, axes = plt.subplots(1, 4, figsize=(13, 2.9), layout="constrained")
+        axes[0].figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    cut = cuts.set_index("name")["cut"]
+    panels = [
+        ("judge", None, "judge_p", "probability of the asked class"),
+        ("similarity_feature", "across_cases", "copy", "likeness to the nearest training tile"),
+        ("twin_feature", "anywhere", "duplicate", "likeness to a better synthetic tile"),
+        ("contrast", "contrast", "contrast", "contrast (grey levels)"),
+    ]
+    for ax, (name, reference, limit, label) in zip(axes, panels, strict=True):
+        values = scores[name].dropna().to_numpy()
+        others = real[reference].dropna().to_numpy() if reference else np.empty(0)
+        low, high = np.min(np.r_[values, others, 0.0 if name == "judge" else cut[limit]]), np.max(np.r_[values, others, cut[limit]])
+        bins = np.linspace(low, max(high, low + 1e-6), 26)
+        kept = scores["status"].eq("kept") & scores[name].notna()
+        ax.hist(
+            [scores.loc[kept, name], scores.loc[~kept, name].dropna()],
+            bins,
+            stacked=True,
+            color=[KEPT, DROPPED],
+            label=["kept", "not kept"],
+        )
+        if len(others):
+            ax.hist(
+                others,
+                bins,
+                weights=np.full(len(others), len(values) / len(others)),
+                histtype="step",
+                color=INK,
+                label="real tiles, scaled",
+            )
+        if cut[limit] > 0:
+            ax.axvline(cut[limit], color=INK, lw=1, ls="--")
+            ax.text(cut[limit], 0.98, " cut", transform=ax.get_xaxis_transform(), va="top", fontsize=7)
+        ax.set_xlabel(label, fontsize=8)
+        ax.tick_params(labelsize=7)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[1].legend(frameon=False, fontsize=7, loc="upper left")
+    axes[0].set_ylabel("tiles", fontsize=8)
+    return axes
+
+
+def pairs(left, right, captions, title="", ax=None, cols=4):
+    """Pairs of tiles uint8 [N, H, W, 3] side by side, one caption above each pair."""
+    both = np.concatenate([np.asarray(left), np.asarray(right)], axis=2)  # [N, H, 2W, 3]
+    return image_grid(both, title, captions, cols=cols, ax=ax, size=2.4)
+
+
+# ------------------------------------------------------------------------------------------------- 06_classifier
+
+
+def arm_tiles(counts, title="What each arm is trained on", ax=None):
+    """Training tiles per class and arm, real and synthetic one after the other; counts: table of `comparison.counts`."""
+    arms, labels = list(dict.fromkeys(counts["arm"])), list(dict.fromkeys(counts["label"]))
+    ax = ax or new_axes(8, 0.8 + 0.18 * len(arms) * len(labels) + 0.2 * len(labels))
+    step = 0.8 / len(arms)
+    for a, arm in enumerate(arms):
+        rows = counts[counts["arm"].eq(arm)].set_index("label").loc[labels]
+        at = np.arange(len(labels)) - 0.4 + step * (a + 0.5)
+        ax.barh(at, rows["real"], step * 0.9, color=TRAIN, label="real" if a == 0 else None)
+        ax.barh(at, rows["synthetic"], step * 0.9, left=rows["real"], color=TEST, label="synthetic" if a == 0 else None)
+        for y, real, made in zip(at, rows["real"], rows["synthetic"], strict=True):
+            ax.text(real + made, y, f" {arm}: {real}" + (f" + {made}" if made else ""), va="center", fontsize=7, color=INK)
+    ax.set_yticks(range(len(labels)), labels)
+    ax.invert_yaxis()
+    ax.set_xlim(right=(counts["real"] + counts["synthetic"]).max() * 1.3)
+    ax.set_xlabel("training tiles")
+    ax.set_title(title, loc="left", fontsize=10)
+    ax.legend(frameon=False, fontsize=8, loc="lower right")
+    return ax
+
+
+def arm_curves(history, title="Balanced accuracy on real validation tiles while training", ax=None):
+    """One line per arm (mean over seeds) over thin lines per seed; history: table of `trials.histories`."""
+    ax = ax or new_axes(8, 3.5)
+    for i, (arm, rows) in enumerate(history.groupby("arm", sort=False)):
+        table = rows.pivot_table(index="step", columns="seed", values="val_balanced_accuracy")
+        if len(table):
+            ax.plot(table.index, table, color=f"C{i}", lw=0.5, alpha=0.4)
+            ax.plot(table.index, table.mean(axis=1), color=f"C{i}", lw=2, label=arm)
+    ax.set_ylim(0, 1.02)
+    ax.set_xlabel("optimiser updates")
+    ax.set_title(title, loc="left", fontsize=10)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False, fontsize=8, loc="lower right")
+    return ax
+
+
+def arm_recall(recall, title="Recall of each class on real validation tiles", ax=None):
+    """Recall per class: a dot per arm (mean over seeds) and a bar from the lowest to the highest seed.
+
+    Args:
+        recall: DataFrame arm, seed, label, recall, tiles.
+    """
+    arms, labels = list(dict.fromkeys(recall["arm"])), list(dict.fromkeys(recall["label"]))
+    ax = ax or new_axes(8, 0.9 + 0.16 * len(arms) * len(labels) + 0.15 * len(labels))
+    for a, arm in enumerate(arms):
+        found = recall[recall["arm"].eq(arm)].groupby("label")["recall"].agg(["mean", "min", "max"]).loc[labels]
+        at = np.arange(len(labels)) - 0.35 + 0.7 * (a + 0.5) / len(arms)
+        ax.hlines(at, found["min"], found["max"], color=f"C{a}", lw=1)
+        ax.plot(found["mean"], at, "o", color=f"C{a}", ms=5, label=arm)
+    tiles = recall.groupby("label")["tiles"].first()
+    ax.set_yticks(range(len(labels)), [f"{label} ({tiles[label]})" for label in labels])
+    ax.invert_yaxis()
+    ax.set_xlim(-0.03, 1.03)
+    ax.set_xlabel("recall (in brackets: validation tiles)")
+    ax.set_title(title, loc="left", fontsize=10)
+    ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return ax

@@ -1,0 +1,163 @@
+"""Synthetic tiles before their judges: an independent classifier, the nearest training tiles, a person.
+
+Gathers what `selection` decides on. The judge must have seen real tiles only; the encoder that measures distances should not be
+the judge's, so that no encoder judges its own choice.
+"""
+
+import numpy as np
+import pandas as pd
+
+from histokit import classifiers, copies, data, features, files, selection
+
+VERSION = 1
+SAMPLE = 300  # real tiles that stand for all in the calibration of cuts
+VERDICTS = ("keep", "reject")
+
+
+def judges(run, step, arm=""):
+    """The classifiers of one arm of a finished 06 step, one per seed; their mean probability is the judge.
+
+    Raises ValueError when the arm is not there or has seen synthetic tiles.
+    """
+    top = run.parent(step)
+    found = sorted({path.parent.parent.name for path in top.glob("*/*/model.json")})
+    if not arm and len(found) == 1:
+        arm = found[0]
+    if arm not in found:
+        raise ValueError(f"judge arm {arm!r} is not in {step}, which has {', '.join(found) or 'none'}; set judge_arm to one of them")
+    panel = [classifiers.load(path.parent, run.device) for path in sorted(top.glob(f"{arm}/*/model.json"))]
+    if any(judge.facts["n_synthetic"] for judge in panel):
+        raise ValueError(f"judge arm {arm!r} of {step} was trained on synthetic tiles; a judge must have seen real ones only")
+    return panel
+
+
+def remarks(panel, encoder):
+    """Plain sentences on how far the judge can be trusted; empty when there is nothing to say."""
+    said = (
+        [f"The judge and the distances use the same encoder, {encoder}: it judges its own choice."]
+        if panel[0].facts["encoder"] == encoder
+        else []
+    )
+    if panel[0].mode not in ("knn", "prototype") and panel[0].facts["settings"]["sampler"] == "natural":
+        shares = np.array(panel[0].facts["class_counts"]) / max(1, sum(panel[0].facts["class_counts"]))
+        if panel[0].facts["settings"]["loss"] == "cross_entropy" and shares.min() < 0.2 / len(shares):
+            said.append("The judge drew tiles as they come, so it seldom answers with a rare class; give its arm sampler: balanced.")
+    return said
+
+
+def screen(run, made, tiles, panel, encoder_name, thresholds):
+    """Score and judge the tiles of every class in `made`.
+
+    Args:
+        made: synthetic manifest rows from `data.load`; empty is allowed.
+        tiles: manifest of 00_dataset.
+        panel: from `judges`.
+        encoder_name: encoder of the distances.
+        thresholds: see `selection.calibrate`.
+
+    Returns:
+        manifest (the rows with scores, status, reason), scores DataFrame (one row per tile, with class and decision),
+        cuts DataFrame (with class), real DataFrame (the similarity and contrast of real tiles that the cuts come from).
+    """
+    encoder, verdicts = features.load(encoder_name, run.device), reviews(run)
+    manifests, scores, cuts, reals = [], [], [], []
+    for name, rows in made.groupby("label", sort=False):
+        rows = rows.reset_index(drop=True)
+        own = _scores(rows, data.training(tiles), name, panel, encoder)
+        real = _real(data.training(tiles), name, encoder)
+        table = selection.calibrate(
+            thresholds, real["across_cases"], real["anywhere"], real.loc[real["label"].eq(name), "contrast"].dropna()
+        )
+        decided = selection.decide(own, table, name, verdicts)
+        manifests.append(selection.merged(rows, own, decided))
+        scores.append(pd.concat([rows[["tile_id", "label", "path"]], own, decided], axis=1))
+        cuts.append(table.assign(label=name))
+        reals.append(real.assign(asked=name))
+    if not manifests:
+        return made, pd.DataFrame(), pd.DataFrame(), pd.DataFrame()
+    return tuple(pd.concat(parts, ignore_index=True) for parts in (manifests, scores, cuts, reals))
+
+
+def _scores(rows, training, name, panel, encoder):
+    probabilities = np.mean([judge.predict_tiles(rows) for judge in panel], axis=0)  # [B, C]
+    classes = panel[0].classes
+    out = {"sha256": rows["sha256"], "judge": probabilities[:, classes.index(name)]}
+    out |= {
+        "judge_class": [classes[i] for i in probabilities.argmax(axis=1)],
+        "judge_rank": selection.rank_of(probabilities, classes.index(name)),
+    }
+    out["brightness"], out["contrast"] = _tones(rows)
+    order = np.argsort(-out["judge"], kind="stable")  # of two alike the one the judge likes better stays
+    for space, (views, real) in _spaces(rows, training, encoder).items():
+        similarity, index = selection.nearest_similarity(views, real)
+        twin, twin_of = selection.twins(views, order)
+        out |= {f"similarity_{space}": similarity.numpy(), f"nearest_{space}": training["tile_id"].to_numpy()[index.numpy()]}
+        out |= {f"twin_{space}": twin, f"twin_of_{space}": [rows["tile_id"].iloc[i] if i >= 0 else "" for i in twin_of]}
+    return pd.DataFrame(out)
+
+
+def _spaces(rows, training, encoder):
+    """{space: (eight views of each row [B, 8, D], training tiles [N, D])}: what the encoder sees, and the picture's outline."""
+    origin = features.embed(encoder, training)
+    mean = np.mean(origin, axis=0)
+    views = features.embed(encoder, rows, augment="symmetries")
+    picture = features.load("picture")
+    outline, real_outline = features.embed(picture, rows), features.embed(picture, training)
+    turned = copies.symmetric(outline.reshape(-1, copies.LOW, copies.LOW)).reshape(len(rows), 8, -1)
+    return {"feature": (views - mean, origin - mean), "picture": (turned, real_outline)}
+
+
+def _real(training, name, encoder):
+    """How real tiles score: similarity to the nearest tile of another case and to any other, and their contrast."""
+    own = training[training["label"].eq(name)]
+    asked = own if len(own) >= selection.ENOUGH else training  # a rare class borrows from all
+    asked = asked.sample(min(SAMPLE, len(asked)), random_state=0)
+    shown = pd.concat([asked, own]).loc[lambda table: ~table.index.duplicated()]
+    views, real = _spaces(asked, training, encoder)["feature"]
+    position = training.index.get_indexer(asked.index)
+    cases, real_cases = asked["case_id"].to_numpy(), training["case_id"].to_numpy()
+    across = selection.real_similarity(views, real, position, cases, real_cases)
+    anywhere = selection.real_similarity(views, real, position)
+    table = shown[["tile_id", "label"]].assign(contrast=_tones(shown)[1])
+    table.loc[asked.index, "across_cases"], table.loc[asked.index, "anywhere"] = across, anywhere
+    return table.reset_index(drop=True)
+
+
+def _tones(rows):
+    parts = [selection.tone(data.pixels(rows.iloc[i : i + 256])) for i in range(0, len(rows), 256)]
+    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+
+
+# --- a person's verdicts ---------------------------------------------------------------------------------------------
+
+
+def reviews(run):
+    """{sha256: (verdict, note)} of params/reviews/<experiment>.csv, an input of this run; the last line about a tile counts."""
+    folder = files.root() / "params" / "reviews"
+    folder.mkdir(parents=True, exist_ok=True)
+    run.input(folder, patterns=(f"{run.experiment}.csv",))  # the folder, so that a first verdict makes the run stale too
+    path = folder / f"{run.experiment}.csv"
+    if not path.is_file():
+        return {}
+    table = files.read_table(path)
+    missing = [name for name in ("sha256", "verdict") if name not in table]
+    if missing:
+        raise ValueError(f"{path} has no column {missing[0]!r}; expected sha256, verdict, reviewer, date, note")
+    for line, row in enumerate(table.itertuples(), start=2):
+        if row.verdict not in VERDICTS or len(row.sha256) != 64:
+            raise ValueError(
+                f"{path}, line {line}: verdict {row.verdict!r} on tile {row.sha256!r}; expected keep or reject, and 64 hex digits"
+            )
+    notes = table["note"] if "note" in table else [""] * len(table)
+    return {sha: (verdict, note) for sha, verdict, note in zip(table["sha256"], table["verdict"], notes, strict=True)}
+
+
+def add_review(experiment, sha256, verdict, reviewer="", note=""):
+    """Append one verdict ("keep" or "reject") on a tile to params/reviews/<experiment>.csv; earlier lines stay."""
+    if verdict not in VERDICTS:
+        raise ValueError(f"verdict is {verdict!r}; expected keep or reject")
+    path = files.root() / "params" / "reviews" / f"{experiment}.csv"
+    line = {"sha256": sha256, "verdict": verdict, "reviewer": reviewer, "date": pd.Timestamp.now().date().isoformat(), "note": note}
+    earlier = [files.read_table(path)] if path.is_file() else []
+    files.write_table(path, pd.concat([*earlier, pd.DataFrame([line])], ignore_index=True))
+    return path

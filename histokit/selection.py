@@ -1,0 +1,212 @@
+"""Scores that decide which synthetic tiles are worth training on.
+
+Each score maps features or pixels to one number per tile, and the cuts come after, so that a reader sees the scores before anything
+is rejected. Cuts that nobody set are taken from what real tiles are like. Arrays in, tables out; no model is loaded here.
+"""
+
+import json
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn import functional as F
+
+from histokit import copies
+
+VERSION = 1
+THRESHOLDS = {"judge_rank": 1, "judge_p": 0.0, "copy": 0.0, "duplicate": 0.0, "picture": copies.THRESHOLD, "contrast": 0.0}
+TYPICAL = 0.99  # share of real tiles that a calibrated cut lets pass
+ENOUGH = 20  # real tiles below which a cut cannot be calibrated on one class
+
+
+# --- scores ----------------------------------------------------------------------------------------------------------
+
+
+def nearest_similarity(feats, real_feats):
+    """Cosine similarity to the nearest training tile; near 1 means a copy.
+
+    The replication score of Somepalli et al. (2023), arXiv:2212.03860, with any extractor.
+
+    Args:
+        feats: [B, D] float, or [B, V, D] for V views of each tile, of which the nearest counts.
+        real_feats: [N, D] float, training tiles; N = 0 raises ValueError.
+
+    Returns:
+        Similarity [B] float in [-1, 1] and index [B] int64 into `real_feats`.
+    """
+    feats, real_feats = torch.as_tensor(feats), torch.as_tensor(real_feats)
+    if len(real_feats) == 0:
+        raise ValueError("nearest_similarity needs at least one real image, got none; check class and split")
+    views = feats if feats.ndim == 3 else feats[:, None]
+    real = F.normalize(real_feats, dim=-1)
+    best = [(F.normalize(part, dim=-1) @ real.T).amax(dim=1).max(dim=1) for part in views.split(64)]  # [64, V, N] at a time
+    if not best:
+        return torch.zeros(0), torch.zeros(0, dtype=torch.int64)
+    return torch.cat([part.values for part in best]), torch.cat([part.indices for part in best])
+
+
+def real_similarity(views, real_feats, itself, cases=None, real_cases=None):
+    """How near real tiles are to each other: similarity [B] of each to the nearest other tile, NaN where there is none.
+
+    Args:
+        views: [B, V, D], the tiles asked about, in the same views as the synthetic ones.
+        real_feats: [N, D], all training tiles.
+        itself: [B] int, position of each tile among them.
+        cases, real_cases: [B] and [N] case ids; then only tiles of another case count. Tiles of one case are alike for
+            reasons that are no copying.
+    """
+    views, real = torch.as_tensor(views), F.normalize(torch.as_tensor(real_feats), dim=-1)
+    out = np.full(len(views), np.nan)
+    for i, (tile, position) in enumerate(zip(views, itself, strict=True)):
+        allowed = torch.ones(len(real), dtype=torch.bool)
+        allowed[int(position)] = False
+        if cases is not None:
+            allowed &= torch.from_numpy(np.asarray(real_cases) != np.asarray(cases)[i])
+        if allowed.any():
+            out[i] = float((F.normalize(tile, dim=-1) @ real.T).amax(dim=0)[allowed].max())
+    return out
+
+
+def twins(views, order):
+    """For each tile the most alike of those that come before it: similarity [B] (NaN for the first) and index [B] (-1).
+
+    Args:
+        views: [B, V, D] float; the first view is the tile itself.
+        order: [B] int, positions from the most to the least wanted tile.
+    """
+    views = F.normalize(torch.as_tensor(views), dim=-1)
+    similarity, index = np.full(len(views), np.nan), np.full(len(views), -1)
+    for rank, i in enumerate(order):
+        before = np.asarray(order[:rank], dtype=np.int64)
+        if rank:
+            alike = (views[int(i)] @ views[before, 0].T).amax(dim=0)
+            similarity[i], index[i] = float(alike.max()), before[int(alike.argmax())]
+    return similarity, index
+
+
+def tone(pixels):
+    """Brightness [B] (mean) and contrast [B] (standard deviation) of uint8 tiles [B, H, W, 3], both in grey levels of 0 to 255."""
+    grey = np.asarray(pixels, np.float32).mean(axis=-1)
+    return grey.mean(axis=(1, 2)), grey.std(axis=(1, 2))
+
+
+def rank_of(probabilities, asked):
+    """Place [B] of class `asked` (label id) in each row of probabilities [B, C]: 1 where it is the likeliest."""
+    probabilities = np.asarray(probabilities)
+    return 1 + (probabilities > probabilities[:, [asked]]).sum(axis=1)
+
+
+# --- cuts ------------------------------------------------------------------------------------------------------------
+
+
+def calibrate(thresholds, across_cases, anywhere, contrast):
+    """Cuts as a table: name, cut, and where it comes from.
+
+    A threshold of 0 for `copy`, `duplicate` or `contrast` asks what real tiles are like. A synthetic tile is a copy when it is
+    nearer to a training tile than 99 % of real tiles are to one of another case, a duplicate when it is nearer to another
+    synthetic tile than 99 % of real tiles are to any other, and blank with less than half the contrast of the palest real tile.
+
+    Args:
+        thresholds: dict, any of `THRESHOLDS`; an unknown key raises ValueError.
+        across_cases, anywhere: similarities [N] from `real_similarity`, with and without cases.
+        contrast: [M] of real tiles of the class.
+    """
+    unknown = [key for key in thresholds if key not in THRESHOLDS]
+    if unknown:
+        raise ValueError(f"thresholds has no {unknown[0]!r}; expected any of {', '.join(THRESHOLDS)}")
+    given, real = {**THRESHOLDS, **thresholds}, {"copy": across_cases, "duplicate": anywhere}
+    said = {
+        "judge_rank": "the asked class must be among the judge's first so many; 0 turns it off",
+        "judge_p": "least probability of the asked class",
+        "picture": "correlation of outlines; different real tiles stay below 0.55, copies of all kinds above 0.95",
+    }
+    rows = [(name, given[name], text) for name, text in said.items()]
+    for name, whose in (("copy", "one of another case"), ("duplicate", "any other real tile")):
+        values = np.asarray(real[name])[~np.isnan(real[name])]
+        if given[name]:
+            rows.append((name, given[name], "set by hand"))
+        elif len(values) < ENOUGH:
+            rows.append((name, 0.999, f"only {len(values)} real tiles to calibrate on: none but the nearly identical"))
+        else:
+            rows.append((name, float(np.quantile(values, TYPICAL)), f"{TYPICAL:.0%} of {len(values)} real tiles are less like {whose}"))
+    palest = float(np.min(contrast)) / 2 if len(contrast) else 4.0
+    rows.append(("contrast", given["contrast"] or palest, "set by hand" if given["contrast"] else "half that of the palest real tile"))
+    return pd.DataFrame(rows, columns=["name", "cut", "source"])
+
+
+def decide(scores, cuts, asked, reviews=None):
+    """Status and reason of every tile; a tile may fail for several reasons, and each is kept.
+
+    Args:
+        scores: DataFrame with sha256, judge (probability of the asked class), judge_class, judge_rank, contrast, and for the spaces
+            "feature" and "picture": similarity_*, nearest_* (a training tile), twin_* (similarity to a better synthetic tile), twin_of_*.
+        cuts: from `calibrate`.
+        asked: class name the tiles were made for.
+        reviews: {sha256: (verdict, note)} of a person, "keep" or "reject"; they win over every score.
+
+    Returns:
+        DataFrame status (kept | rejected | quarantined), reason ("" where kept by the scores).
+    """
+    cut = dict(zip(cuts["name"], cuts["cut"], strict=True))
+    rows = []
+    for row in scores.to_dict("records"):
+        why, copy = [], False
+        if row["contrast"] < cut["contrast"]:
+            why.append(f"blank or black: contrast {row['contrast']:.1f} below {cut['contrast']:.1f}")
+        for space, copied, repeated in (("feature", cut["copy"], cut["duplicate"]), ("picture", cut["picture"], cut["picture"])):
+            alike, twin = row[f"similarity_{space}"], row[f"twin_{space}"]
+            if alike >= copied:
+                copy = True
+                why.append(f"copy of {row[f'nearest_{space}']}: {space} {alike:.3f}, cut {copied:.3f}")
+            if twin >= repeated:
+                why.append(f"repeats {row[f'twin_of_{space}']}: {space} {twin:.3f}, cut {repeated:.3f}")
+        if cut["judge_rank"] and row["judge_rank"] > cut["judge_rank"]:
+            why.append(f"judge sees {row['judge_class']}: {asked} only {row['judge']:.2f}")
+        elif row["judge"] < cut["judge_p"]:
+            why.append(f"judge unsure: {asked} only {row['judge']:.2f}")
+        status = "quarantined" if copy else "rejected" if why else "kept"
+        verdict, note = (reviews or {}).get(row["sha256"], ("", ""))
+        if verdict:
+            status = "kept" if verdict == "keep" else "rejected"
+            why = [f"person: {verdict}" + (f", {note}" if note else ""), *why]
+        rows.append((status, "; ".join(why)))
+    return pd.DataFrame(rows, columns=["status", "reason"], index=scores.index)
+
+
+def merged(manifest, scores, decisions):
+    """The manifest of 05: the rows of the source with their scores (JSON, after any the generator gave), status and reason."""
+    columns = [name for name in scores if name != "sha256"]
+    texts = []
+    for earlier, row in zip(manifest.get("scores", pd.Series("", manifest.index)), scores[columns].to_dict("records"), strict=True):
+        held = json.loads(earlier) if isinstance(earlier, str) and earlier else {}
+        texts.append(json.dumps({**held, **{key: _plain(value) for key, value in row.items()}}, ensure_ascii=False, allow_nan=False))
+    return manifest.assign(scores=texts, status=decisions["status"].to_numpy(), reason=decisions["reason"].to_numpy())
+
+
+def _plain(value):
+    if isinstance(value, str):
+        return value
+    value = value.item() if hasattr(value, "item") else value
+    return None if value != value else round(value, 5) if isinstance(value, float) else value
+
+
+def acceptance(decisions):
+    """One row per status and kind of reason: how many tiles, and which share of all; a tile with two reasons counts in both."""
+    total = max(1, len(decisions))
+    rows = [("kept", "", int(decisions["status"].eq("kept").sum()))]
+    for status in ("quarantined", "rejected"):
+        reasons = decisions.loc[decisions["status"].eq(status), "reason"]
+        kinds = [_kind(part) for text in reasons for part in dict.fromkeys(text.split("; "))]
+        rows += [(status, kind, n) for kind, n in pd.Series(kinds, dtype=object).value_counts().items()]
+    return pd.DataFrame([(*row, row[2] / total) for row in rows], columns=["status", "why", "tiles", "share"])
+
+
+def _kind(reason):
+    known = {
+        "blank": "blank or black",
+        "copy": "copy of a training tile",
+        "repeats": "repeats another",
+        "judge": "judge disagrees",
+        "person": "a person's verdict",
+    }
+    return known.get(reason.split()[0].rstrip(":"), reason)
