@@ -35,10 +35,11 @@ def root():
 
 
 @contextlib.contextmanager
-def replacing(path):
+def replacing(path, lasting=True):
     """Yields the path of a temporary file; when the block ends well it takes the place of `path`, else it is removed.
 
-    The new content is on disk before the name points to it. A link is followed, so the file behind it is replaced.
+    The new content is on disk before the name points to it; `lasting` waits for the name to be on disk too, which thousands of
+    tiles need not. A link is followed, so the file behind it is replaced.
     """
     path = Path(path)
     target = path.resolve() if path.is_symlink() else path
@@ -48,7 +49,8 @@ def replacing(path):
         yield temporary
         _sync(temporary)
         os.replace(temporary, target)
-        _sync(target.parent)
+        if lasting:
+            _sync(target.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         if error.errno is None or error.filename not in (None, str(temporary)):
@@ -60,12 +62,12 @@ def replacing(path):
 
 
 @contextlib.contextmanager
-def atomic(path, mode="wb"):
+def atomic(path, mode="wb", lasting=True):
     """An open file whose content appears under `path` at the end of the block, or not at all; text is UTF-8."""
     if mode not in ("w", "wb"):
         raise ValueError(f"atomic writes whole files, mode 'w' or 'wb', got {mode!r}")
     text = {} if mode == "wb" else {"encoding": "utf-8", "newline": ""}
-    with replacing(path) as temporary, open(temporary, mode, **text) as file:
+    with replacing(path, lasting) as temporary, open(temporary, mode, **text) as file:
         yield file
 
 
@@ -179,7 +181,7 @@ def write_png(path, pixels, text=None):
     info = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
         info.add_itxt(key, str(value))
-    with atomic(path) as file:
+    with atomic(path, lasting=False) as file:
         Image.fromarray(pixels).save(file, format="PNG", pnginfo=info)
     return Path(path)
 

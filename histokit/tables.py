@@ -16,8 +16,9 @@ TEXT = frozenset(
     "token_sha scores status reason run_id prompt_id text class_name arm policy placeholder verdict reviewer path image".split()
 )
 NUMBER = frozenset("mpp width height".split())  # numbers even when every cell is empty
+EXACT = 2**53  # the last integer a float holds; longer ones with gaps become Int64
 FORMULA = r"^'*[=+\-@\t\r]"
-INTEGER, REAL = r"-?(0|[1-9]\d{0,17})", r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|-?inf"
+INTEGER, REAL = r"-?(0|[1-9]\d{0,18})", r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|-?inf"
 
 
 def write(path, table):
@@ -88,8 +89,15 @@ def _typed(name, column):
     if filled.isin(("True", "False")).all() and len(filled) == len(column):
         return column == "True"
     if filled.str.fullmatch(INTEGER).all():
-        return column.astype("int64") if len(filled) == len(column) else column.where(column != "", "nan").astype(object).astype(float)
-    spelled = filled.str.fullmatch(REAL) & ~filled.str.fullmatch(r"[+-]?0\d+.*")  # a leading zero is a name
+        numbers = [int(cell) for cell in filled]
+        if max(map(abs, numbers)) >= 2**63:
+            return column
+        if len(filled) == len(column):
+            return pd.Series(numbers, index=column.index, dtype="int64")
+        if max(map(abs, numbers)) > EXACT:
+            return pd.Series(numbers, index=filled.index, dtype="Int64").reindex(column.index)
+    named = filled.str.fullmatch(r"[+-]?(0\d+.*|\d{16,})")  # a leading zero, or more digits than a float holds, is a name
+    spelled = filled.str.fullmatch(REAL) & ~named
     if spelled.all():
         return column.where(column != "", "nan").astype(object).astype(float)
     return column
@@ -112,8 +120,11 @@ def _texts_as_text(table):
         if isinstance(column.dtype, pd.CategoricalDtype):
             column = column.astype(object)
         elif pd.api.types.is_extension_array_dtype(column.dtype) and pd.api.types.is_numeric_dtype(column.dtype):
-            column = column.astype(float) if column.hasnans else pd.Series(column.to_numpy(), index=column.index)
-            table.isetitem(at, column)
+            if not column.hasnans:
+                table.isetitem(at, pd.Series(column.to_numpy(), index=column.index))
+            elif column.abs().max() <= EXACT:
+                table.isetitem(at, column.astype(float))
+            column = table.iloc[:, at]
         if name in TEXT or column.dtype == object or _is_text(column):
             held = column.dropna()
             if column.dtype == object:

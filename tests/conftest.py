@@ -1,0 +1,72 @@
+"""Every test works in a folder of its own, offline, with few threads."""
+
+import os
+import socket
+import tempfile
+from pathlib import Path
+
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(name, "2")
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("HISTOKIT_NOTEBOOK", None)
+os.environ.pop("JPY_SESSION_NAME", None)
+
+import pytest  # noqa: E402
+
+_session = tempfile.TemporaryDirectory(prefix="histokit-tests-")
+os.environ["HISTOKIT_ROOT"] = _session.name  # for fixtures that outlive a test; each test has its own
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    """The working root of this test, empty but for params/."""
+    (tmp_path / "params").mkdir(exist_ok=True)
+    monkeypatch.setenv("HISTOKIT_ROOT", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def repository():
+    """The top folder of the repository: its params/ and notebooks/."""
+    return Path(__file__).resolve().parent.parent
+
+
+def _loopback(address):
+    return not isinstance(address, tuple) or str(address[0]) in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "", "None")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def offline():
+    """No test reaches the network: connections that leave this machine are refused, names are not looked up."""
+    patch = pytest.MonkeyPatch()
+    connect, connect_ex, lookup = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
+
+    def guarded(original):
+        def call(self, address):
+            if not _loopback(address):
+                raise OSError(f"tests are offline, refused a connection to {address}")
+            return original(self, address)
+
+        return call
+
+    def look_up(host, *args, **kwargs):
+        if not _loopback((host,)):
+            raise socket.gaierror(f"tests are offline, refused to look up {host}")
+        return lookup(host, *args, **kwargs)
+
+    patch.setattr(socket.socket, "connect", guarded(connect))
+    patch.setattr(socket.socket, "connect_ex", guarded(connect_ex))
+    patch.setattr(socket, "getaddrinfo", look_up)
+    yield
+    patch.undo()
+
+
+def pytest_collection_modifyitems(items):
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason="no GPU that torch can use"))
