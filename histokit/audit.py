@@ -86,8 +86,13 @@ def copied(manifest, thumbnails, threshold=copies.THRESHOLD):
     return found.astype({"kind": "str"}).sort_values(["a", "b"], ignore_index=True)
 
 
-def usable(manifest, facts, described, on_unreadable="stop"):
-    """The manifest without unreadable tiles; with `stop`, the default, one of them is an error that lists them.
+def readable(manifest, facts):
+    """The manifest without the tiles that cannot be decoded."""
+    return manifest[facts["problem"].eq("")].reset_index(drop=True)
+
+
+def refuse(facts, described, on_unreadable="stop"):
+    """Stop at unreadable tiles, or, told to leave them out, say how many there were.
 
     Raises:
         ValueError: names the files and what to write into the description.
@@ -102,7 +107,7 @@ def usable(manifest, facts, described, on_unreadable="stop"):
             f"{len(bad)} of {len(facts)} tiles cannot be used:\n  {shown}{more}\nMend the files, list them under `exclude:` in "
             f"{described.path}, or set on_unreadable to leave_out"
         )
-    return manifest[facts["problem"].eq("")].reset_index(drop=True)
+    return f"{len(bad)} of {len(facts)} tiles cannot be decoded" + (" and are left out" if len(bad) else "")
 
 
 def table(manifest, described, facts=None, found=None):
@@ -178,3 +183,34 @@ def _add_cases(add, manifest, described):
     few = test[test.gt(0) & test.lt(FEW_CASES)]
     todo = "counts and a range are reported, no interval"
     add(f"fewer than {FEW_CASES} test cases", [f"{name} ({n:.0f})" for name, n in few.items()], todo)
+
+
+def reach(manifest, classes, roles):
+    """What the test tiles can show, one row per class: label id, role, tiles / cases, and the kind of statement possible.
+
+    `one tile` is the step of recall in percentage points: no smaller difference can be seen.
+    """
+    table = splits.counts(manifest, classes)
+    held = {(row.label, row.split): row for row in table[table["use"].ne("withheld")].itertuples()}
+    why, rows = splits.not_evaluable(manifest, classes), []
+    for i, name in enumerate(classes):
+        train, val, test = (held[name, split] for split in splits.SPLITS)
+        if name in why:
+            statement = f"cannot be evaluated: {why[name]}"
+        elif test.cases < FEW_CASES:
+            statement = f"counts and range only ({test.cases} test cases)"
+        else:
+            statement = "interval over cases"
+        facts = {split.split: f"{split.tiles} / {split.cases}" for split in (train, val, test)}
+        step = f"{100 / test.tiles:.1f} points" if test.tiles else "-"
+        rows.append({"id": i, "class": name, "role": roles[name], **facts, "one tile": step, "what the test can show": statement})
+    return pd.DataFrame(rows)
+
+
+def side_by_side(found, manifest, pairs=12):
+    """Rows of the manifest for the first pairs of copies, a beside b, with a `caption`."""
+    rows = manifest.set_index("tile_id", drop=False)
+    shown = found[found["a"].isin(rows.index) & found["b"].isin(rows.index)].head(pairs)
+    table = rows.loc[shown[["a", "b"]].to_numpy().ravel()].reset_index(drop=True)
+    kind = shown["kind"].repeat(2).to_numpy()
+    return table.assign(caption=[f"{k}\n{label}, {split}" for k, label, split in zip(kind, table["label"], table["split"], strict=True)])

@@ -18,8 +18,8 @@ from histokit.describe import Description, describe, nearest
 from histokit.scan import scan
 
 __all__ = [
-    "Dataset", "Description", "dataset", "describe", "freeze", "load", "pixels", "scan", "to_float", "to_uint8", "training", "um_per_px",
-    "without_memory",
+    "Dataset", "Description", "dataset", "describe", "freeze", "load", "pixels", "read_frozen", "scan", "to_float", "to_uint8",
+    "training", "um_per_px",     "without_memory",
 ]  # fmt: skip
 VERSION = 1
 MEMORY = ("path", "tile_px", "fit")  # columns that `load` adds and no file holds
@@ -59,7 +59,7 @@ class Dataset:
 
 
 def freeze(run, manifest, described):
-    """Write dataset.json into the run folder and return the manifest that `run.finish` writes.
+    """Write dataset.json into the run folder and return the manifest for `run.finish`, with the columns of `load`.
 
     From here on the order of classes, their roles and terms are fixed for the experiment.
 
@@ -73,14 +73,14 @@ def freeze(run, manifest, described):
     """
     manifest = without_memory(manifest)
     check_sizes(manifest, described)
-    labelled = manifest[manifest["use"].eq("labelled")]
+    labelled = manifest[manifest["use"].ne("withheld") & manifest["label"].isin(described.classes)]
     for name in described.classes:
         rows = labelled[labelled["label"].eq(name)]
         if not rows["split"].eq("train").any():
             where = ", ".join(f"{n} in {s}" for s, n in rows["split"].value_counts().items()) or "none at all"
             raise ValueError(f"{described.path}: class {name!r} has no training tile ({where}); move a case of it to train or drop it")
     table = splits.counts(manifest, described.classes)
-    table = table[table["use"].eq("labelled")]
+    table = table[table["use"].ne("withheld")]
     counts = {name: {} for name in described.classes}
     for row in table.itertuples():
         counts[row.label][row.split] = {"tiles": row.tiles, "cases": row.cases}
@@ -101,7 +101,7 @@ def freeze(run, manifest, described):
         licence=described.licence,
     )
     files.write_json(run.path("dataset.json"), {f.name: getattr(frozen, f.name) for f in fields(Dataset)})
-    return manifest
+    return located(manifest, frozen, files.root() / "outputs" / run.experiment)
 
 
 def check_sizes(manifest, described):
@@ -124,13 +124,17 @@ def check_sizes(manifest, described):
 
 def dataset(run, step="00_dataset"):
     """The Dataset that 00_dataset froze for this experiment."""
-    path = Path(run.parent(step)) / "dataset.json"
+    return read_frozen(Path(run.parent(step)) / "dataset.json")
+
+
+def read_frozen(path):
+    """The Dataset in a dataset.json."""
     held = files.read_json(path)
     known = {f.name for f in fields(Dataset)}
     try:
         return Dataset(**{name: value for name, value in held.items() if name in known})
     except TypeError as error:
-        raise ValueError(f"{path}: written by another version of histokit ({error}); run {step} again") from error
+        raise ValueError(f"{path}: written by another version of histokit ({error}); run that 00_dataset again") from error
 
 
 def load(run, step="00_dataset", class_name=None, dataset_step="00_dataset"):

@@ -15,6 +15,7 @@ VERSION = 1
 ROLES = ("head", "tail")
 FITS = ("crop", "resize", "resample_to_mpp")
 SPLITS = ("train", "val", "test")
+TISSUE = "tissue"  # the one class of tiles without labels
 FACTS = ("case_id", "patient", "slide", "group")  # what `case_pattern` may name and a table may hold
 COLUMNS = ("file_name", "label", "split", "mask", "mpp", *FACTS)
 
@@ -150,6 +151,8 @@ def _classes(path, given):
             f"{path}: one class only ({classes[0]!r}); a classifier needs two. For tiles without labels name their "
             "folder in `unlabelled` and leave `classes` out"
         )
+    if not classes:  # nothing is labelled
+        return [TISSUE], {TISSUE: TISSUE}, {TISSUE: "head"}
     return classes, terms, roles
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from histokit import files
 from histokit.decode import SUFFIXES
-from histokit.describe import FACTS, SPLITS, nearest
+from histokit.describe import FACTS, SPLITS, TISSUE, nearest
 
 VERSION = 1
 COLUMNS = (
@@ -22,7 +22,6 @@ COLUMNS = (
     "height", "sha256", "mask", "source",
 )  # fmt: skip
 ALIASES = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"} | {s: s for s in SPLITS}
-TISSUE = "tissue"  # the one class of unlabelled tiles
 
 
 def scan(described):
@@ -106,7 +105,7 @@ def _from_table(described):
     theirs = {ours: columns.get(ours, ours) for ours in ("file_name", "label", "split", "mask", "mpp", *FACTS)}
     for ours, name in theirs.items():
         if name not in table and (ours in columns or ours in ("file_name", "label")):
-            if ours == "label" and not described.classes:
+            if ours == "label" and described.classes == [TISSUE]:
                 continue  # a table of unlabelled tiles
             raise ValueError(f"{path}: has no column {name!r} for {ours}{nearest(name, table.columns)}; set `columns` in {described.path}")
     tiles = pd.DataFrame({ours: table[name].str.strip() for ours, name in theirs.items() if name in table})
@@ -218,7 +217,7 @@ def _read_pattern(described, tiles):
 
 def _check_classes(described, tiles):
     """Every label is a described class and every class has tiles."""
-    labels = tiles.loc[tiles["use"].eq("labelled"), "label"]
+    labels = tiles.loc[tiles["use"].eq("labelled") | (described.classes == [TISSUE]), "label"]
     counts = labels.value_counts()
     for name in counts.index:
         if name not in described.classes:

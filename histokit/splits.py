@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from histokit import files
-from histokit.describe import SPLITS
+from histokit.describe import SPLITS, TISSUE
 
 VERSION = 1
 
@@ -192,6 +192,12 @@ def _pick_tiles(case, n, rng, even):
     return turn.sort_values(kind="stable").index[:n]
 
 
+def spread(tiles, n, seed=0):
+    """At most n rows, drawn from as many cases as there are, sorted by file name; for contact sheets."""
+    tiles = tiles.sort_values("file_name")
+    return tiles.loc[_pick_tiles(tiles["case_id"], n, np.random.default_rng(files.seed(seed, "spread")), even=True).sort_values()]
+
+
 def counts(manifest, classes):
     """Tiles and cases per class and split, as a long table `label, split, use, tiles, cases`; absent combinations are 0.
 
@@ -199,7 +205,8 @@ def counts(manifest, classes):
     """
     real = manifest[manifest["label"].isin(classes)]
     table = real.groupby(["label", "split", "use"]).agg(tiles=("tile_id", "size"), cases=("case_id", "nunique"))
-    every = pd.MultiIndex.from_product([classes, SPLITS, ["labelled"]], names=table.index.names)
+    plain = "labelled" if classes != [TISSUE] else "unlabelled"
+    every = pd.MultiIndex.from_product([classes, SPLITS, [plain]], names=table.index.names)
     return table.reindex(every.append(table.index.difference(every))).fillna(0).astype(int).reset_index()
 
 
