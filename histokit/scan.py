@@ -54,15 +54,16 @@ def _from_folders(described):
     bases = [(name, split_of[name]) for name in sorted(split_of)] or [("", "")]
     skip = {*described.ignore, described.unlabelled, described.mask.partition("/")[0] if "{" in described.mask else ""}
     rows = []
-    for base, split in bases:
+    for base, split in bases if described.classes != [TISSUE] else []:
         for entry in sorted(os.scandir(root / base), key=lambda e: e.name):
             if entry.is_dir() and entry.name not in skip and not entry.name.startswith("."):
                 folder = f"{base}/{entry.name}".lstrip("/")
                 rows += [(name, entry.name, split, "labelled") for name in listing(root, folder)]
     if described.unlabelled:
-        if not (root / described.unlabelled).is_dir():
+        folder = "" if described.unlabelled == "." else described.unlabelled
+        if not (root / folder).is_dir():
             raise ValueError(f"{described.path}: `unlabelled` folder {root / described.unlabelled} does not exist")
-        rows += [(name, TISSUE, "", "unlabelled") for name in listing(root, described.unlabelled)]
+        rows += [(name, TISSUE, "", "unlabelled") for name in listing(root, folder)]
     if not rows:
         raise ValueError(
             f"{described.path}: no tiles below {root}; expected CLASS/tile.png or train/CLASS/tile.png "
