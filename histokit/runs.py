@@ -204,17 +204,17 @@ class Run:
 
     def _note_inputs(self):
         """Records the files and folders that parameters name, and the built-in weights."""
-        for name, text in _texts({name: value for name, value in self.parameters.items() if name not in keys.PLACE + ("class_name",)}):
+        named = {name: value for name, value in self.parameters.items() if name not in (*keys.PLACE, "class_name")}
+        for name, text in _texts(named):
             weights = name.startswith("base_model") or "encoder" in name
-            if text.startswith("mini") and (weights or text == "mini"):
+            if text == "mini" or (text.startswith("mini-") and weights):
                 if (keys.PACKAGE / "mini").is_dir():
                     self.input("package:mini")
-            elif text and not (files.root() / "outputs" / self.experiment / text).exists():  # a step id is no file
-                path = os.path.join(files.root(), os.path.expanduser(text))
-                if os.path.isfile(path):
-                    self.input(path)
-                elif os.path.isdir(path) and ("/" in text or os.sep in text or weights):
-                    self.input(path)
+                continue
+            path = os.path.join(files.root(), os.path.expanduser(text))
+            is_step = "/" not in text and os.path.exists(files.root() / "outputs" / self.experiment / text)
+            if text and not is_step and (os.path.isfile(path) or (os.path.isdir(path) and (weights or "/" in text))):
+                self.input(path)
 
     def _alive(self):
         if self.record["status"] == "done":
