@@ -14,7 +14,6 @@ from histokit import data, features, files, metrics
 VERSION = 1
 LOW_LEVEL = "colour-texture"  # fixed, no weights: a second judge that no training could please
 TOO_SMALL = "n too small to say"
-SCORES = ("agreement", "judge", "score")  # names under which a tile's manifest row may keep its judge's score, first one found
 
 
 def embed(encoders, real, synthetic, device="cpu"):
@@ -107,9 +106,9 @@ def examples(embedded, real, synthetic, classes, seed=0):
 
 
 def judge_score(scores):
-    """The judge's score in a manifest row's JSON: the first name of `SCORES` that is there; NaN where none is."""
-    held = json.loads(scores) if scores else {}
-    return next((float(held[name]) for name in SCORES if isinstance(held.get(name), (int, float))), np.nan)
+    """The probability that 05's judge gave the asked class, from a manifest row's JSON; NaN where no judge saw the tile."""
+    held = json.loads(scores).get("judge") if scores else None
+    return np.nan if held is None else float(held)
 
 
 def _first_source(synthetic, i):

@@ -281,3 +281,110 @@ def arm_recall(recall, title="Recall of each class on real validation tiles", ax
     ax.set_title(title, loc="left", fontsize=10)
     ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return ax
+
+
+# -------------------------------------------------------------------------------------------------- 07_evaluate
+
+
+def forest(rows, roles, arms, title="Recall gained or lost against the baseline", ax=None):
+    """Difference of every arm from the baseline, class by class, rare classes first; the cost to the common classes on the same axis.
+
+    A bar is the 95 % interval. A hollow dot has none: too few cases or seeds.
+
+    Args:
+        rows: DataFrame arm, baseline, endpoint, difference, low, high, tiles, cases; shares, drawn in points.
+        roles: {class: head | tail}; endpoints not in it are means over classes and drawn heavier.
+        arms: all arms in order, the baseline too, so that an arm keeps its colour from 06.
+    """
+    tail, head = ([name for name in roles if roles[name] == role] for role in ("tail", "head"))
+    means = [name for name in dict.fromkeys(rows["endpoint"]) if name not in roles]
+    order = [*tail, *[m for m in means if m.startswith("tail")], *[m for m in means if m.startswith("head")], *head]
+    order = [name for name in order if rows["endpoint"].eq(name).any()]
+    shown = list(dict.fromkeys(rows["arm"]))
+    ax = ax or new_axes(8.5, 1.4 + len(order) * (0.22 + 0.16 * len(shown)))
+    for a, arm in enumerate(shown):
+        mine, colour = rows[rows["arm"].eq(arm)].set_index("endpoint").loc[order], f"C{list(arms).index(arm)}"
+        for y, row in enumerate(mine.itertuples()):
+            at, sure = y - 0.35 + 0.7 * (a + 0.5) / len(shown), row.low == row.low
+            ax.hlines(at, 100 * row.low, 100 * row.high, color=colour, lw=1.5 if row.Index in roles else 3.5)
+            ax.plot(100 * row.difference, at, "o", color=colour, mfc=colour if sure else "white", ms=6, label=arm if y == 0 else None)
+    counts = rows.drop_duplicates("endpoint").set_index("endpoint")
+    ax.set_yticks(range(len(order)), [f"{name}\n{counts.tiles[name]} tiles, {counts.cases[name]} cases" for name in order], fontsize=8)
+    for label, name in zip(ax.get_yticklabels(), order, strict=True):
+        label.set_color(TAIL if name in tail or name.startswith("tail") else INK)
+    ax.axhline(sum(name in tail or name.startswith("tail") for name in order) - 0.5, color=FAINT, lw=0.5)
+    ax.axvline(0, color=INK, lw=0.8)
+    ax.set_ylim(len(order) - 0.5, -0.5)
+    ax.set_xlabel(f"points, arm minus {rows['baseline'].iloc[0]}; bar: 95 % interval, hollow: too few cases or seeds for one; red: rare")
+    ax.set_title(title, loc="left", fontsize=10)
+    ax.legend(*_once(ax), frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0.45, 1.0), ncols=4, borderaxespad=0.2)
+    return ax
+
+
+def _once(ax):
+    """Handles and labels of a legend, each label once."""
+    named = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    return list(named.values()), list(named)
+
+
+def confusion_difference(difference, classes, title="Where calls moved", ax=None):
+    """What an arm calls more (blue) or less often (red) than the baseline, in points of each true class; rows sum to 0.
+
+    Args:
+        difference: [C, C] shares, row = true class; a NaN row is a class without a test tile.
+    """
+    points = 100 * np.asarray(difference)
+    limit = max(1.0, np.nanmax(np.abs(points), initial=0))
+    ax = ax or new_axes(2.6 + 0.62 * len(classes), 1.6 + 0.5 * len(classes))
+    cmap = plt.get_cmap("RdBu").with_extremes(bad="#dddddd")
+    ax.imshow(np.ma.masked_invalid(points), cmap=cmap, vmin=-limit, vmax=limit, aspect="auto")
+    for (i, j), value in np.ndenumerate(points):
+        if value == value and abs(value) >= 0.05:
+            colour = "white" if abs(value) > 0.6 * limit else INK
+            ax.text(j, i, f"{value:+.1f}", ha="center", va="center", fontsize=8, color=colour, weight="bold" if i == j else None)
+        elif value != value and j == 0:
+            ax.text(-0.4, i, "no test tile", va="center", fontsize=8, color=INK)
+    ax.set_xticks(range(len(classes)), classes, rotation=35, ha="right", fontsize=8)
+    ax.set_yticks(range(len(classes)), classes, fontsize=8)
+    ax.set(xlabel="called", ylabel="truly")
+    ax.set_title(title, loc="left", fontsize=10)
+    return ax
+
+
+def strips(pixels, captions, columns=("real", "source", "synthetic", "nearest training tile"), title="", axes=None):
+    """Rows of tiles to be looked at side by side: uint8 [R, K, H, W, 3] with a caption [R][K] each and a heading for each column.
+
+    Returns:
+        The axes [R, K].
+    """
+    if axes is None:
+        size = (1.9 * len(columns), 2.0 * len(pixels) + 0.6)
+        _, axes = plt.subplots(len(pixels), len(columns), figsize=size, layout="constrained", squeeze=False)
+        axes[0, 0].figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    for r, (row, texts) in enumerate(zip(pixels, captions, strict=True)):
+        for ax, tile, text, column in zip(axes[r], row, texts, columns, strict=True):
+            ax.imshow(tile, interpolation="nearest")
+            ax.set_title(f"{column}\n{text}" if r == 0 else text, fontsize=8)
+            ax.set_axis_off()
+    return axes
+
+
+def umap_scatter(real, real_labels, synthetic, synthetic_labels, classes, title="Real tiles, synthetic ones laid on top", ax=None):
+    """A map of real tiles [N, 2] (dots) with synthetic ones [M, 2] (crosses) laid on it; a picture, not a metric, and it says so.
+
+    Args:
+        classes: those to colour; others are grey.
+    """
+    ax = ax or new_axes(8, 5)
+    others = ~np.isin(real_labels, list(classes))
+    ax.scatter(*np.asarray(real)[others].T, s=8, color="#cccccc", label="other classes, real", linewidths=0)
+    for i, name in enumerate(classes):
+        for places, labels, marker, size in ((real, real_labels, "o", 22), (synthetic, synthetic_labels, "x", 26)):
+            mine = np.asarray(places)[np.asarray(labels) == name]
+            what = "real" if marker == "o" else "synthetic"
+            ax.scatter(*mine.T, s=size, marker=marker, color=f"C{i}", alpha=0.7, label=f"{name}, {what} ({len(mine)})")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.set_title(f"{title}. A picture, not a metric: distances between groups mean little", loc="left", fontsize=10)
+    ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return ax

@@ -1,0 +1,294 @@
+"""Planted predictions: what is better, equal, worse or too small must come out as such."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import planted
+import pytest
+from planted import CLASSES, dataset, predict, predicted, tiles
+
+from histokit import claims, files, likeness, metrics, predictions, verdict
+
+ROWS = tiles([20, 15, 12, 10])
+
+
+def judge(arms, rows=ROWS, seeds=6, held=None, specs=None, read=None, **options):
+    """The conclusion from planted arms {name: {class: shift}}."""
+    held, read = held or dataset(), read or predicted(rows, arms, seeds)
+    specs = specs or {arm: {"synthetic": "keep"} if arm == "augmented" else {} for arm in arms}
+    m = verdict.measure(read, held, resamples=300)
+    return verdict.conclude(m, verdict.cast(specs, read.arms), held, **options)
+
+
+def test_an_arm_that_is_better_on_rare_classes_is_said_to_be():
+    found = judge({"real": {}, "augmented": {"Polyp": 1.5, "Serrated": 1.5}})
+    assert found["sentence"].startswith("For this one draw and generator, augmented finds the rare classes more often than real: ")
+    assert "22 cases, 6 classifier seeds" in found["sentence"]
+    d = found["differences"]["augmented"][verdict.TAIL]
+    assert 0 < d["low"] < d["difference"] < d["high"] and d["p"] < 0.05 and d["outcome"] == "more"
+
+
+def test_an_arm_that_is_worse_on_rare_classes_hurts():
+    found = judge({"real": {}, "augmented": {"Polyp": -1.5, "Serrated": -1.5}})
+    assert "augmented hurts: it finds the rare classes less often than real" in found["sentence"]
+
+
+def test_an_arm_that_differs_by_training_noise_alone_gives_no_evidence():
+    found = judge({"real": {}, "augmented": {}})
+    assert found["sentence"].startswith("No evidence, for this one draw and generator,")
+    assert found["differences"]["augmented"][verdict.TAIL]["outcome"] == "none"
+
+
+def test_the_same_predictions_are_called_the_same():
+    found = judge({"augmented": {}, "augmented2": {}}, specs={"augmented": {}, "augmented2": {"synthetic": "keep"}})
+    assert "0.0 points [0.0 to 0.0]" in found["sentence"] and "both gave the same answer on every rare tile" in found["sentence"]
+
+
+def test_few_cases_give_counts_without_an_interval():
+    found = judge({"real": {}, "augmented": {"Polyp": 3}}, rows=tiles([20, 15, 2, 2]))
+    assert found["sentence"].startswith("Too few cases to say, for this one draw and generator,")
+    tail = found["differences"]["augmented"][verdict.TAIL]
+    assert np.isnan(tail["low"]) and np.isnan(tail["p"]) and tail["cases"] == 4
+    assert "too few cases for an interval" in found["classes"]["Polyp"]
+    assert not np.isnan(found["differences"]["augmented"][verdict.HEAD]["low"])
+
+
+def test_a_rare_class_of_few_cases_has_counts_while_the_tail_has_an_interval():
+    found = judge({"real": {}, "augmented": {"Polyp": 1.5, "Serrated": 1.5}}, rows=tiles([20, 15, 14, 3]))
+    mine = found["differences"]["augmented"]
+    assert mine["Serrated"]["outcome"] == "few cases" and mine["Polyp"]["cases"] == 14 and mine[verdict.TAIL]["cases"] == 17
+    assert not np.isnan([mine["Polyp"]["low"], mine[verdict.TAIL]["low"]]).any()
+
+
+def test_a_class_of_one_test_case_or_none_is_left_out_of_the_tail_figure_and_named():
+    found = judge({"real": {}, "augmented": {}}, rows=tiles([20, 15, 12, 1]))
+    assert "recall" not in found["sentence"] and "over 1 of the 2 rare classes" in found["sentence"]
+    assert "left out: Serrated (one test case)" in found["sentence"]
+    assert found["arms"]["real"][verdict.TAIL] == found["arms"]["real"]["Polyp"]
+    found = judge({"real": {}, "augmented": {}}, rows=tiles([20, 15, 12, 0]))
+    assert "left out: Serrated (no test tile)" in found["sentence"]
+    assert found["classes"]["Serrated"] == "Serrated: no test tile, so it cannot be evaluated"
+    assert np.isnan(found["arms"]["real"]["Serrated"])
+
+
+def test_no_rare_class_in_the_test_split_gives_no_verdict():
+    found = judge({"real": {}, "augmented": {}}, rows=tiles([20, 15, 0, 0]))
+    assert found["sentence"].startswith(
+        "No verdict: the rare classes cannot be evaluated (Polyp (no test tile), Serrated (no test tile)); "
+    )
+
+
+def test_a_cost_to_the_common_classes_is_in_the_sentence():
+    found = judge({"real": {}, "augmented": {"Polyp": 1.5, "Serrated": 1.5, "Normal": -1.5, CLASSES[0]: -1.5}})
+    assert "augmented finds the rare classes more often" in found["sentence"] and "at a cost to the common classes: -" in found["sentence"]
+
+
+def test_oversampling_that_does_as_well_is_held_against_the_gain():
+    found = judge({"real": {}, "oversampled": {"Polyp": 1.7, "Serrated": 1.7}, "augmented": {"Polyp": 1.5, "Serrated": 1.5}})
+    assert "augmented finds the rare classes more often than real" in found["sentence"]
+    assert "not shown to beat oversampled, the best of the arms without synthetic tiles (" in found["sentence"]
+
+
+def test_one_classifier_seed_carries_no_claim():
+    found = judge({"real": {}, "augmented": {"Polyp": 3, "Serrated": 3}}, seeds=1)
+    assert found["sentence"].startswith("Too few classifier seeds to say")
+
+
+def test_results_hold_what_a_reader_needs_to_check_them(tmp_path):
+    read = predictions.read(predict(tmp_path, ROWS, {"real": {}, "augmented": {}}), CLASSES, ["real", "augmented"])
+    found = judge({"real": {}, "augmented": {}}, read=read, demo=True)
+    assert next(iter(found)) == "sentence" and found["sentence"].endswith("demo size, not evidence.")
+    assert found["n"]["tiles"] == len(ROWS) and found["n"]["cases"] == 57 and found["n"]["seeds"] == 6
+    assert found["interval"]["B"] == 300 and found["interval"]["level"] == 0.95 and len(found["predictions"]) == 12
+    polyp = found["differences"]["augmented"]["Polyp"]
+    assert len(polyp["found"]) == len(polyp["base_found"]) == 6 and polyp["tiles"] == (ROWS["label"] == "Polyp").sum()
+    assert polyp["value"] == pytest.approx(np.mean(polyp["found"]) / polyp["tiles"])
+    assert found["predictions"]["real/3"] == files.sha256(tmp_path / "real" / "3" / "predictions.parquet")
+    files.write_json(tmp_path / "results.json", found)
+    assert json.loads((tmp_path / "results.json").read_text())["sentence"] == found["sentence"]
+
+
+def test_tiles_without_case_ids_say_so():
+    rows = ROWS.assign(case_id=ROWS["tile_id"])
+    found = judge({"real": {}, "augmented": {}}, rows=rows, held=dataset(has_cases=False))
+    assert "takes every tile for a case" in found["sentence"] and found["n"]["cases"] is None
+
+
+def test_endpoints_equal_their_plain_definitions():
+    read = predicted(ROWS, {"real": {}, "augmented": {"Polyp": 1}}, seeds=3)
+    m = verdict.measure(read, dataset(), resamples=10)
+    matrices = np.stack([metrics.confusion(read.y, called, 4) for called in read.called[read.arms.index("real")]])
+    expected = [*metrics.recall(matrices).mean(0), metrics.balanced_accuracy(matrices, [2, 3]).mean()]
+    expected += [metrics.balanced_accuracy(matrices, [0, 1]).mean(), metrics.macro_f1(matrices).mean()]
+    np.testing.assert_allclose(m.value["real"], expected)
+    shares = verdict.confusion(m, "real")
+    np.testing.assert_allclose(np.diag(shares), expected[:4])
+    np.testing.assert_allclose(shares.sum(1), 1)
+
+
+def test_tables_show_every_endpoint_of_every_arm():
+    m = verdict.measure(predicted(tiles([20, 15, 3, 0]), {"real": {}, "oversampled": {}, "augmented": {}}), dataset(), resamples=50)
+    levels = verdict.level_table(m).set_index("endpoint")
+    assert list(levels.index) == [*CLASSES, *verdict.GROUPS] and list(levels.columns)[-3:] == ["real", "oversampled", "augmented"]
+    assert levels.loc["Serrated", "real"] == "no test tile" and levels.loc["Polyp", "real"].startswith("found ")
+    assert "% [" in levels.loc["Normal", "augmented"]
+    table = verdict.difference_table(verdict.differences(m, "real"))
+    assert len(table) == 2 * len(m.endpoints) and set(table["reading"]) <= set(claims.READING.values())
+
+
+def test_a_class_named_like_a_figure_is_refused():
+    classes = ["a", "macro-F1"]
+    rows = tiles([3, 3], classes=classes)
+    with pytest.raises(ValueError, match="rename the class"):
+        verdict.measure(predicted(rows, {"real": {}, "more": {}}, seeds=1, classes=classes), dataset(classes, ["a"]))
+
+
+SPECS = {"real": {}, "oversampled": {}, "shuffled": {"synthetic": "keep", "labels": "shuffled"}, "augmented": {"synthetic": "keep"}}
+
+
+def test_the_judged_arm_is_the_first_with_synthetic_tiles_and_their_own_labels():
+    parts = verdict.cast(SPECS, list(SPECS))
+    assert (parts.baseline, parts.judged, parts.rivals, parts.synthetic) == ("real", "augmented", ["oversampled"], "keep")
+    assert verdict.cast(SPECS, list(SPECS), judged="oversampled").rivals == []
+    assert verdict.cast({}, ["a", "b", "c"]).judged == "c"
+    assert verdict.cast(SPECS, list(SPECS), baseline="augmented", judged="real").generated is False
+
+
+@pytest.mark.parametrize(
+    "arms, options, said",
+    [(["real"], {}, "one arm only"), (list(SPECS), {"judged": "augmentd"}, "no arm 'augmentd'"), (["a", "b"], {"baseline": "b"}, "both")],
+)
+def test_a_cast_that_makes_no_comparison_is_refused(arms, options, said):
+    with pytest.raises(ValueError, match=said):
+        verdict.cast(SPECS, arms, **{"judged": "b"} | options if said == "both" else options)
+
+
+def test_predictions_come_back_as_they_were_planted(tmp_path):
+    arms = {"real": {}, "augmented": {"Polyp": 1}}
+    read, made = predictions.read(predict(tmp_path, ROWS, arms, seeds=2), CLASSES, list(arms)), predicted(ROWS, arms, seeds=2)
+    assert (read.arms, read.seeds, read.gen_seeds) == (made.arms, made.seeds, made.gen_seeds)
+    order = np.argsort(made.tile_id, kind="stable")
+    assert (read.tile_id == made.tile_id[order]).all() and (read.called == made.called[:, :, order]).all()
+
+
+def change(folder, arm="real", seed=1):
+    path = folder / arm / str(seed) / "predictions.parquet"
+    return path, files.read_table(path)
+
+
+@pytest.mark.parametrize(
+    "break_it, said",
+    [
+        (lambda t: t.drop(columns="case_id"), "lacks the column 'case_id'"),
+        (lambda t: t.rename(columns={"p_Polyp": "p_polyp"}), "classes are not those of the dataset"),
+        (lambda t: t.assign(p_Polyp=np.nan), "NaN or infinite"),
+        (lambda t: pd.concat([t, t.iloc[[4]]]), "is predicted twice"),
+        (lambda t: t.assign(y=t["y"] + 1), "label ids run from"),
+        (lambda t: t.iloc[1:], "do not hold the same test tiles"),
+        (lambda t: t.assign(case_id="one"), "first differing in case_id"),
+        (lambda t: t.assign(split="val"), "0 test rows"),
+    ],
+)
+def test_predictions_that_cannot_be_compared_are_refused_and_the_file_is_named(tmp_path, break_it, said):
+    predict(tmp_path, ROWS, {"real": {}, "augmented": {}}, seeds=2)
+    path, table = change(tmp_path)
+    files.write_table(path, break_it(table))
+    with pytest.raises(ValueError, match=said) as error:
+        predictions.read(tmp_path, CLASSES)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_a_missing_arm_and_an_empty_folder_are_named(tmp_path):
+    predict(tmp_path, ROWS, {"real": {}}, seeds=1)
+    with pytest.raises(FileNotFoundError, match=r"arm 'augmented'.*found: real"):
+        predictions.read(tmp_path, CLASSES, ["real", "augmented"])
+    with pytest.raises(FileNotFoundError, match="any arm"):
+        predictions.read(tmp_path / "nothing", CLASSES)
+
+
+def test_seeds_that_not_every_arm_has_are_left_out_and_said(tmp_path):
+    predict(tmp_path, ROWS, {"real": {}, "augmented": {}}, seeds=4)
+    shutil.rmtree(tmp_path / "real" / "2")
+    read = predictions.read(tmp_path, CLASSES)
+    assert read.seeds == [0, 1, 3] and "seeds [2] of augmented are left out" in read.notes[0]
+    assert read.called.shape == (2, 3, len(ROWS))
+
+
+def pictures(n_real=120, n_made=60, shift=0.0, cases=12, seed=0):
+    """Manifests and features of one class: real tiles of several cases in all splits, synthetic tiles shifted by `shift`."""
+    rng = np.random.default_rng(seed)
+    case = np.arange(n_real) % cases
+    split = np.where(case < 2, "train", "test")
+    real = pd.DataFrame({"tile_id": [f"r{i}" for i in range(n_real)], "case_id": [f"c{k}" for k in case], "split": split})
+    real = real.assign(label="Polyp", use="labelled", source="real")
+    made = pd.DataFrame({"tile_id": [f"s{i}" for i in range(n_made)], "label": "Polyp", "status": "kept"})
+    sources = [json.dumps([f"r{i % 2}"]) for i in range(n_made)]
+    made = made.assign(sources=sources, scores=[json.dumps({"judge": i / n_made}) for i in range(n_made)], source="synthetic")
+    feats = rng.normal(size=(n_real, 5)) + 0.5 * rng.normal(size=(cases, 5))[case]
+    return real, made, feats, rng.normal(size=(n_made, 5)) + 0.5 * rng.normal(size=(cases, 5))[rng.integers(0, cases, n_made)] + shift
+
+
+def test_fidelity_tells_a_shifted_set_from_one_that_is_no_farther_than_other_cases():
+    for shift, said in ((0.0, "not told apart from other real cases at this n"), (1.5, "farther than real tiles of other cases")):
+        real, made, of_real, of_made = pictures(shift=shift)
+        row = likeness.fidelity({"e": (of_real, of_made)}, real, made, ["Polyp"], permutations=99).iloc[0]
+        assert row["reading"] == said and row["n"] >= 40 and 0 < row["p"] <= 1
+        assert row["real"] == 100 and row["cases"] == 10  # training tiles are what the generator saw
+
+
+@pytest.mark.parametrize(
+    "size, said", [((54, 5), "n too small to say"), ((10, 60), "n too small to say"), ((20, 60), "no floor: n too small to say")]
+)
+def test_fidelity_says_when_n_is_too_small(size, said):
+    real, made, of_real, of_made = pictures(*size)
+    row = likeness.fidelity({"e": (of_real, of_made)}, real, made, ["Polyp"], permutations=9).iloc[0]
+    assert row["reading"].startswith(said) and np.isnan(row["floor"])
+
+
+def test_examples_are_the_best_the_median_and_the_worst_with_their_source_and_nearest_training_tile():
+    real, made, of_real, of_made = pictures()
+    of_made[30] = of_real[13]  # a copy of a training tile
+    shown = likeness.examples((of_real, of_made), real, made, ["Polyp", "Serrated"])
+    assert shown["rank"].tolist() == ["best", "median", "worst"] and shown["synthetic"].tolist() == [59, 29, 0]
+    assert (np.diff(shown["score"]) < 0).all() and shown["source"].tolist() == [1, 1, 0]
+    copied = likeness.examples((of_real, of_made[[30, 30, 30]]), real, made.iloc[[30] * 3].reset_index(drop=True), ["Polyp"])
+    assert set(copied["nearest"]) == {13} and set(copied["distance"]) == {0.0}
+    assert (real["split"].iloc[shown["nearest"]] == "train").all() and (real["split"].iloc[shown["real"]] == "test").all()
+
+
+def test_strips_show_white_where_there_is_no_source(tmp_path):
+    real, made, of_real, of_made = pictures(n_real=30, n_made=4)
+    for table, letter in ((real, "r"), (made, "s")):
+        paths = [str(tmp_path / f"{letter}{i}.png") for i in range(len(table))]
+        for path in paths:
+            files.write_png(path, np.full((8, 8, 3), 90, np.uint8))
+        table[["path", "tile_px", "fit", "mpp"]] = [[path, 8, "resize", np.nan] for path in paths]
+    made["sources"] = "[]"
+    stack, captions = likeness.strips(likeness.examples((of_real, of_made), real, made, ["Polyp"]), real, made)
+    assert stack.shape == (3, 4, 8, 8, 3) and (stack[:, 1] == 255).all() and (stack[:, [0, 2, 3]] == 90).all()
+    assert captions[0][1] == "no source" and captions[0][2] == "best, score 0.75" and captions[2][2].startswith("worst")
+
+
+def test_only_the_tiles_an_arm_trained_on_are_shown():
+    made = pd.DataFrame({"status": ["kept", "rejected", "kept", "quarantined"]})
+    assert [len(likeness.used(made, s)) for s in ("kept", "rejected", "all")] == [2, 1, 4]
+
+
+def test_a_tile_without_a_score_has_none():
+    assert likeness.judge_score('{"judge": 0.5, "black": 1}') == 0.5
+    assert np.isnan(likeness.judge_score("")) and np.isnan(likeness.judge_score('{"focus": 3}'))
+
+
+def test_a_picture_of_few_tiles_is_refused():
+    with pytest.raises(metrics.TooSmall, match="9 real tiles"):
+        likeness.umap(np.ones((9, 3)), np.ones((2, 3)))
+
+
+def test_the_planted_truth_is_there():
+    rows = SimpleNamespace(plain=planted.scores(ROWS, {}, 0), better=planted.scores(ROWS, {"Polyp": 2}, 0))
+    polyp, y = (ROWS["label"] == "Polyp").to_numpy(), ROWS["label"].map(CLASSES.index).to_numpy()
+    hit = {name: p.argmax(1) == y for name, p in vars(rows).items()}
+    assert hit["better"][polyp].mean() > hit["plain"][polyp].mean() and (hit["better"] == hit["plain"])[~polyp].all()
