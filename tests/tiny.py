@@ -24,16 +24,16 @@ def byte_alphabet():
 def tiny_tokenizer(length=77):
     from transformers import CLIPTokenizer
 
-    merges, pieces = [], []
-    for word in WORDS:
-        left = word[0] if len(word) > 1 else ""
-        for i, letter in enumerate(word[1:], start=1):
-            right = letter + ("</w>" if i == len(word) - 1 else "")
-            if (left, right) not in merges:
-                merges.append((left, right))
-            left += right
-            if left not in pieces:
-                pieces.append(left)
+    merges = []
+    for word in WORDS:  # after the merges of the words before it, join what is left from the left
+        parts = [*word[:-1], word[-1] + "</w>"]
+        while len(parts) > 1:
+            pair = next((m for m in merges if m in zip(parts, parts[1:], strict=False)), (parts[0], parts[1]))
+            if pair not in merges:
+                merges.append(pair)
+            i = list(zip(parts, parts[1:], strict=False)).index(pair)
+            parts[i : i + 2] = ["".join(pair)]
+    pieces = ["".join(pair) for pair in merges]
     alphabet = byte_alphabet()
     names = alphabet + [letter + "</w>" for letter in alphabet] + pieces + ["<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={name: i for i, name in enumerate(dict.fromkeys(names))}, merges=merges, model_max_length=length)
