@@ -125,8 +125,9 @@ def _read(path):
 
 def nearest(word, words):
     """The end of an error message: '; did you mean ...?', or the list of valid words."""
-    close = difflib.get_close_matches(str(word), [str(w) for w in words], n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(map(str, words))}"
+    known = {str(w).lower(): str(w) for w in words}
+    close = difflib.get_close_matches(str(word).lower(), known, n=1, cutoff=0.5)
+    return f"; did you mean {known[close[0]]!r}?" if close else f"; known: {', '.join(map(str, words))}"
 
 
 def _classes(path, given):
