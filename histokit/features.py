@@ -17,6 +17,7 @@ from histokit.encoders import Encoder, SmallCNN, load
 __all__ = ["VIEWS", "Encoder", "SmallCNN", "embed", "load", "stacked"]
 
 VERSION = 1
+IN_MEMORY = 2**29  # bytes above which features live in a file
 VIEWS = {"none": 1, "symmetries": 8, "stain": 8}  # how many views of a tile an augmentation has
 
 
@@ -112,7 +113,7 @@ def stacked(parts):
 
 
 def _room(shape):
-    if np.prod(shape) * 4 <= 2**29:
+    if np.prod(shape) * 4 <= IN_MEMORY:
         return np.empty(shape, np.float32)
     with tempfile.TemporaryFile(dir=files.cache("features")) as scratch:
         return np.memmap(scratch, np.float32, "w+", shape=shape)

@@ -210,3 +210,8 @@ def _kind(reason):
         "person": "a person's verdict",
     }
     return known.get(reason.split()[0].rstrip(":"), reason)
+
+
+def short(reason):
+    """A reason as a caption: the kinds of what was found, one a line, without names and numbers."""
+    return "\n".join(dict.fromkeys(_kind(part) for part in reason.split("; ")))

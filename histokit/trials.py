@@ -94,11 +94,16 @@ def histories(run, arms, seeds):
     return pd.concat(tables, ignore_index=True) if tables else empty
 
 
-def predictions(run, arms, seeds, split="val"):
-    """The predictions of every pair on one split, as written."""
-    found = [files.read_table(run.path(name, str(s), "predictions.parquet")) for name in arms for s in range(seeds)]
-    table = pd.concat(found, ignore_index=True)
-    return table[table["split"].eq(split)]
+def val_recall(run, arms, seeds, classes):
+    """Recall of each class on validation tiles, one row per arm, seed and class that has any: arm, seed, label, recall, tiles."""
+    rows = []
+    for name, s in ((name, s) for name in arms for s in range(seeds)):
+        table = files.read_table(run.path(name, str(s), "predictions.parquet"))
+        val = table[table["split"].eq("val")]
+        called = val[[f"p_{c}" for c in classes]].to_numpy().argmax(axis=1)
+        for y, part in (called == val["y"]).groupby(val["y"]):
+            rows.append({"arm": name, "seed": s, "label": classes[y], "recall": part.mean(), "tiles": len(part)})
+    return pd.DataFrame(rows, columns=["arm", "seed", "label", "recall", "tiles"])
 
 
 class _Trial:

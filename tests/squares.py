@@ -29,7 +29,7 @@ def row(folder, file_name, pixels, **facts):
 
 def dataset(per_split=None, experiment="exp", classes=CLASSES):
     """Write tiles and a finished 00_dataset; per_split = {split: {class: tiles}}. Two tiles make a case."""
-    per_split = per_split or {split: dict.fromkeys(classes, 6) for split in ("train", "val", "test")}
+    per_split = per_split or {split: dict.fromkeys(classes, 5) for split in ("train", "val", "test")}
     folder, rows = files.root() / "tiles", []
     for s, (split, numbers) in enumerate(per_split.items()):
         for c, (name, n) in enumerate(numbers.items()):
@@ -52,8 +52,25 @@ def synthetic(numbers, step="made", experiment="exp", class_name="", status="kep
     for c, (name, n) in enumerate(numbers.items()):
         for i in range(n):
             picture = pixels[name][i] if pixels else tile(name, 9000 + 100 * c + i)
-            made = {"root": step, "label": name, "split": "", "case_id": "", "source": "synthetic", "method": "drawn", "sources": json.dumps([])}
-            made |= {"prompt": "", "seed": i, "settings": "{}", "lora_sha": "", "token_sha": "", "scores": "", "status": status, "reason": ""}
+            made = {
+                "root": step,
+                "label": name,
+                "split": "",
+                "case_id": "",
+                "source": "synthetic",
+                "method": "drawn",
+                "sources": json.dumps([]),
+            }
+            made |= {
+                "prompt": "",
+                "seed": i,
+                "settings": "{}",
+                "lora_sha": "",
+                "token_sha": "",
+                "scores": "",
+                "status": status,
+                "reason": "",
+            }
             made |= {"run_id": run.run_id, **facts}
             rows.append(row(files.root() / "outputs" / experiment / step, str(place / f"{name}-{i}.png"), picture, **made))
     columns = list(row(files.root() / "outputs", "none.png", tile("red", 0))) + ["root", "label", "split", "case_id", "source", "status"]

@@ -1,0 +1,328 @@
+"""Classifiers, arms and trials on plain coloured tiles."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import squares
+import torch
+
+from histokit import backbone, classifiers, comparison, data, encoders, features, files, longtail, runs, trials
+
+
+@pytest.fixture
+def study(root):
+    """A finished 00_dataset of three colours, five tiles each in train, val and test."""
+    squares.dataset()
+    return root
+
+
+def compare(arms, seeds=1, steps=12, say=lambda text: None, step="06_classifier", **given):
+    """Run the cells of 06 on the study; returns the run (still open) and the table of trials."""
+    run = runs.start(experiment="exp", step=step, arms=arms, seeds=seeds, steps=steps, **given)
+    tiles = data.load(run)
+    settled = comparison.settle(arms, encoder="colour-texture")
+    sets = comparison.assemble(run, tiles, settled)
+    table = trials.train(run, settled, sets, tiles, seeds=seeds, steps=steps, batch_size=6, say=say, **given)
+    return run, table
+
+
+def predictions(run, arm, seed=0):
+    return files.read_table(run.folder / arm / str(seed) / "predictions.parquet")
+
+
+def separable(n=40, n_classes=3):
+    """Features [3 n, 1, 4] in three well separated groups, and their targets."""
+    targets = torch.arange(n_classes).repeat(n)
+    return (torch.eye(4)[targets] * 4 + torch.randn(len(targets), 4, generator=torch.Generator().manual_seed(0)))[:, None].numpy(), targets
+
+
+# --- heads -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_linear_head_agrees_with_scikit_learn():
+    from sklearn.linear_model import LogisticRegression
+
+    feats, targets = separable()
+    feats += np.random.default_rng(0).normal(0, 2, feats.shape).astype(np.float32)
+    head = classifiers.Linear(4, 3)
+    head.standardise(torch.from_numpy(feats[:, 0]))
+    batches = torch.arange(len(targets)).repeat(300, 1)  # full batches: both solve the same convex problem
+    loss = torch.nn.functional.cross_entropy
+    classifiers.fit_head(head, feats, targets, batches, loss, lr=0.1, generator=torch.Generator().manual_seed(0), weight_decay=0.0)
+    x = ((feats[:, 0] - feats[:, 0].mean(0)) / feats[:, 0].std(0)).astype(np.float64)
+    theirs = LogisticRegression(C=1e6, max_iter=1000).fit(x, targets.numpy()).predict_proba(x)
+    ours = classifiers.probabilities(head(torch.from_numpy(feats[:, 0])).detach())
+    np.testing.assert_allclose(ours, theirs, atol=0.01)
+
+
+def test_the_best_check_on_validation_tiles_is_kept():
+    feats, targets = separable()
+    head = classifiers.Linear(4, 3)
+    batches = torch.arange(len(targets)).repeat(40, 1)
+    wrong = feats[:, 0], (targets + 1) % 3  # the more is learned, the worse the validation tiles do
+    loss, generator = torch.nn.functional.cross_entropy, torch.Generator().manual_seed(0)
+    history = classifiers.fit_head(head, feats, targets, batches, loss, lr=0.5, generator=generator, val=wrong)
+    found = classifiers.balanced_accuracy(head(torch.from_numpy(feats[:, 0])), wrong[1])
+    assert found == history["val_balanced_accuracy"].max()
+    assert history.attrs["best_step"] < 40
+
+
+def test_neighbours_and_prototypes_find_separated_groups_and_never_name_an_unseen_class():
+    feats, targets = separable()
+    for kind in (classifiers.Neighbours, classifiers.Prototype):
+        head = kind(4, 5).fit(torch.from_numpy(feats[:, 0]), targets, torch.tensor([1 / 3, 1 / 3, 1 / 3, 0, 0]))
+        found = head(torch.from_numpy(feats[:, 0])).softmax(dim=1)
+        assert (found.argmax(dim=1) == targets).float().mean() > 0.95
+        assert found[:, 3:].max() == 0 and torch.isfinite(found).all()
+
+
+def test_balanced_neighbours_let_a_rare_class_speak():
+    near = torch.zeros(21, 2)
+    near[:, 0] = 1.0
+    feats, targets = torch.cat([near, -near]), torch.tensor([0] * 15 + [1] * 6 + [2] * 21)
+    natural = classifiers.Neighbours(2, 3).fit(feats, targets, torch.tensor([15, 6, 21]) / 42)
+    balanced = classifiers.Neighbours(2, 3).fit(feats, targets, torch.tensor([1, 1, 1]) / 3)
+    assert natural(near[:1]).argmax() == 0
+    shares = balanced(near[:1]).softmax(dim=1)[0]
+    assert shares[1] > 0.45  # six tiles weigh as much as fifteen
+
+
+def test_temperature_undoes_a_known_scaling():
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(4000, 5, generator=generator)
+    targets = torch.multinomial(logits.softmax(dim=1), 1, generator=generator)[:, 0]  # calibrated by construction
+    for scale in (0.5, 1.0, 3.0):
+        assert classifiers.fit_temperature(scale * logits, targets) == pytest.approx(scale, rel=0.1)
+    assert classifiers.fit_temperature(logits[:0], targets[:0]) == 1.0
+
+
+def test_balanced_accuracy_is_scikit_learns_over_the_classes_that_occur():
+    from sklearn.metrics import balanced_accuracy_score
+
+    logits, targets = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3  # class 3 has no tile
+    ours = classifiers.balanced_accuracy(logits, targets)
+    known = logits.argmax(dim=1).numpy()
+    recalls = [(known[targets == c] == c).mean() for c in range(3)]
+    assert ours == pytest.approx(np.mean(recalls))
+    with pytest.warns(UserWarning, match="y_pred"):
+        assert ours == pytest.approx(balanced_accuracy_score(targets.numpy(), known))
+    assert np.isnan(classifiers.balanced_accuracy(logits[:0], targets[:0]))
+
+
+# --- arms ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arms", "words"),
+    [
+        ({}, "no arm to train"),
+        ({"a": {"sampling": "balanced"}}, "no setting 'sampling'; did you mean sampler"),
+        ({"a": {"sampler": "blanced"}}, "did you mean balanced"),
+        ({"../a": {}}, "becomes a folder name"),
+        ({"a": {"per_class": 1.5, "synthetic": "keep"}}, "whole number"),
+        ({"a": {"labels": "shuffled"}}, "labels does nothing in an arm without synthetic tiles"),
+        ({"a": {"mode": "knn", "loss": "logit_adjustment"}}, "loss does nothing in mode knn"),
+    ],
+)
+def test_a_wrong_arm_is_named_before_anything_runs(arms, words):
+    with pytest.raises(ValueError, match=words):
+        comparison.settle(arms)
+
+
+def test_doses_nest_and_rejected_tiles_stay_out(study):
+    squares.synthetic({"blue": 8, "red": 3}, step="keep")
+    run = runs.start(experiment="exp", step="06_classifier")
+    tiles = data.load(run)
+    arms = {f"dose {n}".replace(" ", "-"): {"synthetic": "keep", "per_class": n} for n in (2, 5, 0)}
+    sets = comparison.assemble(run, tiles, comparison.settle({**arms, "none": {"synthetic": "keep", "status": "rejected"}}))
+    chosen = [set(sets[name].query("source == 'synthetic'")["tile_id"]) for name in arms]
+    assert [len(part) for part in chosen] == [4, 8, 11]
+    assert chosen[0] < chosen[1] < chosen[2]
+    assert sets["none"]["source"].eq("real").all()
+    said = comparison.remarks(comparison.settle({"none": {"synthetic": "keep", "status": "rejected"}}), sets, tiles)
+    assert said == ["Arm none: keep has no rejected tile, so it was trained on real tiles alone."]
+
+
+def test_a_tile_made_from_a_test_tile_is_refused(study):
+    squares.synthetic({"blue": 1}, step="leak", sources='["test/blue/0.png"]')
+    squares.synthetic({"violet": 1}, step="strange", pixels={"violet": [squares.tile("red", 0)]})
+    run = runs.start(experiment="exp", step="06_classifier")
+    tiles = data.load(run)
+    with pytest.raises(ValueError, match=r"made from 'test/blue/0\.png', a validation or test tile"):
+        comparison.assemble(run, tiles, comparison.settle({"a": {"synthetic": "leak"}}))
+    with pytest.raises(ValueError, match="class 'violet'"):
+        comparison.assemble(run, tiles, comparison.settle({"a": {"synthetic": "strange"}}))
+
+
+# --- trials ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_arm_gets_the_same_number_of_optimiser_updates(study, monkeypatch):
+    squares.synthetic({"blue": 9}, step="keep")
+    taken = []
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: (taken.append(1), step(self, *a, **k))[1])
+    arms = {"real": {}, "balanced": {"sampler": "balanced"}, "augmented": {"synthetic": "keep"}, "near": {"mode": "knn"}}
+    counted = []
+    _, table = compare(arms, say=lambda text: (counted.append(len(taken)), taken.clear()))
+    assert counted == [12, 12, 12, 0]
+    assert table.set_index("arm")["updates"].to_dict() == {"real": 12, "balanced": 12, "augmented": 12, "near": 0}
+    assert table[table["updates"].gt(0)]["images_seen"].eq(12 * 6).all()
+    with pytest.raises(RuntimeError, match="not trained alike"):
+        trials.check_equal_updates(table.assign(updates=[12, 12, 31, 0]))
+
+
+def test_a_class_missing_among_synthetic_tiles_keeps_all_label_ids(study):
+    squares.synthetic({"blue": 4}, step="keep")  # neither red nor green
+    run, _ = compare({"augmented": {"synthetic": "keep"}}, steps=60)
+    table = predictions(run, "augmented")
+    assert list(table.filter(like="p_")) == ["p_red", "p_green", "p_blue"]
+    assert table.groupby(table["tile_id"].str.split("/").str[1])["y"].unique().map(list).to_dict() == {
+        "red": [0],
+        "green": [1],
+        "blue": [2],
+    }
+    assert (table.filter(like="p_").to_numpy().argmax(axis=1) == table["y"]).all()
+    assert set(table["split"]) == {"val", "test"} and (table[["arm", "seed", "gen_seed"]] == ["augmented", 0, 0]).all(axis=None)
+    np.testing.assert_allclose(table.filter(like="p_").sum(axis=1), 1, atol=1e-5)
+
+
+def test_a_finished_pair_is_never_trained_twice(study, monkeypatch):
+    squares.synthetic({"blue": 4}, step="keep")
+    run, first = compare({"real": {}, "augmented": {"synthetic": "keep"}}, seeds=2)
+    (run.folder / "augmented" / "1" / "model.json").unlink()  # as if killed before it was whole
+    settled, tiles = comparison.settle({"real": {}, "augmented": {"synthetic": "keep"}}, encoder="colour-texture"), data.load(run)
+    sets = comparison.assemble(run, tiles, settled)
+    again = trials.train(run, settled, sets, tiles, seeds=2, steps=12, batch_size=6)
+    assert again["reused"].tolist() == [True, True, True, False]
+    pd.testing.assert_series_equal(first["temperature"], again["temperature"])
+    before = predictions(run, "real")
+    run.finish({})
+
+    run, third = compare({"real": {}, "more": {"sampler": "balanced"}}, seeds=2)  # another recipe: the folder is set aside
+    assert third["reused"].tolist() == [True, True, False, False]
+    pd.testing.assert_frame_equal(predictions(run, "real"), before)
+    longer = trials.train(run, settled, {**sets}, tiles, seeds=1, steps=13, batch_size=6)
+    assert not longer["reused"].any()
+
+
+def test_one_changed_tile_makes_its_arm_train_again(study):
+    squares.synthetic({"blue": 4}, step="keep")
+    run, _ = compare({"real": {}, "augmented": {"synthetic": "keep"}})
+    run.finish({})
+    squares.synthetic({"blue": 4}, step="keep", pixels={"blue": [squares.tile("blue", 77 + i) for i in range(4)]})
+    _, table = compare({"real": {}, "augmented": {"synthetic": "keep"}})
+    assert table["reused"].tolist() == [True, False]
+
+
+def test_the_same_seed_starts_every_arm_alike(study):
+    run, _ = compare({"one": {}, "same": {}}, seeds=2)
+    pd.testing.assert_frame_equal(predictions(run, "one").drop(columns="arm"), predictions(run, "same").drop(columns="arm"))
+    weights = [files.read_tensors(run.folder / "one" / str(s) / "model.safetensors")["head.out.weight"] for s in range(2)]
+    assert not torch.equal(*weights)
+
+
+@pytest.mark.parametrize("mode", ["linear", "head", "knn", "prototype"])
+def test_a_saved_model_predicts_the_same_from_anywhere(study, mode):
+    run, _ = compare({"a": {"mode": mode, "augment": "none"}}, steps=40)
+    loaded = classifiers.load(run.folder / "a" / "0")
+    written = predictions(run, "a")
+    tiles = data.load(run).set_index("tile_id", drop=False).loc[written["tile_id"]]
+    np.testing.assert_allclose(loaded.predict_tiles(tiles), written.filter(like="p_"), atol=1e-6)
+    np.testing.assert_allclose(loaded.predict(data.pixels(tiles)), written.filter(like="p_"), atol=1e-3)  # without the cache
+    assert loaded.classes == squares.CLASSES and loaded.transform["tile_px"] == squares.PX
+    facts = files.read_json(run.folder / "a" / "0" / "model.json")
+    facts["encoder_identity"]["weights"] = "other"
+    files.write_json(run.folder / "a" / "0" / "model.json", facts)
+    with pytest.raises(ValueError, match=r"fitted on another 'colour-texture' \(its weights differs\)"):
+        classifiers.load(run.folder / "a" / "0")
+
+
+def test_a_network_trained_end_to_end_loads_and_can_steer(study, monkeypatch):
+    monkeypatch.setattr(encoders, "SmallCNN", Pocket)
+    run, table = compare({"full": {"mode": "full", "encoder": "cnn", "augment": "stain"}}, steps=6)
+    assert table["updates"].tolist() == [6] and table["val_balanced_accuracy"].notna().all()
+    written = predictions(run, "full")
+    loaded = classifiers.load(run.folder / "full" / "0")
+    tiles = data.load(run).set_index("tile_id", drop=False).loc[written["tile_id"]]
+    np.testing.assert_allclose(loaded.predict_tiles(tiles), written.filter(like="p_"), atol=1e-6)
+    assert loaded(data.to_float(data.pixels(tiles.head(2))).requires_grad_()).requires_grad
+    assert not list(run.folder.rglob("checkpoint.safetensors"))  # model.safetensors holds the result
+
+
+def test_training_end_to_end_resumes_to_the_same_bits(root, monkeypatch):
+    pixels = np.stack([squares.tile(name, i) for i in range(6) for name in squares.CLASSES])
+    targets = torch.arange(18) % 3
+    batches = longtail.draws(targets, 3, 6, 5, torch.Generator().manual_seed(0))
+
+    def train(folder):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = classifiers.Classifier(features.Encoder("pocket", Pocket(), 256, {}), squares.CLASSES, "full")
+        loss = torch.nn.functional.cross_entropy
+        how = {"lr": 1e-2, "seed": 3, "folder": folder, "val": (pixels[:6], targets[:6]), "jitter": True}
+        history = classifiers.fit_full(model, lambda rows: pixels[rows], targets, batches, loss, **how)
+        return model.state_dict(), history["val_balanced_accuracy"].dropna().tolist()
+
+    whole, curve = train(root / "whole")
+    write, written = files.write_tensors, []
+
+    def dies(path, *args):
+        written.append(path.name)
+        if written.count("checkpoint.safetensors") == 3:
+            raise KeyboardInterrupt
+        return write(path, *args)
+
+    monkeypatch.setattr(files, "write_tensors", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(root / "broken")
+    monkeypatch.setattr(files, "write_tensors", write)
+    resumed, again = train(root / "broken")
+    assert again == curve
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+class Pocket(torch.nn.Module):
+    """A network of one convolution with batch statistics, in place of the small CNN."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.out = torch.nn.Conv2d(3, 8, 3, 4), torch.nn.BatchNorm2d(8), torch.nn.Linear(8, 256)
+
+    def forward(self, x):
+        return self.out(torch.relu(self.norm(self.conv(x))).mean(dim=(2, 3)))
+
+
+def test_a_class_without_validation_tiles_is_said_and_handled(study):
+    squares.dataset({"train": {"red": 4, "green": 4, "blue": 4}, "val": {"red": 2, "green": 2}, "test": {"red": 2, "blue": 2}}, "thin")
+    run = runs.start(experiment="thin", step="06_classifier")
+    tiles = data.load(run)
+    arms = comparison.settle({"a": {}}, encoder="colour-texture")
+    sets = comparison.assemble(run, tiles, arms)
+    assert comparison.remarks(arms, sets, tiles) == ["No validation tile of blue: these classes had no say in which weights were kept."]
+    table = trials.train(run, arms, sets, tiles, seeds=1, steps=20, batch_size=6)
+    assert table["val_balanced_accuracy"].between(0, 1).all()
+    no_val = tiles[tiles["split"].ne("val")]
+    assert "no validation tile" in comparison.remarks(arms, sets, no_val)[0]
+    table = trials.train(run, arms, sets, no_val, seeds=1, steps=20, batch_size=6)
+    assert table["val_balanced_accuracy"].isna().all() and table["temperature"].eq(1).all()
+
+
+def test_shuffled_labels_keep_real_ones_and_counts(study):
+    squares.synthetic({"blue": 5, "red": 5}, step="keep")
+    run, _ = compare({"own": {"synthetic": "keep"}, "shuffled": {"synthetic": "keep", "labels": "shuffled"}}, steps=12)
+    facts = [files.read_json(run.folder / arm / "0" / "model.json") for arm in ("own", "shuffled")]
+    assert facts[0]["class_counts"] == facts[1]["class_counts"] == [10, 5, 10]
+    assert not np.allclose(*(predictions(run, arm).filter(like="p_") for arm in ("own", "shuffled")))
+
+
+def test_real_training_tiles_can_pass_through_the_autoencoder(study, monkeypatch):
+    from tiny import tiny_model
+
+    monkeypatch.setattr(backbone, "load", lambda name, device: tiny_model())
+    codec = trials.VaeRoundTrip(tiny_model())
+    pixels = np.stack([squares.tile("red", i) for i in range(5)])
+    assert codec(pixels).shape == pixels.shape and codec(pixels).dtype == np.uint8
+    np.testing.assert_array_equal(codec(pixels)[3], codec(pixels[3:4])[0])  # neighbours do not matter
+    run, _ = compare({"raw": {}, "coded": {"real_through": "vae"}}, base_model="tiny")
+    assert not np.allclose(*(predictions(run, arm).filter(like="p_") for arm in ("raw", "coded")))
