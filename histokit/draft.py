@@ -260,7 +260,8 @@ def report(guess, root, path, described):
     width = max(len(label) for label in guess["names"])
     for label, names in guess["names"].items():
         lines.append(f"  {label:<{width}}  {len(names):>6} tiles" + (f" of {len(cases[label])} cases" if cases else ""))
-        for name in sorted(names)[:: max(1, len(names) // 10)][:10]:
+        shown, last = sorted(names), len(names) - 1
+        for name in dict.fromkeys(shown[round(i * last / 9)] for i in range(10)):
             lines.append(f"      {case_of[name] + '  <-  ' if cases else ''}{name}")
     lines += ["", "Check:"] + [f"  - {point}" for point in _points(guess, cases, described)]
     return "\n".join(lines)

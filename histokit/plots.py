@@ -143,8 +143,10 @@ def long_tail(counts, roles=None, title="Tiles and cases of every class", ax=Non
             extra = np.array([withheld.get(name, 0) for name in order])
             ax.barh(at, extra, left=ends, height=0.25, color="none", edgecolor=TRAIN, hatch="////", lw=0.5, label="withheld by budget")
             ends = ends + extra
-        for y, end, tiles, cases in zip(at, ends, rows["tiles"], rows["cases"], strict=True):
-            ax.text(max(end, 1) * 1.06, y, f"{tiles} / {cases}" if tiles else "none", va="center", fontsize=7.5, color=INK)
+        for name, y, end, tiles, cases in zip(order, at, ends, rows["tiles"], rows["cases"], strict=True):
+            text = f"{tiles} / {cases}" if tiles else "none"
+            text += f" (+{withheld[name]})" if split == "train" and name in withheld else ""
+            ax.text(max(end, 1) * 1.06, y, text, va="center", fontsize=7.5, color=INK)
     ax.set_xscale("log")
     ax.set_xlim(left=0.8, right=(labelled["tiles"].max() + max(withheld.values(), default=0)) * 2)
     ax.set_yticks(range(len(order)), order)
@@ -379,10 +381,10 @@ def umap_scatter(real, real_labels, synthetic, synthetic_labels, classes, title=
     others = ~np.isin(real_labels, list(classes))
     ax.scatter(*np.asarray(real)[others].T, s=8, color="#cccccc", label="other classes, real", linewidths=0)
     for i, name in enumerate(classes):
-        for places, labels, marker, size in ((real, real_labels, "o", 22), (synthetic, synthetic_labels, "x", 26)):
+        for places, labels, what in ((real, real_labels, "real"), (synthetic, synthetic_labels, "synthetic")):
             mine = np.asarray(places)[np.asarray(labels) == name]
-            what = "real" if marker == "o" else "synthetic"
-            ax.scatter(*mine.T, s=size, marker=marker, color=f"C{i}", alpha=0.7, label=f"{name}, {what} ({len(mine)})")
+            style = {"s": 20, "linewidths": 0} if what == "real" else {"s": 42, "marker": "X", "edgecolors": "black", "linewidths": 0.7}
+            ax.scatter(*mine.T, color=f"C{i}", alpha=0.75, label=f"{name}, {what} ({len(mine)})", **style)
     ax.set_xticks([])
     ax.set_yticks([])
     ax.set_title(f"{title}. A picture, not a metric: distances between groups mean little", loc="left", fontsize=10)

@@ -1,0 +1,161 @@
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from folders import class_folders, described, encoded, save, texture
+from PIL import Image, ImageEnhance
+
+from histokit import audit, copies, data, splits
+
+PATTERN = "case_pattern: '(?P<case_id>P[0-9]+)_'\n"
+
+
+def recompressed(image, quality):
+    return Image.open(io.BytesIO(encoded(image, "JPEG", quality=quality)))
+
+
+CHANGES = {
+    "same": lambda image: image,
+    "flipped": lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    "upside down": lambda image: image.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+    "turned 90": lambda image: image.transpose(Image.Transpose.ROTATE_90),
+    "turned 180": lambda image: image.transpose(Image.Transpose.ROTATE_180),
+    "turned 270": lambda image: image.transpose(Image.Transpose.ROTATE_270),
+    "transposed": lambda image: image.transpose(Image.Transpose.TRANSPOSE),
+    "other diagonal": lambda image: image.transpose(Image.Transpose.TRANSVERSE),
+    "JPEG 75": lambda image: recompressed(image, 75),
+    "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.1),
+    "darker": lambda image: ImageEnhance.Brightness(image).enhance(0.85),
+    "half size": lambda image: image.resize((image.width // 2, image.height // 2)),
+    "turned, JPEG 75, darker": lambda image: recompressed(ImageEnhance.Brightness(image.rotate(90)).enhance(0.9), 75),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_copy_is_found_and_nothing_else(change):
+    images = [Image.fromarray(texture(seed, 96)) for seed in range(40)]
+    planted = [*images, *(CHANGES[change](images[i]) for i in (3, 17))]
+    waves = copies.signatures(np.stack([copies.thumbnail(image) for image in planted]))
+    i, j, value, symmetry = copies.pairs(waves)
+    assert list(zip(i.tolist(), j.tolist(), strict=True)) == [(3, 40), (17, 41)]
+    assert (value > 0.95).all() and len(set(symmetry.tolist())) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [("same", "same"), ("flipped", "flipped"), ("turned 90", "turned"), ("turned 180", "turned"), ("transposed", "transposed")],
+)
+def test_the_symmetry_is_named(change, name):
+    image = Image.fromarray(texture(0, 96))
+    waves = copies.signatures(np.stack([copies.thumbnail(image), copies.thumbnail(CHANGES[change](image))]))
+    assert copies.SYMMETRIES[copies.pairs(waves)[3][0]] == name
+
+
+def test_candidates_miss_nothing_that_the_eight_symmetries_would_find():
+    waves = copies.signatures(np.stack([copies.thumbnail(Image.fromarray(texture(seed, 64))) for seed in range(60)]))
+    flat, eight = waves.reshape(60, -1), copies.symmetric(waves).reshape(60, 8, -1)
+    best = np.einsum("id,jsd->ijs", flat, eight).max(axis=2)
+    quick = copies.invariant(waves) @ copies.invariant(waves).T
+    assert (quick >= best - 1e-5).all()
+    i, j, value, _ = copies.pairs(waves, threshold=0.2, block=7)
+    expected = np.argwhere(np.triu(best >= 0.2, 1))
+    assert len(expected) > 5 and sorted(zip(i, j, strict=True)) == [tuple(pair) for pair in expected]
+    np.testing.assert_allclose(value, best[i, j], atol=1e-5)
+
+
+def test_two_sets_are_compared_with_each_other_only():
+    waves = copies.signatures(np.stack([copies.thumbnail(Image.fromarray(texture(seed, 64))) for seed in (1, 2, 1)]))
+    i, j, *_ = copies.pairs(waves[:2], waves[[2, 0]])
+    assert list(zip(i, j, strict=True)) == [(0, 0), (0, 1)]
+
+
+def test_nearly_uniform_tiles_are_no_copies_of_each_other():
+    rng = np.random.default_rng(0)
+    blank = [rng.integers(240, 243, (64, 64, 3), np.uint8) for _ in range(5)]
+    assert len(copies.pairs(copies.signatures(np.stack([copies.thumbnail(Image.fromarray(b)) for b in blank])))[0]) == 0
+
+
+# ---- the audit of a folder
+
+
+def checked(root, text="", split=None, **kwargs):
+    held = described(root, root / "tiles", PATTERN + text)
+    tiles, facts, thumbnails = audit.read(data.scan(held), held.root)
+    found = audit.copied(tiles, thumbnails)
+    tiles = audit.readable(tiles, facts)
+    tiles = splits.assign(tiles, held.split, 0, found) if split is None else tiles.assign(split=split(tiles))
+    return held, tiles, facts, found, audit.table(tiles, held, facts, found).set_index("check")
+
+
+def test_a_clean_folder_has_no_findings_and_knows_its_sizes_and_hashes(root):
+    class_folders(root / "tiles", cases=40, tiles=1)
+    _, tiles, facts, found, table = checked(root)
+    assert table["count"].sum() == 0 and len(found) == 0 and facts["problem"].eq("").all()
+    assert set(tiles["width"]) == {32} and tiles["sha256"].str.len().eq(64).all()
+
+
+def test_every_finding_has_a_count_an_example_and_a_remedy(root):
+    folder = class_folders(root / "tiles", cases=10, tiles=2)
+    (folder / "a" / "P00_empty.png").write_bytes(b"")
+    (folder / "a" / "P00_cut.jpg").write_bytes(encoded(texture(1), "JPEG")[:-100])
+    (folder / "b" / "P01_text.png").write_text("not a picture")
+    save(folder / "a" / "P02_grey.png", Image.fromarray(texture(99)).convert("L"))
+    save(folder / "b" / "P02_clear.png", Image.fromarray(texture(98)).convert("RGBA"))
+    save(folder / "b" / "P03_blank.png", np.full((32, 32, 3), 240, np.uint8))
+    save(folder / "b" / "P04_large.png", texture(97, 48))
+    save(folder / "b" / "P05_copy.png", texture(1))  # of a/P00_0.png, byte for byte, under another label
+    save(folder / "a" / "P06_flip.png", texture(2)[::-1])  # of a/P00_1.png
+    *_, found, table = checked(root, split=lambda tiles: np.where(tiles["case_id"].isin(["P05", "P06"]), "test", "train"))
+    expected = {
+        "unreadable file": 3, "converted: grey": 1, "converted: alpha": 1, "blank or black tile": 1, "several sizes": 2,
+        "same file twice": 1, "near copy": 1, "one picture, two labels": 1, "copy across splits": 2, "fewer than 8 test cases": 2,
+    }  # fmt: skip
+    assert table.loc[table["count"] > 0, "count"].to_dict() == expected
+    assert (table["what to do"].ne("") == table["count"].gt(0)).all()
+    assert "P00_cut.jpg: cannot be decoded" in table.loc["unreadable file", "examples"]
+    assert found[["a", "b", "kind"]].to_numpy().tolist() == [
+        ["a/P00_0.png", "b/P05_copy.png", "exact"],
+        ["a/P00_1.png", "a/P06_flip.png", "flipped"],
+    ]
+    shown = audit.side_by_side(
+        found, pd.DataFrame({"tile_id": data.scan(described(root, folder))["tile_id"], "label": "x", "split": "train"})
+    )
+    assert shown["tile_id"].tolist() == ["a/P00_0.png", "b/P05_copy.png", "a/P00_1.png", "a/P06_flip.png"]
+
+
+def test_unreadable_tiles_stop_unless_told_to_leave_them_out(root):
+    folder = class_folders(root / "tiles")
+    (folder / "a" / "P00_empty.png").write_bytes(b"")
+    held, tiles, facts, *_ = checked(root)
+    with pytest.raises(
+        ValueError, match=r"1 of 37 tiles cannot be used:\n  a/P00_empty.png: is empty .0 bytes.*\n.*`exclude:` in .*set.yaml"
+    ):
+        audit.refuse(facts, held)
+    assert audit.refuse(facts, held, "leave_out") == "1 of 37 tiles cannot be decoded and are left out"
+    assert len(tiles) == 36
+    with pytest.raises(ValueError, match="expected stop or leave_out"):
+        audit.refuse(facts, held, "skip")
+
+
+def test_a_file_that_is_there_a_thousand_times_costs_a_thousand_pairs(root):
+    tiles = pd.DataFrame({"tile_id": [str(i) for i in range(1000)], "sha256": ["x"] * 1000})
+    assert len(audit.copied(tiles, np.stack([copies.thumbnail(Image.fromarray(texture(1)))] * 1000))) == 999
+
+
+def test_without_pixels_the_audit_still_looks_at_cases(root):
+    class_folders(root / "tiles", ["a"], cases=20, tiles=1)
+    save(root / "tiles" / "b" / "P90_0.png", texture(500))
+    held = described(root, root / "tiles", PATTERN)
+    tiles = splits.assign(data.scan(held), held.split, 0)
+    table = audit.table(tiles, held).set_index("check")
+    assert table.loc["class from a single case", ["count", "examples"]].tolist() == [1, "b"]
+    reach = audit.reach(tiles, held.classes, {"a": "head", "b": "tail"}).set_index("class")
+    assert reach.loc["b", "what the test can show"].startswith("cannot be evaluated: all its 1 tiles come from a single case")
+    assert reach.loc["a", "one tile"] == "20.0 points" and "5 test cases" in reach.loc["a", "what the test can show"]
+
+
+def test_no_case_ids_is_a_finding(root):
+    held = described(root, class_folders(root / "tiles"))
+    table = audit.table(splits.assign(data.scan(held), held.split, 0), held).set_index("check")
+    assert table.loc["no case ids", "examples"] == "36 tiles, each its own case"
