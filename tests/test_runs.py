@@ -478,14 +478,17 @@ def test_of_many_writers_at_once_exactly_one_wins(root, plain_notebook):
         try:
             runs.start(experiment="demo", step="03_img2img", strength=0.5, lora="", arms={})
             print("won", flush=True)
-            time.sleep(8)
         except locks.Locked:
             print("refused", flush=True)
+        sys.stdin.read()
     """
     start()._lock.release()  # an interrupted run to fight over
     at = str(time.time() + 3)
-    processes = [subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), at], stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    answers = [process.communicate()[0].splitlines()[-1] for process in processes]
+    command, pipe = [sys.executable, "-c", textwrap.dedent(code), at], subprocess.PIPE
+    processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(4)]
+    answers = [next(line.strip() for line in process.stdout if line in ("won\n", "refused\n")) for process in processes]
+    for process in processes:
+        process.communicate()
     assert sorted(answers) == ["refused"] * 3 + ["won"]
 
 
