@@ -55,7 +55,7 @@ ifeq ($(TORCH),existing)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]' -c .venv/kept
 else
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
 endif
 	@git rev-parse --git-dir >/dev/null 2>&1 && git config filter.nbstripout.clean '$(BIN)/nbstripout --keep-id' \
 	  && git config filter.nbstripout.smudge cat || true
