@@ -88,6 +88,7 @@ def read(path, given=(), root=None):
         RecipeError listing all problems found, each with its line and the nearest valid name.
     """
     root, path = Path(root or files.root()).resolve(), Path(path)
+    path = path if path.exists() or not (root / path).exists() else root / path  # called from a folder below the root
     tree, problems = read_yaml(path), []
 
     def at(node, key):

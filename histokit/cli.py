@@ -1,0 +1,179 @@
+"""The `histokit` command. Each command imports what it needs, so that `histokit --help` answers at once."""
+
+import argparse
+import os
+import sys
+
+
+def main(argv=None):
+    """Run one command; returns the exit status: 0 well, 1 something failed, 2 refused before it started."""
+    arguments = parser().parse_args(argv)
+    try:
+        return arguments.call(arguments) or 0
+    except (ValueError, OSError) as error:  # our own refusals; anything else is a bug and shows its traceback
+        print(f"histokit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def parser():
+    from histokit import __version__
+
+    top = argparse.ArgumentParser("histokit", description="From a folder of tissue tiles to a verdict on synthetic tiles for rare classes.")
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name, call, help):
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.set_defaults(call=call)
+        return sub
+
+    def recipe(sub):
+        sub.add_argument("recipe", help="YAML file, for example params/demo.yaml")
+        sub.add_argument("-p", "--parameter", action="append", default=[], metavar="[STEP.]NAME=VALUE", help="wins over the recipe")
+
+    run = command("run", _run, "run what is not done yet of a recipe")
+    recipe(run)
+    run.add_argument("-n", "--dry-run", action="store_true", help="show jobs, estimated time and disk, and each papermill command")
+    run.add_argument("--only", nargs="+", default=[], metavar="STEP", help="keep to these step ids")
+    run.add_argument("--classes", nargs="+", default=[], metavar="CLASS", help="keep to these classes")
+    run.add_argument("--force", nargs="+", default=[], metavar="STEP", help="redo these step ids although they are done")
+    run.add_argument("-j", "--jobs", type=int, default=1, metavar="N", help="jobs at a time; the cores are shared out (default 1)")
+    run.add_argument("-y", "--yes", action="store_true", help="redo more than ten minutes of finished work without asking")
+
+    recipe(command("status", _status, "what is done, stale (and why) or missing, and the time to redo it"))
+
+    doctor = command("doctor", _doctor, "versions, device, memory, and weights found or missing")
+    doctor.add_argument("--base", default="", metavar="PATH", help="also draw a sample with this base model into outputs/doctor.png")
+
+    init = command("init", _init, "draft the dataset description of a folder of tiles")
+    init.add_argument("folder", help="class folders, train/val/test/CLASS folders, or a folder with a table")
+    init.add_argument("-o", "--output", default="", help="file to write; params/datasets/<folder>.yaml by default")
+
+    show = command("open", _open, "open one step in JupyterLab with the recipe's values")
+    recipe(show)
+    show.add_argument("step", help="step id")
+    show.add_argument("--class", dest="class_name", default="", metavar="CLASS", help="class, for a step that runs once per class")
+    show.add_argument("--no-browser", action="store_true", help="start the server only")
+    show.add_argument("--print", action="store_true", help="write the copy, print its path and start nothing")
+    return top
+
+
+def _read(arguments):
+    from histokit import recipe
+
+    return recipe.read(arguments.recipe, arguments.parameter)
+
+
+def _run(arguments):
+    from histokit import batch
+
+    recipe = _read(arguments)
+    if arguments.dry_run:
+        return _dry_run(arguments, recipe)
+    if arguments.jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, got {arguments.jobs}")
+    live = sys.stdout.isatty()
+    clear = "\r\x1b[K" if live else ""
+    results = batch.run(
+        recipe, only=arguments.only, classes=arguments.classes, force=arguments.force, workers=arguments.jobs, yes=arguments.yes,
+        ask=input if sys.stdin.isatty() else None, say=lambda line: print(clear + line, flush=True),
+        tick=(lambda line: print(clear + line[: os.get_terminal_size().columns - 1], end="", flush=True)) if live else None,
+    )  # fmt: skip
+    print(*batch.summary(results, recipe), sep="\n")
+    return int(any(r.state in ("failed", "not run") for r in results.values()))
+
+
+def _dry_run(arguments, recipe):
+    from histokit import batch, files, jobs, notebooks
+
+    found = jobs.expand(recipe)
+    batch.select(recipe, found, only=arguments.force)
+    states = [jobs.look(j) for j in batch.select(recipe, found, arguments.only, arguments.classes)]
+    again = {s.job.id for s in batch.redo(states, arguments.force)}
+    todo = [s for s in states if s.state != "done" or s.job.id in again]
+    width = _width(states)
+    seconds, room, unknown = 0, 0, 0
+    for s in states:
+        takes, bytes = jobs.expected(s.job)
+        if s in todo:
+            seconds, room, unknown = seconds + (takes or 0), room + (bytes or 0), unknown + (takes is None)
+        state = {"done": "redo" if s.job.id in again else "done", "unknown": ""}.get(s.state, s.state)
+        print(f"{s.job.name:<{width}}  {state:<11}  {batch.duration(takes):>7}  {s.why}".rstrip())
+    more = f", and {unknown} jobs without an earlier run to judge by" if unknown else ""
+    print(f"\n{len(todo)} of {len(states)} jobs to run: about {batch.duration(seconds)} and {room / 1e6:.0f} MB{more}")
+    if todo:
+        print("\neach job by papermill alone, in this order:")
+    root = files.root()
+    for s in todo:
+        declared = recipe.steps[s.job.step].declared
+        changed = {k: v for k, v in s.job.parameters.items() if v != declared[k].default}
+        target = root / "outputs" / recipe.experiment / f"{s.job.stem}.ipynb"
+        print(notebooks.papermill_command(_short(s.job.notebook, root), _short(target, root), changed))
+    return 0
+
+
+def _width(states):
+    return max((len(s.job.name) for s in states if s.job.known), default=0)
+
+
+def _short(path, root):
+    return path.relative_to(root) if path.is_relative_to(root) else path
+
+
+def _status(arguments):
+    from histokit import batch, jobs
+
+    states = [jobs.look(j) for j in jobs.expand(_read(arguments))]
+    width = _width(states)
+    for s in states:
+        takes = s.seconds if s.seconds is not None else jobs.expected(s.job)[0]
+        print(f"{s.job.name:<{width}}  {'' if s.state == 'unknown' else s.state:<11}  {batch.duration(takes):>7}  {s.why}".rstrip())
+    counts = {state: sum(s.state == state for s in states) for state in dict.fromkeys(s.state for s in states)}
+    print("\n" + ", ".join(f"{n} {'not yet known' if state == 'unknown' else state}" for state, n in counts.items()))
+    return 0
+
+
+def _doctor(arguments):
+    from histokit import doctor
+
+    return doctor.report(arguments.base)
+
+
+def _init(arguments):
+    from histokit import draft
+
+    return draft.draft(arguments.folder, arguments.output)
+
+
+def _open(arguments):
+    import subprocess
+
+    from histokit import files, jobs, notebooks, recipe
+
+    read, root = _read(arguments), files.root()
+    if arguments.step not in read.steps:
+        raise ValueError(f"no step {arguments.step!r} in {arguments.recipe}{recipe.nearest(arguments.step, read.steps)}")
+    found = [j for j in jobs.expand(read) if j.step == arguments.step]
+    names = [j.class_name for j in found]
+    if not found[0].known:
+        raise ValueError(f"the classes of {arguments.step} are known after {read.steps[arguments.step].dataset} has run; run that first")
+    if len(names) > 1 and not arguments.class_name:
+        raise ValueError(f"{arguments.step} runs once per class; say --class and one of: {', '.join(names)}")
+    if arguments.class_name and arguments.class_name not in names:
+        what = recipe.nearest(arguments.class_name, names) if names != [""] else "; it runs once, without --class"
+        raise ValueError(f"{arguments.step} does not run for class {arguments.class_name!r}{what}")
+    job = next(j for j in found if j.class_name in (arguments.class_name or names[0],))
+    copy = notebooks.write_copy(job.notebook, root / "outputs" / read.experiment / ".open" / f"{job.stem}.ipynb", job.parameters)
+    if arguments.print:
+        print(copy)
+        return 0
+    lab = [sys.executable, "-m", "jupyterlab", str(copy), f"--ServerApp.root_dir={root}", "--ContentsManager.allow_hidden=True"]
+    lab += ["--no-browser"] if arguments.no_browser else []
+    return subprocess.call(lab, env=dict(os.environ, HISTOKIT_ROOT=str(root)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

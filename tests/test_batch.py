@@ -1,0 +1,232 @@
+"""Running a recipe: real kernels on stub notebooks that import nothing but histokit.runs."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import stubs
+
+from histokit import batch, files, jobs, notebooks, recipe, runs
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A root in which the recipe of `stubs.chain` has run once; copied by `root`, so no test spoils another's."""
+    root = tmp_path_factory.mktemp("Tübingen [1], {a}")  # spaces, umlauts, brackets, braces and commas
+    path = stubs.chain(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HISTOKIT_ROOT", str(root))
+        lines = []
+        results = batch.run(recipe.read(path), workers=2, say=lines.append)
+        assert {r.state for r in results.values()} == {"done"}, "\n".join([*lines, *batch.summary(results, recipe.read(path))])
+    return root, lines
+
+
+@pytest.fixture
+def root(finished, tmp_path, monkeypatch):
+    root = tmp_path / "root"
+    shutil.copytree(finished[0], root, copy_function=shutil.copy2)  # times kept: inputs are known by them
+    monkeypatch.setenv("HISTOKIT_ROOT", str(root))
+    return root
+
+
+def read(root, *given):
+    return recipe.read(root / "params" / "study.yaml", given)
+
+
+def states(root, *given):
+    return {s.job.name: (s.state, s.why) for s in map(jobs.look, jobs.expand(read(root, *given)))}
+
+
+def no_kernel(monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail(f"started {a[0]}"))
+
+
+def run(root, *given, say=lambda line: None, **more):
+    results = batch.run(read(root, *given), say=say, **more)
+    return {"/".join(filter(None, id)): r.state for id, r in results.items()}
+
+
+ALL = ("00_dataset", "03_img2img/fat", "03_img2img/mucin", "05_select/fat", "05_select/mucin", "07_evaluate")
+
+
+def test_a_recipe_runs_to_its_verdict_one_line_per_job(finished):
+    _, lines = finished
+    assert [line.split()[:2] for line in lines[:1]] == [["00_dataset", "done"]]
+    assert sorted(line.split()[0] for line in lines) == sorted(ALL)
+    assert all(line.split()[2].isdigit() and line.split()[3] in ("s", "min") for line in lines)
+
+
+def test_the_executed_notebook_lies_in_the_run_folder(root):
+    for job in jobs.expand(read(root)):
+        book = json.loads((job.folder / job.notebook.name).read_text())
+        injected = next(c for c in book["cells"] if "injected-parameters" in c["metadata"].get("tags", []))
+        assert f'experiment = "{job.parameters["experiment"]}"' in "".join(injected["source"])
+    assert not (root / "outputs/study/.jobs").exists() or not list((root / "outputs/study/.jobs").iterdir())
+
+
+def test_a_finished_recipe_starts_no_kernel(root, monkeypatch):
+    no_kernel(monkeypatch)
+    assert run(root) == dict.fromkeys(ALL, "up to date")
+
+
+def test_the_verdict_is_the_last_line(root):
+    results = batch.run(read(root), say=lambda line: None)
+    assert batch.summary(results, read(root))[-1] == "no evidence"
+
+
+def test_a_changed_value_is_named_and_moves_the_old_run(root):
+    assert states(root, "strength=0.7")["03_img2img/fat"] == ("stale", "strength 0.5 -> 0.7")
+    old = files.read_json(root / "outputs/study/03_img2img" / files.slug("fat") / "run.json")["run_id"]
+    lines = []
+    done = run(root, "03_img2img.strength=0.7", say=lines.append, classes=["fat"], workers=2)
+    assert "stale: 03_img2img/fat: strength 0.5 -> 0.7" in lines
+    assert done == {"00_dataset": "up to date", "03_img2img/fat": "done", "05_select/fat": "done", "07_evaluate": "done"}
+    assert (root / "outputs/study/.old/03_img2img" / files.slug("fat") / old / "made.txt").read_text() == "fat 0.5"
+    assert files.read_json(root / "outputs/study/05_select" / files.slug("fat") / "results.json") == {"kept": "fat 0.7"}
+
+
+def test_a_failed_class_stops_what_depends_on_it_and_other_chains_finish(root):
+    shutil.rmtree(root / "outputs/study/03_img2img")
+    text = "classes:\n  fat: {03_img2img: {fail: true}}\n"
+    path = root / "params/study.yaml"
+    path.write_text(path.read_text() + text)
+    results = batch.run(read(root), say=lambda line: None, workers=2)
+    assert {"/".join(filter(None, id)): r.state for id, r in results.items()} == {
+        "00_dataset": "up to date", "03_img2img/fat": "failed", "03_img2img/mucin": "done",
+        "05_select/fat": "not run", "05_select/mucin": "up to date", "07_evaluate": "not run",
+    }  # fmt: skip
+    told = "\n".join(batch.summary(results, read(root)))
+    executed = f"outputs/study/03_img2img/{files.slug('fat')}/03_img2img.ipynb"
+    assert "FAILED 03_img2img/fat: AssertionError: asked to fail" in told and f"{executed}, In [" in told
+    assert "not run for that reason: 05_select/fat, 07_evaluate" in told and "no evidence" not in told
+    assert (root / executed).exists()
+    assert states(root)["03_img2img/fat"] == ("failed", "AssertionError: asked to fail")
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "the kernel died"),
+        ("import sys\nsys.exit(0)", "run.json does not say done: the notebook must end with run.finish"),
+    ],
+    ids=["killed", "left early"],
+)  # fmt: skip
+def test_only_run_json_says_that_a_job_succeeded(root, cell, expected):
+    stubs.notebook(root, "10_odd", [], stubs.START, cell, "run.finish({})")
+    path = stubs.recipe(root, "steps: [10_odd]\n", "odd")
+    results = batch.run(recipe.read(path), say=lambda line: None)
+    assert results["10_odd", ""].state == "failed" and expected in results["10_odd", ""].text
+    assert runs.check(root / "outputs/odd/10_odd", {"step": "10_odd"}, root / "notebooks/10_odd.ipynb")[0] == "failed"
+
+
+def test_redoing_more_than_ten_minutes_asks_first(root, monkeypatch):
+    no_kernel(monkeypatch)
+    record = root / "outputs/study/03_img2img" / files.slug("fat") / "run.json"
+    files.write_json(record, files.read_json(record) | {"wall_s": 700.0})
+    with pytest.raises(recipe.RecipeError, match=r"03_img2img/fat.*would be redone, about 12 min; nothing started\. Say --yes"):
+        run(root, "strength=0.7")
+    asked = []
+    with pytest.raises(recipe.RecipeError, match="nothing started"):
+        run(root, "strength=0.7", ask=lambda question: asked.append(question) or "n")
+    assert "Go on?" in asked[0]
+    with pytest.raises(recipe.RecipeError, match="Say --yes"):
+        run(root, force=["00_dataset"])  # what stands on it may have to be redone too
+
+
+def test_force_redoes_a_step_and_nothing_that_stays_the_same(root):
+    assert run(root, force=["03_img2img"], classes=["mucin"]) == {
+        "00_dataset": "up to date", "03_img2img/mucin": "done", "05_select/mucin": "up to date", "07_evaluate": "up to date",
+    }  # fmt: skip  # the new tiles are the old ones, bit for bit
+
+
+def test_only_and_classes(root, monkeypatch):
+    no_kernel(monkeypatch)
+    assert run(root, only=["05_select"]) == {"05_select/fat": "up to date", "05_select/mucin": "up to date"}
+    for more, expected in (
+        ({"only": ["05_selekt"]}, "no step '05_selekt'.*did you mean 05_select"),
+        ({"classes": ["mucine"]}, "runs for class 'mucine'; did you mean mucin"),
+        ({"force": ["x"]}, "no step 'x'"),
+    ):
+        with pytest.raises(recipe.RecipeError, match=expected):
+            run(root, **more)
+    shutil.rmtree(root / "outputs/study/03_img2img" / files.slug("fat"))
+    with pytest.raises(recipe.RecipeError, match="05_select/fat needs 03_img2img, which has not finished; add it to --only"):
+        run(root, only=["05_select"])
+    shutil.rmtree(root / "outputs/study/05_select" / files.slug("fat"))
+    assert run(root, classes=["mucin"])["07_evaluate"] == "left out"
+
+
+def test_a_second_writer_is_refused(root):
+    (root / "outputs/study/07_evaluate/run.json").unlink()
+    from histokit import locks
+
+    lock = locks.acquire(root / "outputs/study/07_evaluate")
+    try:
+        lines = []
+        assert run(root, say=lines.append)["07_evaluate"] == "failed"
+        assert "another process is writing this run: process" in lines[-1]
+    finally:
+        lock.release()
+
+
+SLOW = "import time\nfor i in range(600): time.sleep(0.1) if not run.path('go').exists() else None"
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_runner_takes_its_kernel_with_it_and_the_next_run_goes_on(root, how):
+    stubs.notebook(root, "10_slow", [], stubs.START, SLOW, "run.finish({})")
+    path = stubs.recipe(root, "steps: [10_slow]\n", "slow")
+    restore = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  # a shell's background job ignores it
+    process = subprocess.Popen([sys.executable, "-m", "histokit", "run", str(path)], preexec_fn=restore, start_new_session=True)
+    record = root / "outputs/slow/10_slow/run.json"
+    wait(lambda: record.exists() and files.read_json(record)["status"] == "running")
+    kernel = files.read_json(record)["pid"]
+    process.send_signal(how)
+    assert process.wait() != 0
+    wait(lambda: not alive(kernel))
+    (state,) = map(jobs.look, jobs.expand(recipe.read(path)))
+    assert state.state in ("interrupted", "failed")
+    (root / "outputs/slow/10_slow/go").touch()
+    assert batch.run(recipe.read(path), say=lambda line: None)["10_slow", ""].state == "done"
+    assert files.read_json(record)["attempt"] == 2
+
+
+def wait(for_what, seconds=300):
+    end = time.time() + seconds
+    while not for_what():
+        assert time.time() < end
+        time.sleep(0.05)
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
+def test_threads_are_shared_out_unless_the_user_fixed_them(monkeypatch, tmp_path):
+    job = jobs.Job("x", "", tmp_path / "x.ipynb", tmp_path, {}, ())
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert batch.environment(tmp_path, job, 2)["OMP_NUM_THREADS"] == "4"
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert batch.environment(tmp_path, job, 2)["OMP_NUM_THREADS"] == "3"
+
+
+def test_a_copy_to_open_has_the_values_and_the_same_code(root):
+    job = next(j for j in jobs.expand(read(root, "strength=0.7")) if j.name == "03_img2img/fat")
+    copy = notebooks.write_copy(job.notebook, root / "outputs/study/.open/x.ipynb", job.parameters)
+    cells = json.loads(copy.read_text())["cells"]
+    assert cells[1]["metadata"]["tags"] == ["injected-parameters"] and "strength = 0.7" in cells[1]["source"]
+    from histokit import keys
+
+    assert keys.code(copy) == keys.code(job.notebook)
