@@ -4,10 +4,11 @@
 BIN := .venv/bin
 TORCH ?= $(shell cat .venv/torch 2>/dev/null || echo lock)
 READY := .venv/ready-$(TORCH)
-SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
-PYTHON ?= $(shell for p in python python3 python3.11 python3.12; do \
-  $$p -c '$(SUITABLE)$(if $(filter existing,$(TORCH)), or __import__("importlib.util").util.find_spec("torch") is None)' 2>/dev/null \
-  && { command -v $$p; break; }; done)
+SUITABLE = import sys, importlib.util as u; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12) \
+  $(if $(filter existing,$(TORCH)),or u.find_spec("torch") is None))
+PYTHON ?= $(shell for p in $$(cat .venv/python 2>/dev/null) python python3 python3.11 python3.12; do \
+  case "$$(command -v $$p)" in '$(CURDIR)'/.venv/*) continue;; esac; \
+  $$p -c '$(SUITABLE)' 2>/dev/null && { command -v $$p; break; }; done)
 
 .PHONY: demo test lab lint bench lock setup
 .DEFAULT_GOAL := demo
@@ -43,13 +44,13 @@ setup: $(READY)
 	@if test -e .venv/torch && test "$$(cat .venv/torch)" != '$*'; then echo "making .venv anew for TORCH=$*"; rm -rf .venv; fi
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(if $(filter existing,$*),--system-site-packages) .venv \
 	  || { rm -rf .venv; echo "could not make .venv; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
-	@echo '$*' > .venv/torch
+	@echo '$*' > .venv/torch; echo '$(PYTHON)' > .venv/python
 	@echo "installing into .venv, a few minutes the first time ..."
 ifeq ($(TORCH),existing)
 	@$(PYTHON) -c 'import torch, torchvision, os; print(os.path.dirname(os.path.dirname(torch.__file__)))' > .venv/found \
 	  || { echo "TORCH=existing needs torch and torchvision in $(PYTHON)" >&2; exit 2; }
 	@mv .venv/found "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/existing-torch.pth"
-	@$(PYTHON) -c 'import torch, torchvision as v; print(f"torch=={torch.__version__}\ntorchvision=={v.__version__}")' > .venv/kept
+	@$(PYTHON) -c 'from importlib.metadata import version as v; [print(f"{n}=={v(n)}") for n in ("torch", "torchvision")]' > .venv/kept
 	@grep -viE '^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==' requirements.lock > .venv/lock
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r .venv/lock -c .venv/kept
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]' -c .venv/kept
