@@ -7,7 +7,7 @@ READY := .venv/ready-$(TORCH)
 SUITABLE = import sys, importlib.util as u; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12) \
   $(if $(filter existing,$(TORCH)),or u.find_spec("torch") is None))
 PYTHON ?= $(shell for p in $$(cat .venv/python 2>/dev/null) python python3 python3.11 python3.12; do \
-  case "$$(command -v $$p)" in '$(CURDIR)'/.venv/*) continue;; esac; \
+  case "$$(command -v $$p)" in ('$(CURDIR)'/.venv/*) continue;; esac; \
   $$p -c '$(SUITABLE)' 2>/dev/null && { command -v $$p; break; }; done)
 
 .PHONY: demo test lab lint bench lock setup
