@@ -7,11 +7,12 @@ picture hashes travels with the weights, so that anyone can check which tiles a 
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from histokit import data, splits, toy
+from histokit import data, decode, splits, toy
 
 VERSION = 1
 TEMPLATES = ("{}", "an H&E tile of {}", "a histology image of {}", "H&E stained {}", "a microscopy tile showing {}")
@@ -25,6 +26,7 @@ class Corpus:
     captions: list = field(default_factory=list)  # one tuple of texts a picture
     labels: list = field(default_factory=list)  # "source: class", for the supervised encoder; "" where there is none
     weights: list = field(default_factory=list)  # share of the draws; they sum to 1
+    cases: list = field(default_factory=list)  # case id; a drawn picture is its own
     seen: list = field(default_factory=list)  # (source, label, tile, sha256 of the RGB bytes)
 
     def table(self):
@@ -46,7 +48,7 @@ def gather(sources, roots=None, seed=0, split="train"):
     Args:
         sources: a dataset description (path of a YAML file) with `classes` (default all) and `weight`; `toy` with
             `classes`, `tiles` (a class) and `weight`; `looks` with `tiles` and `weight`.
-        roots: dataset name -> folder of its tiles, in place of the description's root.
+        roots: name of a description's file, without its suffix -> folder of its tiles, in place of its root.
         split: `train`, or `val` for held-out tiles of the datasets (drawn sources are then left out).
 
     Raises:
@@ -60,28 +62,27 @@ def gather(sources, roots=None, seed=0, split="train"):
         if name in ("toy", "looks") and split != "train":
             continue
         found = _drawn(name, settings, seed) if name in ("toy", "looks") else _tiles(name, settings, roots or {}, split)
-        for image, captions, label, tile in found:
+        for image, captions, label, case, tile in found:
             corpus.images.append(image)
             corpus.captions.append(captions)
             corpus.labels.append(label and f"{name}: {label}")
             corpus.weights.append(settings.get("weight", 1.0) / len(found))
+            corpus.cases.append(case)
             corpus.seen.append((name, label, tile, pixels_hash(image)))
     corpus.weights = list(np.array(corpus.weights) / np.sum(corpus.weights))
     return corpus
 
 
 def _tiles(name, settings, roots, split):
-    """(image, captions, label, tile) of a dataset's labelled tiles in one split, at the size they have on disk."""
-    described = data.describe(name)
-    described = data.describe(name, root=roots.get(described.name, ""))
+    """(image, captions, label, case, tile) of a dataset's labelled tiles in one split, at the size they have on disk."""
+    described = data.describe(name, root=roots.get(Path(name).stem, ""))
     manifest = splits.assign(data.scan(described), described.split, seed=0)
     rows = manifest[manifest["split"].eq(split) & manifest["use"].eq("labelled")]
     rows = rows[rows["label"].isin(settings.get("classes", described.classes))]
     captions = {c: tuple(t.format(described.terms[c]) for t in TEMPLATES) for c in described.classes}
-    images = [data.decode.rgb(described.root / file)[0] for file in rows["file_name"]]
-    return [
-        (np.asarray(image), captions[row.label], row.label, row.file_name) for image, row in zip(images, rows.itertuples(), strict=True)
-    ]
+    images = [decode.rgb(described.root / file)[0] for file in rows["file_name"]]
+    rows = rows.assign(image=[np.asarray(image) for image in images])
+    return [(row.image, captions[row.label], row.label, row.case_id, row.file_name) for row in rows.itertuples()]
 
 
 def _drawn(name, settings, seed):
@@ -102,8 +103,8 @@ def _draw(job):
     label, i, seed = job
     if not label:
         image, caption, _ = toy.random_look(i, 160, seed)
-        return image, (caption,), "", f"look {i} seed {seed}"
+        return image, (caption,), "", f"look {i}", f"look {i} seed {seed}"
     case = f"pretrain {i % 80}"
     image = toy.tile(label, case, i, 160, seed)[0]
     rng = toy.generator(seed, "captions", label, i)
-    return image, tuple(dict.fromkeys(toy.caption(label, rng) for _ in range(4))), label, f"{label} {case} {i} seed {seed}"
+    return image, tuple(dict.fromkeys(toy.caption(label, rng) for _ in range(4))), label, case, f"{label} {case} {i} seed {seed}"

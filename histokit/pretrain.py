@@ -116,7 +116,7 @@ def _diffusion(run, seen, held, *, tile_px, widths, batch_size, lr, device, auto
     held_latents = torch.cat([backbone.encode(model, x)[0] for x in images.split(16)]) * model.scaling
     held_captions = [held.captions[i][-1] for i in rows]
     timesteps, noise = (t.to(device) for t in training.fixed_noise(len(images), held_latents.shape[1:], model.scheduler, run.seed))
-    prompts = list(dict.fromkeys(captions[0] for captions, label in zip(seen.captions, seen.labels, strict=True) if label))
+    prompts = list({label: captions[0] for label, captions in zip(seen.labels, seen.captions, strict=True) if label}.values())
 
     def validate():
         return training.diffusion_loss(
@@ -124,7 +124,7 @@ def _diffusion(run, seen, held, *, tile_px, widths, batch_size, lr, device, auto
         )
 
     def sheet(step):
-        return _sample_sheet(model, prompts[:12], 4, run.seed)
+        return _sample_sheet(model, prompts[:11], 2, run.seed)
 
     def finish():
         for name in ("unet", "text_encoder"):
@@ -158,7 +158,7 @@ def _views(run, model, seen, tile_px, per_tile=8):
 
 
 @torch.no_grad()
-def _sample_sheet(model, prompts, per_prompt, seed, steps=30, guidance_scale=2.0):
+def _sample_sheet(model, prompts, per_prompt, seed, steps=20, guidance_scale=2.0):
     """One column a prompt, `per_prompt` images each at fixed seeds, by the sampler of every later notebook."""
     texts = [p for p in prompts for _ in range(per_prompt)]
     generators = [torch.Generator().manual_seed(files.seed(seed, "sheet", i)) for i in range(len(texts))]
