@@ -6,8 +6,10 @@ the judge's, so that no encoder judges its own choice.
 
 import numpy as np
 import pandas as pd
+import torch
+from torch.nn import functional as F
 
-from histokit import classifiers, copies, data, features, files, selection
+from histokit import augment, classifiers, copies, data, features, files, selection
 
 VERSION = 1
 SAMPLE = 300  # real tiles that stand for all in the calibration of cuts
@@ -65,16 +67,15 @@ def screen(run, made, tiles, panel, encoder_name, thresholds):
         rows = rows.reset_index(drop=True)
         own = _scores(rows, data.training(tiles), name, panel, encoder)
         real = _real(data.training(tiles), name, encoder)
-        table = selection.calibrate(
-            thresholds, real["across_cases"], real["anywhere"], real.loc[real["label"].eq(name), "contrast"].dropna()
-        )
+        table = selection.calibrate(thresholds, real)
         decided = selection.decide(own, table, name, verdicts)
         manifests.append(selection.merged(rows, own, decided))
         scores.append(pd.concat([rows[["tile_id", "label", "path"]], own, decided], axis=1))
         cuts.append(table.assign(label=name))
         reals.append(real.assign(asked=name))
     if not manifests:
-        return made, pd.DataFrame(), pd.DataFrame(), pd.DataFrame()
+        columns = {name: "" for name in ("scores", "status", "reason") if name not in made}
+        return made.assign(**columns), pd.DataFrame(), pd.DataFrame(), pd.DataFrame()
     return tuple(pd.concat(parts, ignore_index=True) for parts in (manifests, scores, cuts, reals))
 
 
@@ -108,19 +109,36 @@ def _spaces(rows, training, encoder):
 
 
 def _real(training, name, encoder):
-    """How real tiles score: similarity to the nearest tile of another case and to any other, and their contrast."""
+    """How real tiles score: likeness to the nearest tile of another case, to any other, to a copy of itself, and contrast."""
     own = training[training["label"].eq(name)]
     asked = own if len(own) >= selection.ENOUGH else training  # a rare class borrows from all
     asked = asked.sample(min(SAMPLE, len(asked)), random_state=0)
-    shown = pd.concat([asked, own]).loc[lambda table: ~table.index.duplicated()]
     views, real = _spaces(asked, training, encoder)["feature"]
     position = training.index.get_indexer(asked.index)
     cases, real_cases = asked["case_id"].to_numpy(), training["case_id"].to_numpy()
-    across = selection.real_similarity(views, real, position, cases, real_cases)
-    anywhere = selection.real_similarity(views, real, position)
-    table = shown[["tile_id", "label"]].assign(contrast=_tones(shown)[1])
-    table.loc[asked.index, "across_cases"], table.loc[asked.index, "anywhere"] = across, anywhere
-    return table.reset_index(drop=True)
+    copied = features.embed(encoder, asked, codec=KnownCopy()) - np.mean(features.embed(encoder, training), axis=0)
+    table = pd.DataFrame({"tile_id": asked["tile_id"], "label": asked["label"]})
+    table["across_cases"] = selection.real_similarity(views, real, position, cases, real_cases)
+    table["anywhere"] = selection.real_similarity(views, real, position)
+    table["known_copy"] = [float(selection.nearest_similarity(c[None], r[None])[0]) for c, r in zip(copied, real[position], strict=True)]
+    shown = own.sample(min(SAMPLE, len(own)), random_state=0)
+    contrast = pd.DataFrame({"tile_id": shown["tile_id"], "label": shown["label"], "contrast": _tones(shown)[1]})
+    return pd.concat([table, contrast], ignore_index=True)
+
+
+class KnownCopy:
+    """A copy as it would hide: 90 % of the tile cut out and enlarged again, its stains a little stronger or weaker."""
+
+    identity = {"known copy": 1}  # noqa: RUF012
+
+    def __call__(self, pixels):
+        side = pixels.shape[1]
+        margin = round(side * 0.05)
+        images = (data.to_float(pixels) + 1) / 2
+        inner = images[:, :, margin : side - margin, margin : side - margin]
+        images = F.interpolate(inner, size=(side, side), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        strong = [augment.stain_jitter(image[None], torch.Generator().manual_seed(1), strength=0.1) for image in images]
+        return data.to_uint8(torch.cat(strong) * 2 - 1)
 
 
 def _tones(rows):

@@ -16,6 +16,7 @@ from histokit import copies
 VERSION = 1
 THRESHOLDS = {"judge_rank": 1, "judge_p": 0.0, "copy": 0.0, "duplicate": 0.0, "picture": copies.THRESHOLD, "contrast": 0.0}
 TYPICAL = 0.99  # share of real tiles that a calibrated cut lets pass
+CAUGHT = 0.95  # share of known copies that it still finds
 ENOUGH = 20  # real tiles below which a cut cannot be calibrated on one class
 
 
@@ -99,37 +100,43 @@ def rank_of(probabilities, asked):
 # --- cuts ------------------------------------------------------------------------------------------------------------
 
 
-def calibrate(thresholds, across_cases, anywhere, contrast):
+def calibrate(thresholds, real):
     """Cuts as a table: name, cut, and where it comes from.
 
-    A threshold of 0 for `copy`, `duplicate` or `contrast` asks what real tiles are like. A synthetic tile is a copy when it is
-    nearer to a training tile than 99 % of real tiles are to one of another case, a duplicate when it is nearer to another
-    synthetic tile than 99 % of real tiles are to any other, and blank with less than half the contrast of the palest real tile.
+    A threshold of 0 for `copy`, `duplicate` or `contrast` asks what real tiles are like. A copy is nearer to a training tile than
+    99 % of real tiles are to one of another case, and as near as 95 % of known copies are to their originals; a duplicate the
+    same, with any other real tile instead. A tile is blank with less than half the contrast of the palest real one.
 
     Args:
         thresholds: dict, any of `THRESHOLDS`; an unknown key raises ValueError.
-        across_cases, anywhere: similarities [N] from `real_similarity`, with and without cases.
-        contrast: [M] of real tiles of the class.
+        real: DataFrame, one row per real tile: similarity `across_cases`, `anywhere` and `known_copy`, and `contrast` of the
+            class's own tiles; NaN where a tile has no such number.
     """
     unknown = [key for key in thresholds if key not in THRESHOLDS]
     if unknown:
         raise ValueError(f"thresholds has no {unknown[0]!r}; expected any of {', '.join(THRESHOLDS)}")
-    given, real = {**THRESHOLDS, **thresholds}, {"copy": across_cases, "duplicate": anywhere}
+    given = {**THRESHOLDS, **thresholds}
     said = {
         "judge_rank": "the asked class must be among the judge's first so many; 0 turns it off",
         "judge_p": "least probability of the asked class",
         "picture": "correlation of outlines; different real tiles stay below 0.55, copies of all kinds above 0.95",
     }
     rows = [(name, given[name], text) for name, text in said.items()]
-    for name, whose in (("copy", "one of another case"), ("duplicate", "any other real tile")):
-        values = np.asarray(real[name])[~np.isnan(real[name])]
+    for name, column, whose in (("copy", "across_cases", "one of another case"), ("duplicate", "anywhere", "any other")):
+        values, known = real[column].dropna(), real["known_copy"].dropna()
         if given[name]:
             rows.append((name, given[name], "set by hand"))
-        elif len(values) < ENOUGH:
+        elif min(len(values), len(known)) < ENOUGH:
             rows.append((name, 0.999, f"only {len(values)} real tiles to calibrate on: none but the nearly identical"))
         else:
-            rows.append((name, float(np.quantile(values, TYPICAL)), f"{TYPICAL:.0%} of {len(values)} real tiles are less like {whose}"))
-    palest = float(np.min(contrast)) / 2 if len(contrast) else 4.0
+            cuts = float(values.quantile(TYPICAL)), float(known.quantile(1 - CAUGHT))
+            sources = (
+                f"{TYPICAL:.0%} of {len(values)} real tiles are less like {whose}",
+                f"{CAUGHT:.0%} of {len(known)} known copies are nearer",
+            )
+            rows.append((name, max(cuts), sources[int(np.argmax(cuts))]))
+    contrast = real["contrast"].dropna()
+    palest = float(contrast.min()) / 2 if len(contrast) else 4.0
     rows.append(("contrast", given["contrast"] or palest, "set by hand" if given["contrast"] else "half that of the palest real tile"))
     return pd.DataFrame(rows, columns=["name", "cut", "source"])
 

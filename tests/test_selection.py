@@ -1,0 +1,276 @@
+"""Scores, cuts and decisions of 05, on planted tiles."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import squares
+import torch
+
+from histokit import augment, classifiers, comparison, data, encoders, features, files, runs, screening, selection, trials
+
+
+def test_a_copy_of_a_training_image_finds_its_original():
+    real = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
+    similarity, index = selection.nearest_similarity(3 * real[[4, 11]], real)
+    assert index.tolist() == [4, 11]
+    torch.testing.assert_close(similarity, torch.ones(2))
+
+
+def test_nearest_similarity_needs_a_real_image():
+    with pytest.raises(ValueError, match="at least one real image"):
+        selection.nearest_similarity(torch.ones(1, 8), torch.empty(0, 8))
+
+
+def test_of_several_views_the_nearest_counts():
+    real = torch.eye(4)
+    views = torch.stack([torch.stack([-real[2], real[2] + 0.1 * real[0], real[1]])])
+    similarity, index = selection.nearest_similarity(views, real)
+    assert index.tolist() == [1] and similarity.item() == pytest.approx(1)
+    assert len(selection.nearest_similarity(views[:0], real)[0]) == 0
+
+
+def test_real_tiles_are_compared_with_other_cases_only():
+    real = torch.tensor([[1.0, 0.0], [1.0, 0.01], [0.0, 1.0]])
+    cases = np.array(["a", "a", "b"])
+    anywhere = selection.real_similarity(real[:, None], real, range(3))
+    across = selection.real_similarity(real[:, None], real, range(3), cases, cases)
+    assert anywhere[0] > 0.999 and across[0] == pytest.approx(0, abs=1e-6)
+    alone = selection.real_similarity(real[:2, None], real[:2], range(2), cases[:2], cases[:2])
+    assert np.isnan(alone).all()
+
+
+def test_of_two_alike_only_the_less_wanted_has_a_twin():
+    views = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])[:, None]
+    similarity, index = selection.twins(views, order=[2, 1, 0])
+    assert index.tolist() == [2, 2, -1]
+    np.testing.assert_allclose(similarity, [1, 0, np.nan])
+
+
+def test_tone_of_black_white_and_a_checkerboard():
+    board = np.kron([[0, 1], [1, 0]], np.ones((2, 2)))[..., None].repeat(3, axis=2) * 255
+    brightness, contrast = selection.tone(np.stack([np.zeros_like(board), np.full_like(board, 255), board]))
+    assert brightness.tolist() == [0, 255, 127.5]
+    assert contrast.tolist() == [0, 0, 127.5]
+
+
+def test_rank_of_the_asked_class():
+    assert selection.rank_of([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]], 1).tolist() == [2, 2]
+    assert selection.rank_of([[0.2, 0.6, 0.2]], 1).tolist() == [1]
+
+
+def real_scores(across, anywhere=None, known=0.0, contrast=20.0):
+    anywhere = across if anywhere is None else anywhere
+    return pd.DataFrame({"across_cases": across, "anywhere": anywhere, "known_copy": known, "contrast": contrast}, dtype=float)
+
+
+NONE = real_scores([])
+
+
+def test_a_calibrated_cut_lets_one_real_tile_in_a_hundred_fail():
+    values = np.random.default_rng(0).random(1000)
+    cuts = selection.calibrate({}, real_scores(values, values / 2, contrast=np.linspace(8, 90, 1000))).set_index("name")
+    assert (values >= cuts["cut"]["copy"]).mean() == pytest.approx(0.01)
+    assert cuts["cut"]["duplicate"] == pytest.approx(cuts["cut"]["copy"] / 2)
+    assert cuts["cut"]["contrast"] == 4
+    by_hand = selection.calibrate({"copy": 0.7, "contrast": 9.0}, real_scores(values)).set_index("name")
+    assert by_hand["cut"]["copy"] == 0.7 and by_hand["cut"]["contrast"] == 9 and by_hand["source"]["copy"] == "set by hand"
+
+
+def test_where_real_tiles_differ_widely_a_copy_must_be_as_near_as_copies_are():
+    known = np.linspace(0.9, 1, 101)
+    cuts = selection.calibrate({}, real_scores(np.full(101, 0.3), known=known)).set_index("name")
+    assert cuts["cut"]["copy"] == pytest.approx(0.905) and "95% of 101 known copies" in cuts["source"]["copy"]
+
+
+def test_too_few_real_tiles_calibrate_nothing():
+    few = selection.calibrate({}, real_scores([0.5] * 5)).set_index("name")
+    assert few["cut"]["copy"] == few["cut"]["duplicate"] == 0.999
+    with pytest.raises(ValueError, match="thresholds has no 'judge'; expected any of judge_rank"):
+        selection.calibrate({"judge": 1}, NONE)
+
+
+GOOD = {
+    "sha256": "a" * 64, "judge": 0.9, "judge_class": "blue", "judge_rank": 1, "contrast": 20.0,
+    "similarity_feature": 0.5, "nearest_feature": "r1", "twin_feature": float("nan"), "twin_of_feature": "",
+    "similarity_picture": 0.1, "nearest_picture": "r2", "twin_picture": 0.2, "twin_of_picture": "s1",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "reason"),
+    [
+        ({}, "kept", ""),
+        ({"contrast": 1.0}, "rejected", "blank or black: contrast 1.0 below 4.0"),
+        ({"judge_rank": 2, "judge": 0.3, "judge_class": "red"}, "rejected", "judge sees red: blue only 0.30"),
+        ({"judge": 0.1}, "rejected", "judge unsure: blue only 0.10"),
+        ({"similarity_feature": 0.99}, "quarantined", "copy of r1: feature 0.990, cut 0.950"),
+        (
+            {"similarity_picture": 0.97, "contrast": 1.0},
+            "quarantined",
+            "blank or black: contrast 1.0 below 4.0; copy of r2: picture 0.970, cut 0.900",
+        ),
+        ({"twin_picture": 0.97}, "rejected", "repeats s1: picture 0.970, cut 0.900"),
+    ],
+)
+def test_every_reject_keeps_its_reason(change, status, reason):
+    cuts = selection.calibrate({"copy": 0.95, "duplicate": 0.97, "judge_p": 0.2, "contrast": 4.0}, NONE)
+    found = selection.decide(pd.DataFrame([GOOD | change]), cuts, "blue").iloc[0]
+    assert (found["status"], found["reason"]) == (status, reason)
+
+
+def test_a_person_wins_over_every_score_and_the_scores_stay_readable():
+    cuts = selection.calibrate({"copy": 0.95, "duplicate": 0.97}, NONE)
+    rows = pd.DataFrame([GOOD | {"similarity_feature": 0.99}, GOOD | {"sha256": "b" * 64}])
+    found = selection.decide(rows, cuts, "blue", {"a" * 64: ("keep", "checked with the slide"), "b" * 64: ("reject", "")})
+    assert found["status"].tolist() == ["kept", "rejected"]
+    assert found["reason"][0].startswith("person: keep, checked with the slide; copy of r1")
+    assert found["reason"][1] == "person: reject"
+
+
+def test_scores_join_what_the_generator_wrote_as_strict_json():
+    manifest = pd.DataFrame({"tile_id": ["s"], "scores": ['{"confidence": 0.4}']})
+    decided = pd.DataFrame({"status": ["kept"], "reason": [""]})
+    held = json.loads(selection.merged(manifest, pd.DataFrame([GOOD]), decided)["scores"][0], parse_constant=pytest.fail)
+    assert held["confidence"] == 0.4 and held["judge"] == 0.9 and held["twin_feature"] is None
+
+
+def test_the_acceptance_table_counts_a_tile_under_each_of_its_reasons():
+    decided = pd.DataFrame(
+        {"status": ["kept", "rejected", "quarantined"], "reason": ["", "judge sees red: 0.1", "copy of r: 1; copy of s: 1; repeats t: 1"]}
+    )
+    table = selection.acceptance(decided).set_index(["status", "why"])["tiles"].to_dict()
+    assert table[("kept", "")] == 1 and table[("rejected", "judge disagrees")] == 1
+    assert table[("quarantined", "repeats another")] == 1
+    assert selection.acceptance(decided.iloc[:0])["tiles"].tolist() == [0]
+
+
+# --- the whole of 05, on planted tiles -------------------------------------------------------------------------------
+
+
+class Fields(torch.nn.Module):
+    """Mean colour of an 8 x 8 grid, as 192 features: enough to tell a picture from another, quick enough for a test."""
+
+    def forward(self, x):
+        return torch.nn.functional.adaptive_avg_pool2d(x, 8).flatten(1)
+
+
+@pytest.fixture
+def study(root, monkeypatch):
+    """Real patterned tiles with a trained judge, and a way to screen planted synthetic ones."""
+    monkeypatch.setattr(squares, "tile", patterned)
+    monkeypatch.setitem(encoders.FIXED, "colour-texture", fields)
+    squares.dataset({split: dict.fromkeys(squares.CLASSES, 8) for split in ("train", "val", "test")})
+    run = runs.start(experiment="exp", step="judge")
+    tiles = data.load(run)
+    arms = comparison.settle({"judge": {"sampler": "balanced", "augment": "none"}}, encoder="colour-texture")
+    trials.train(run, arms, comparison.assemble(run, tiles, arms), tiles, seeds=2, steps=60, batch_size=12)
+    run.finish({})
+    return root
+
+
+def fields():
+    net = Fields()
+    net.dim = 192
+    return net
+
+
+def patterned(name, seed):
+    """A class colour under a random pattern of 8 x 8 fields, which makes every tile a picture of its own."""
+    rng = np.random.default_rng(seed)
+    pattern = np.kron(rng.normal(0, 35, (8, 8, 1)), np.ones((8, 8, 1)))
+    return (np.array(squares.COLOURS[name]) + pattern + rng.normal(0, 3, (64, 64, 3))).clip(0, 255).astype(np.uint8)
+
+
+def screen(made_of, thresholds=None, step="keep"):
+    squares.synthetic({"blue": len(made_of)}, step="made", pixels={"blue": made_of})
+    run = runs.start(experiment="exp", step=step, class_name="blue")
+    tiles, made = data.load(run), data.load(run, step="made", class_name="blue")
+    panel = screening.judges(run, "judge")
+    return run, screening.screen(run, made, tiles, panel, "colour-texture", thresholds or {})
+
+
+def test_planted_faults_are_found_and_named(study):
+    train = [squares.tile("blue", 200 + i) for i in range(8)]  # as squares.dataset draws them
+    fresh = [squares.tile("blue", 5000 + i) for i in range(6)]
+    flipped = augment.symmetry(torch.from_numpy(train[3]).permute(2, 0, 1), 6).permute(1, 2, 0).numpy()
+    noisy_twin = (fresh[0] + np.random.default_rng(0).normal(0, 3, fresh[0].shape)).clip(0, 255).astype(np.uint8)
+    planted = [train[1], flipped, noisy_twin, np.zeros_like(train[0]), squares.tile("red", 4001)]
+    run, (manifest, scores, cuts, real) = screen(fresh + planted)
+    status, reason = manifest["status"].tolist(), manifest["reason"].tolist()
+    assert status[1:6] == ["kept"] * 5
+    assert status[6] == "quarantined" and "copy of train/blue/1.png" in reason[6]
+    assert status[7] == "quarantined" and "copy of train/blue/3.png" in reason[7]
+    pair = {status[0], status[8]}  # of two alike one is kept, the one the judge likes better
+    assert pair == {"kept", "rejected"} and "repeats" in reason[0] + reason[8]
+    assert status[9] == "rejected" and reason[9].startswith("blank or black")
+    assert status[10] == "rejected" and "judge sees red" in reason[10]
+    assert real["across_cases"].notna().sum() == 24 and set(cuts["label"]) == {"blue"} and len(scores) == 11
+    assert data.without_memory(manifest).columns.tolist() == [c for c in manifest if c not in data.MEMORY]
+
+    run.finish(data.without_memory(manifest))
+    arm = comparison.settle({"augmented": {"synthetic": "keep"}}, encoder="colour-texture")
+    later = runs.start(experiment="exp", step="06_classifier")
+    sets = comparison.assemble(later, data.load(later), arm)
+    assert sets["augmented"]["source"].eq("synthetic").sum() == 6
+    assert data.pixels(sets["augmented"].tail(1)).shape == (1, 64, 64, 3)
+
+
+def test_everything_rejected_leaves_columns_and_arms_that_say_so(study):
+    run, (manifest, *_) = screen([squares.tile("red", 4000 + i) for i in range(3)])
+    assert manifest["status"].eq("rejected").all() and manifest["reason"].ne("").all()
+    run.finish(data.without_memory(manifest))
+    later = runs.start(experiment="exp", step="06_classifier")
+    tiles, arms = data.load(later), comparison.settle({"augmented": {"synthetic": "keep"}}, encoder="colour-texture")
+    sets = comparison.assemble(later, tiles, arms)
+    assert len(sets["augmented"]) == 24
+    assert comparison.remarks(arms, sets, tiles) == ["Arm augmented: keep has no kept tile, so it was trained on real tiles alone."]
+
+
+def test_no_tile_at_all_gives_an_empty_manifest_with_its_columns(study):
+    run, (manifest, scores, cuts, real) = screen([])
+    assert len(manifest) == len(scores) == len(cuts) == len(real) == 0
+    assert {"tile_id", "file_name", "label", "status"} <= set(manifest)
+    assert selection.acceptance(manifest)["tiles"].tolist() == [0]
+    run.finish(data.without_memory(manifest))
+    assert len(data.load(runs.start(experiment="exp", step="06_classifier"), step="keep")) == 0
+
+
+def test_a_verdict_in_the_review_file_wins_and_makes_the_run_stale(study):
+    made = [squares.tile("red", 4001), squares.tile("blue", 5001)]
+    run, (manifest, *_) = screen(made)
+    assert manifest["status"].tolist() == ["rejected", "kept"]
+    screening.add_review("exp", manifest["sha256"][0], "reject", "A. B.", "first thought")
+    screening.add_review("exp", manifest["sha256"][0], "keep", "A. B.", "a rare stain, see slide 4")
+    table = files.read_table(study / "params" / "reviews" / "exp.csv")
+    assert table["verdict"].tolist() == ["reject", "keep"]  # nothing is overwritten
+    run.finish(data.without_memory(manifest))
+    run, (manifest, *_) = screen(made)
+    assert manifest["status"].tolist() == ["kept", "kept"] and manifest["reason"][0].startswith("person: keep, a rare stain, see slide 4")
+    with pytest.raises(ValueError, match="expected keep or reject"):
+        screening.add_review("exp", manifest["sha256"][0], "maybe")
+    bad = study / "params" / "reviews" / "exp.csv"
+    bad.write_text(bad.read_text().replace("keep", "kept"))
+    with pytest.raises(ValueError, match=r"exp\.csv, line 3: verdict 'kept'"):
+        screening.reviews(run)
+
+
+def test_a_judge_that_saw_synthetic_tiles_is_refused(study):
+    squares.synthetic({"blue": 2})
+    run = runs.start(experiment="exp", step="biased")
+    tiles = data.load(run)
+    arms = comparison.settle({"real": {}, "augmented": {"synthetic": "made"}}, encoder="colour-texture")
+    trials.train(run, arms, comparison.assemble(run, tiles, arms), tiles, seeds=1, steps=5, batch_size=6)
+    run.finish({})
+    run = runs.start(experiment="exp", step="keep", class_name="blue")
+    with pytest.raises(ValueError, match="'augmented' of biased was trained on synthetic tiles"):
+        screening.judges(run, "biased", "augmented")
+    with pytest.raises(ValueError, match="judge arm '' is not in biased, which has augmented, real"):
+        screening.judges(run, "biased")
+    assert len(screening.judges(run, "judge")) == 2
+    panel = screening.judges(run, "biased", "real")
+    assert screening.remarks(panel, "colour-texture") == [
+        "The judge and the distances use the same encoder, colour-texture: it judges its own choice."
+    ]
+    assert isinstance(panel[0], classifiers.Classifier) and features.load("picture").licence
