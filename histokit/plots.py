@@ -218,8 +218,11 @@ def score_histograms(scores, real, cuts, title="Scores of the synthetic tiles, a
 
 def pairs(left, right, captions, title="", ax=None, cols=4):
     """Pairs of tiles uint8 [N, H, W, 3] side by side, one caption above each pair."""
-    both = np.concatenate([np.asarray(left), np.asarray(right)], axis=2)  # [N, H, 2W, 3]
-    return image_grid(both, title, captions, cols=cols, ax=ax, size=2.4)
+    left, right = np.asarray(left), np.asarray(right)
+    gap = np.full((*left.shape[:2], 2, 3), 255, np.uint8)
+    rows = -(-len(left) // cols)
+    ax = new_axes(min(cols, len(left)) * 2.8, rows * 1.65 + 0.3) if ax is None else ax
+    return image_grid(np.concatenate([left, gap, right], axis=2), title, captions, cols=cols, ax=ax)
 
 
 # ------------------------------------------------------------------------------------------------- 06_classifier
@@ -242,7 +245,7 @@ def arm_tiles(counts, title="What each arm is trained on", ax=None):
     ax.set_xlim(right=(counts["real"] + counts["synthetic"]).max() * 1.3)
     ax.set_xlabel("training tiles")
     ax.set_title(title, loc="left", fontsize=10)
-    ax.legend(frameon=False, fontsize=8, loc="lower right")
+    ax.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
     return ax
 
 
