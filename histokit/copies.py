@@ -66,20 +66,21 @@ def invariant(waves):
     return np.concatenate([np.maximum(one, other), low], axis=1).astype(np.float32)
 
 
-def pairs(waves, others=None, threshold=THRESHOLD, block=2048):
+def pairs(waves, others=None, threshold=THRESHOLD, block=0):
     """All pairs of copies.
 
     Args:
         waves: signatures [N, LOW, LOW].
         others: signatures [M, LOW, LOW] to look among; None looks among `waves` themselves, each pair once (i < j).
         threshold: correlation from which two pictures count as copies.
+        block: rows compared at a time; 0 takes what a matrix of 256 MB holds, at most 2048.
 
     Returns:
         i, j int64 [P], correlation float32 [P] in [threshold, 1], symmetry int64 [P] (index into SYMMETRIES).
-        Memory is one block x M matrix at a time.
     """
     alone = others is None
     others = waves if alone else others
+    block = block or max(64, min(2048, 2**26 // max(1, len(others))))
     left, right = invariant(waves), invariant(others).T
     found = []
     for start in range(0, len(waves), block):

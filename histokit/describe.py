@@ -104,6 +104,9 @@ def _read(path):
         raise ValueError(f"{path}: expected `key: value` lines, got {type(given).__name__}")
     kinds = {f.name: f.type for f in fields(Description) if f.name != "path"} | {"target_mpp": float, "group": str}
     given = {key: value for key, value in given.items() if value is not None}
+    for key in ("ignore", "exclude"):
+        if isinstance(given.get(key), list):
+            given[key] = [str(name) for name in given[key]]
     for key, value in given.items():
         if key not in kinds:
             raise ValueError(f"{path}: unknown key {key!r}{nearest(key, kinds)}")

@@ -36,10 +36,10 @@ def scan(described):
     tiles = _from_table(described) if described.table else _from_folders(described)
     names = tiles["file_name"]
     if described.exclude:
-        unknown = sorted(set(map(str, described.exclude)) - set(names))
+        unknown = sorted(set(described.exclude) - set(names))
         if unknown:
             raise ValueError(f"{described.path}: `exclude` names {unknown[0]!r}, which is not a tile{nearest(unknown[0], names[:2000])}")
-        tiles = tiles[~names.isin(list(map(str, described.exclude)))].copy()
+        tiles = tiles[~names.isin(described.exclude)].copy()
     _read_pattern(described, tiles)
     _check_classes(described, tiles)
     _fill(described, tiles)

@@ -1,0 +1,61 @@
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from histokit import plots
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def grey(n, px=8):
+    return np.arange(n, dtype=np.uint8)[:, None, None, None].repeat(px, 1).repeat(px, 2).repeat(3, 3)
+
+
+def test_an_image_grid_shows_every_pixel_in_reading_order():
+    sheet = plots.image_grid(grey(5), "five", cols=2, gap=1).images[0].get_array()
+    assert sheet.shape == (3 * 9, 2 * 9, 3)
+    assert [int(sheet[r * 9, c * 9, 0]) for r, c in ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1))] == [0, 1, 2, 3, 4, 255]
+
+
+def test_captions_stand_above_their_images_and_a_given_axes_is_used():
+    ax = plots.new_axes()
+    assert plots.image_grid(grey(3), captions=["a", "b\nc", "d"], ax=ax) is ax
+    assert [text.get_text() for text in ax.texts] == ["a", "b\nc", "d"]
+
+
+def test_a_class_grid_leaves_room_where_a_class_has_fewer_tiles():
+    ax = plots.class_grid({"a": grey(3), "b": grey(1)})
+    sheet = ax.images[0].get_array()
+    assert sheet.shape[0] == 2 * 12 and (sheet[12:20, 12:] == 255).all()
+    assert [text.get_text() for text in ax.texts] == ["a", "b"]
+
+
+def test_the_long_tail_names_tiles_and_cases_and_the_withheld_ones():
+    rows = [("a", s, "labelled", t, c) for s, t, c in (("train", 100, 9), ("val", 10, 2), ("test", 20, 3))]
+    rows += [("b", s, "labelled", t, c) for s, t, c in (("train", 15, 3), ("val", 0, 0), ("test", 4, 1))] + [
+        ("b", "train", "withheld", 85, 7)
+    ]
+    ax = plots.long_tail(pd.DataFrame(rows, columns=["label", "split", "use", "tiles", "cases"]), {"a": "head", "b": "tail"})
+    shown = [text.get_text() for text in ax.texts]
+    assert shown == ["100 / 9", "15 / 3 (+85)", "10 / 2", "none", "20 / 3", "4 / 1"]
+    assert [tick.get_color() for tick in ax.get_yticklabels()] == [plots.INK, plots.TAIL]
+
+
+def test_a_tile_journey_states_size_and_scale_and_says_when_it_is_unknown():
+    axes = plots.tile_journey([("file", grey(1, 32)[0], 0.5), ("input", grey(1, 16)[0], float("nan"))])
+    assert [ax.get_title() for ax in axes] == ["file\n32 x 32 px, 0.5 µm per px", "input\n16 x 16 px, µm per px unknown"]
+    assert [text.get_text() for text in axes[0].texts] == ["5 µm"] and not axes[1].texts
+
+
+def test_a_table_shows_marked_rows_in_red():
+    html = plots.table(pd.DataFrame({"x": ["one", "two"]}), marked=pd.Series([False, True])).to_html()
+    assert html.count(plots.TAIL) == 1 and '<th class="row_heading' not in html
