@@ -280,7 +280,7 @@ def latents(mean, logvar, scaling, generator=None):
 def decode(model, z, batch_size=4):
     """Images uint8 [B, H, W, 3] on the CPU from scaled latents z [B, 4, h, w].
 
-    Always runs batches of exactly `batch_size` (the last is padded), so an image does not depend on its neighbours.
+    Always runs batches of exactly `batch_size` (the last is padded), so an image depends on its slot but not on its neighbours.
     """
     images = []
     for start in range(0, len(z), batch_size):

@@ -129,14 +129,14 @@ def sample(model, prompts, generators, *, sources=None, strength=1.0, guidance_s
 
     SDEdit, Meng et al. (2022), arXiv:2108.01073: a source is noised to `strength` of the schedule and denoised again. Strength 1
     starts from noise alone, so that nothing of the source is left; strength 0 is its round trip through the autoencoder.
-    Batches have one fixed shape, the last is padded: an image follows from its prompt, generator and source alone, bit for bit
-    on a CPU.
+    Batches have one fixed shape, the last is padded: an image follows from its prompt, generator, source and slot (its index
+    modulo `batch`), bit for bit on a CPU; in another slot or batch size it differs by a grey level at most.
 
     Args:
         prompts: list of N str.
         generators: list of N CPU generators, one per image.
         sources: [N, 4, h, w] scaled latents, or None for text-to-image.
-        batch: images per batch, by default `batch_size(model)`; across batch sizes images differ by a grey level at most.
+        batch: images per batch, by default `batch_size(model)`.
     """
     model.need("vae", "unet", "text_encoder", "tokenizer", "scheduler")
     batch = batch or batch_size(model)

@@ -169,7 +169,7 @@ def test_decoding_does_not_depend_on_the_neighbours(model):
     whole = backbone.decode(model, z, batch_size=4)
     assert whole.shape == (6, 32, 32, 3) and whole.dtype == np.uint8
     assert np.array_equal(backbone.decode(model, z[4:5], batch_size=4)[0], whole[4])
-    assert np.array_equal(backbone.decode(model, z.flip(0), batch_size=4)[::-1], whole)
+    assert abs(backbone.decode(model, z.flip(0), batch_size=4)[::-1].astype(int) - whole).max() <= 1
     assert abs(backbone.decode(model, z, batch_size=1).astype(int) - whole).max() <= 1
     assert backbone.decode(model, z[:0]).shape == (0, 32, 32, 3)
 

@@ -1,0 +1,296 @@
+"""New tiles from real ones: a job table first, then one image per row of it.
+
+SDEdit, Meng et al. (2022), arXiv:2108.01073; from majority to minority, Wang et al. (2024), arXiv:2406.18375. The table is made in
+`policies`; here its rows become images, previews and manifest rows. Nothing here judges an image: 05_select does.
+"""
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from histokit import data, files, latents, sampling, training
+from histokit.policies import POLICIES, SETTINGS, job_table
+
+__all__ = [
+    "POLICIES", "SETTINGS", "Preview", "Previewer", "export_json", "import_json", "job_table", "previewer", "render",
+]  # fmt: skip
+
+VERSION = 1
+
+# --- images ----------------------------------------------------------------------------------------------------------
+
+
+class Sources:
+    """Latents and pixels of the real tiles that jobs start from, each encoded once and alone."""
+
+    def __init__(self, model, jobs, tiles):
+        wanted = [tile for tile in dict.fromkeys(jobs["tile_id"]) if tile]
+        rows = tiles[tiles["tile_id"].isin(wanted)].drop_duplicates("tile_id").set_index("tile_id", drop=False)
+        lost = [tile for tile in wanted if tile not in rows.index]
+        if lost:
+            raise ValueError(f"source tile {lost[0]!r} is not in the manifest ({len(lost)} such); make the job table from this manifest")
+        leaks = rows[rows["split"].ne("train") | rows["source"].ne("real")]
+        if len(leaks):
+            first = leaks.iloc[0]
+            raise ValueError(
+                f"source tile {first['tile_id']!r} is a {first['source']} tile of {first['split'] or 'no split'}; "
+                f"only real training tiles may be re-rendered ({len(leaks)} such)"
+            )
+        self.model, self.rows = model, rows.loc[wanted]
+        self.cache = latents.Latents(model, self.rows, symmetries=1, batch_size=1) if wanted else None
+        self.place = {tile: i for i, tile in enumerate(wanted)}
+
+    def latents(self, tile_ids):
+        """Scaled latents [B, 4, h, w], None for text-to-image."""
+        if not tile_ids[0]:
+            return None
+        mean, _ = self.cache.batch([self.place[tile] for tile in tile_ids], [0] * len(tile_ids))
+        return mean * self.model.scaling
+
+    def pixels(self, tile_ids):
+        """uint8 [B, H, W, 3] at the model's tile size, None for text-to-image."""
+        return data.pixels(self.rows.loc[list(tile_ids)], self.model.tile_px) if tile_ids[0] else None
+
+
+def _blocks(jobs, batch):
+    """Index labels of the jobs that share a batch: `number // batch`, whatever else is to be made.
+
+    With two threads or more a matrix product may round differently from row to row, so not only the shape of a batch is fixed but
+    also the slot of each job in it; only then does resuming change no bit.
+    """
+    cell = ["class", *SETTINGS, jobs["number"] // batch, jobs["tile_id"].eq("")]
+    return [block.index.tolist() for _, block in jobs.groupby(cell, sort=False)]
+
+
+def _make(model, sources, block, batch, **settings):
+    """Images uint8 [n, H, W, 3] of the n jobs of one block, each in the slot its number gives it."""
+    rows = list(block.itertuples())
+    slots = [rows[0]] * batch  # a slot nobody needs repeats the first job
+    for row in rows:
+        slots[row.number % batch] = row
+    last = max(row.number % batch for row in rows) + 1
+    images = sampling.sample(
+        model,
+        [row.prompt for row in slots[:last]],
+        [torch.Generator().manual_seed(row.seed) for row in slots[:last]],
+        sources=sources.latents([row.tile_id for row in slots[:last]]),
+        batch=batch,
+        **_settings(rows[0], settings),
+    )
+    return images[[row.number % batch for row in rows]]
+
+
+def _settings(row, changes):
+    """Settings of one job with `changes`; text-to-image has no source and so always the whole schedule."""
+    used = {name: getattr(row, name) for name in SETTINGS} | changes
+    return used if row.tile_id else used | {"strength": 1.0}
+
+
+def render(model, jobs, run, tiles, *, batch=None):
+    """Make every image of the job table that is not there yet, and return the manifest rows of all of them.
+
+    An image is there when its file in this run folder, or in the one set aside before it (`run.previous`, linked), carries the
+    key of its job: settings, prompt, seed, source and weights. So an interrupted run goes on where it was, and asking
+    for 200 images after 100 makes 100.
+
+    Args:
+        model: backbone.Model, with the adapters of the job table.
+        jobs: see `job_table`.
+        run: runs.Run to write into.
+        tiles: the manifest the job table was made from.
+        batch: images per batch, by default `sampling.batch_size(model)`.
+    """
+    batch = batch or sampling.batch_size(model)
+    jobs = jobs.reset_index(drop=True)
+    sources = Sources(model, jobs, tiles)
+    keys = [_key(model, row, sources) for row in jobs.itertuples()]
+    paths = [run.path("tiles", f"{job}.png") for job in jobs["job"]]
+    missing = {i for i, (path, key) in enumerate(zip(paths, keys, strict=True)) if not _there(path, key, run)}
+    made, clock = 0, time.perf_counter()
+    show = training.Progress(len(missing))
+    with ThreadPoolExecutor(1) as writer:  # files are written while the next batch is made
+        pending = []
+        for block in _blocks(jobs, batch):
+            if missing.isdisjoint(block):
+                continue
+            images = _make(model, sources, jobs.loc[block], batch)
+            for done in pending:
+                done.result()
+            pending = []
+            for i, image in zip(block, images, strict=True):
+                if i in missing:
+                    text = {"histokit": keys[i], "prompt": jobs["prompt"][i], "seed": str(jobs["seed"][i])}
+                    pending.append(writer.submit(files.write_png, paths[i], image, text))
+            made += len(pending)
+            rate = made / (time.perf_counter() - clock)
+            show({"step": made, "images_per_s": rate, "peak_gb": training.peak_gb()}, None)
+        for done in pending:
+            done.result()
+    seconds = time.perf_counter() - clock
+    run.note(images_made=made, images_reused=len(jobs) - made, batch=batch, images_per_s=made / seconds if made else None)
+    return _manifest(model, jobs, run, tiles, sources, paths, batch)
+
+
+def _key(model, row, sources):
+    """What the pixels of one job follow from."""
+    source = ""
+    if row.tile_id:
+        tile = sources.rows.loc[row.tile_id]
+        source = [tile["sha256"] or files.sha256(tile["path"]), tile.get("fit", ""), tile.get("tile_px", 0), str(tile.get("mpp", ""))]
+    settings = [getattr(row, name) for name in SETTINGS]
+    return files.digest("img2img", VERSION, model.identity, row.lora_sha, row.token_sha, row.prompt, row.seed, settings, source)
+
+
+def _there(path, key, run):
+    """Whether the image with this key is at `path`, after looking for it in the folder that was set aside."""
+    if path.is_file() and _key_of(path) == key:
+        return True
+    old = run.previous / path.relative_to(run.folder) if run.previous else None
+    if old is not None and old.is_file() and _key_of(old) == key:
+        files.link(old, path)
+        return True
+    return False
+
+
+def _key_of(path):
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.info.get("histokit")
+    except OSError:
+        return None
+
+
+EMPTY = [
+    "tile_id", "root", "file_name", "label", "split", "use", "case_id", "patient", "slide", "group", "mpp", "width", "height", "sha256",
+    "mask", "source", "method", "sources", "prompt", "seed", "settings", "lora_sha", "token_sha", "scores", "status", "reason", "run_id",
+    "path", "tile_px", "fit",
+]  # fmt: skip
+
+
+def _manifest(model, jobs, run, tiles, sources, paths, batch):
+    place = run.folder.relative_to(files.root() / "outputs" / run.experiment / run.step)
+    real, rows = data.training(tiles), []
+    scale = {name: _um_per_px(real[real["label"].eq(name)].head(100), model.tile_px) for name in jobs["class"].unique()}
+    for row, path in zip(jobs.itertuples(), paths, strict=True):
+        source = sources.rows.loc[[row.tile_id]] if row.tile_id else None
+        settings = {
+            name: getattr(row, name) for name in (*SETTINGS, "true_steps", "policy", "source_class", "source_group", "target_group")
+        }
+        rows.append(
+            {
+                "tile_id": f"{run.step}/{row.job}",
+                "root": run.step,
+                "file_name": (place / path.relative_to(run.folder)).as_posix(),
+                "label": jobs.at[row.Index, "class"],
+                "split": "",
+                "use": "labelled",
+                "case_id": "",
+                "patient": "",
+                "slide": "",
+                "group": row.target_group,
+                "mpp": _um_per_px(source, model.tile_px) if source is not None else scale[jobs.at[row.Index, "class"]],
+                "width": model.tile_px,
+                "height": model.tile_px,
+                "sha256": files.sha256(path),
+                "mask": "",
+                "source": "synthetic",
+                "method": "text2img" if not row.tile_id else "img2img",
+                "sources": json.dumps([row.tile_id] if row.tile_id else []),
+                "prompt": row.prompt,
+                "seed": row.seed,
+                "settings": json.dumps(settings | {"batch": batch}),
+                "lora_sha": row.lora_sha,
+                "token_sha": row.token_sha,
+                "scores": "{}",
+                "status": "kept",
+                "reason": "",
+                "run_id": run.run_id,
+                "path": str(path),
+                "tile_px": model.tile_px,
+                "fit": "resize",
+            }
+        )
+    return pd.DataFrame(rows, columns=list(rows[0]) if rows else EMPTY)
+
+
+def _um_per_px(rows, tile_px):
+    """Median micrometres per pixel of rows on tiles of this size; NaN where no row knows its own."""
+    known = [data.um_per_px(row, tile_px) for _, row in rows[rows["mpp"].notna()].iterrows()]
+    return float(np.median(known)) if known else float("nan")
+
+
+# --- previews --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Preview:
+    """What `Previewer` shows: images and their sources uint8 [n, H, W, 3] (sources None for text-to-image), and the true step count."""
+
+    images: np.ndarray
+    sources: np.ndarray | None
+    true_steps: int
+    jobs: pd.DataFrame
+
+
+class Previewer:
+    """`previewer(strength=.., guidance_scale=..)` -> Preview of the first batch of a job table under other settings.
+
+    The batch has the shape, seeds and neighbours it will have in `render`, so with the same settings its tiles are the same, bit for bit
+    on a CPU.
+    """
+
+    def __init__(self, model, jobs, tiles, batch=None):
+        self.model, self.batch = model, batch or sampling.batch_size(model)
+        self.blocks = _blocks(jobs.reset_index(drop=True), self.batch)
+        if not self.blocks:
+            raise ValueError("the job table is empty: nothing to preview")
+        self.jobs, self.sources = jobs.reset_index(drop=True), Sources(model, jobs, tiles)
+
+    def __call__(self, block=0, **settings):
+        rows = self.jobs.loc[self.blocks[block]]
+        images = _make(self.model, self.sources, rows, self.batch, **settings)
+        sources = self.sources.pixels(list(rows["tile_id"]))
+        return Preview(images, sources, self.steps(block, **settings), rows.assign(**settings))
+
+    def steps(self, block=0, **settings):
+        """Denoising steps really taken under these settings."""
+        used = _settings(next(self.jobs.loc[self.blocks[block]].itertuples()), settings)
+        return sampling.true_steps(int(used["num_inference_steps"]), float(used["strength"]))
+
+    def ladder(self, strengths, job=0, **settings):
+        """Images [n, H, W, 3] of job `job` at each of `strengths`, alone in their batch: within a grey level of the finished ones."""
+        row = self.jobs.loc[[job]]
+        return np.concatenate([_make(self.model, self.sources, row.assign(number=0), 1, strength=s, **settings) for s in strengths])
+
+
+def previewer(model, jobs, tiles, batch=None):
+    """A `Previewer` of the job table, for `widgets.tuner`."""
+    return Previewer(model, jobs, tiles, batch)
+
+
+# --- exchange --------------------------------------------------------------------------------------------------------
+
+
+def export_json(path, manifest, group="skin_type"):
+    """Write a list of {image_path, label, <group>, prompt}, the format of the original study; image_path stays relative."""
+    pairs = {"file_name": "image_path", "label": "label", "group": group, "prompt": "prompt"}
+    return files.write_json(path, [{new: str(row[old]) for old, new in pairs.items()} for row in manifest[list(pairs)].to_dict("records")])
+
+
+def import_json(path, group="skin_type"):
+    """DataFrame file_name, label, group, prompt from such a list; ValueError names the entry that lacks a field."""
+    wanted = {"image_path": "file_name", "label": "label", group: "group", "prompt": "prompt"}
+    entries = files.read_json(path)
+    for i, entry in enumerate(entries):
+        lost = [name for name in wanted if name not in entry]
+        if lost:
+            raise ValueError(f"{Path(path).name}, entry {i}: no {', '.join(lost)}; expected {', '.join(wanted)}")
+    return pd.DataFrame([{new: str(entry[old]) for old, new in wanted.items()} for entry in entries], columns=list(wanted.values()))
