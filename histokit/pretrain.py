@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from histokit import backbone, features, files, ldm, sampling, training
+from histokit import backbone, encoders, files, ldm, metrics, sampling, training
 
 VERSION = 1
 WORDS = (  # so that a class no one has trained on still has words of its own; SD's vocabulary would have them
@@ -157,18 +157,43 @@ def _views(run, model, seen, tile_px, per_tile=8):
     return held["mean"], held["logvar"], held["source"].numpy()
 
 
-@torch.no_grad()
-def _sample_sheet(model, prompts, per_prompt, seed, steps=20, guidance_scale=2.0):
-    """One column a prompt, `per_prompt` images each at fixed seeds, by the sampler of every later notebook."""
-    texts = [p for p in prompts for _ in range(per_prompt)]
-    generators = [torch.Generator().manual_seed(files.seed(seed, "sheet", i)) for i in range(len(texts))]
-    shape = (model.vae.config.latent_channels, model.latent_px, model.latent_px)
-    z = sampling.noise(generators, shape, model.device)
-    predict = sampling.guided(model, backbone.embed(model, texts), backbone.embed(model, [""]), guidance_scale)
-    z = sampling.denoise(predict, z, model.scheduler, sampling.schedule(model.scheduler, steps))
-    images = torch.from_numpy(backbone.decode(model, z)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    by_row = [images[p * per_prompt + i] for i in range(per_prompt) for p in range(len(prompts))]
-    return tiled(torch.stack(by_row), len(prompts))
+def _sample_sheet(model, prompts, per_prompt, seed):
+    """One column a prompt, `per_prompt` images each at fixed seeds."""
+    images = sample(model, [p for _ in range(per_prompt) for p in prompts], seed)
+    return tiled(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1, len(prompts))
+
+
+def sample(model, prompts, seed):
+    """One image uint8 [N, H, W, 3] a prompt from pure noise at fixed seeds, by the sampler of every later notebook."""
+    generators = [torch.Generator().manual_seed(files.seed(seed, "sample", i)) for i in range(len(prompts))]
+    return sampling.sample(model, prompts, generators, num_inference_steps=20)
+
+
+def fidelity(folder, held, count, seed=0, device="cpu"):
+    """How far `count` samples are from held-out tiles, beside real against real and beside the same UNet untrained.
+
+    KID in the fixed colour-texture space, which nothing was trained in; prompts in the proportions of the held-out labels.
+
+    Returns:
+        Dict of kid, kid_floor, kid_untrained (all x 1000, at `kid_n` tiles a side), samples, and `nearer`: how many times
+        nearer to the floor the samples are than those of the untrained UNet.
+    """
+    model = backbone.load(str(folder), device)
+    encoder = encoders.load("colour-texture")
+    rng = np.random.default_rng(files.seed(seed, "fidelity"))
+    prompts = [held.captions[i][0] for i in rng.choice(len(held.images), count)]
+    real, _ = whole_tiles(held, model.tile_px, 10_000)
+    real = encoder(((real.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()).numpy()
+    trained = encoder(sample(model, prompts, seed)).numpy()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(files.seed(seed, "untrained"))
+        model.unet = type(model.unet).from_config(model.unet.config).to(device).eval()
+    untrained = encoder(sample(model, prompts, seed)).numpy()
+    kid, floor, n = metrics.kid_beside_floor(real, trained, held.cases)
+    worst, _, _ = metrics.kid_beside_floor(real, untrained, held.cases)
+    facts = {"kid": kid.mean(), "kid_floor": floor.mean(), "kid_untrained": worst.mean()}
+    facts = {name: float(1000 * value) for name, value in facts.items()} | {"kid_n": n, "samples": count}
+    return facts | {"nearer": (facts["kid_untrained"] - facts["kid_floor"]) / abs(facts["kid"] - facts["kid_floor"])}
 
 
 # ---------------------------------------------------------------------------------------------- encoder
@@ -184,7 +209,7 @@ def _encoder(run, seen, held, *, objective, tile_px, dim, batch_size, lr, device
         labels = [names.index(label) for label in seen.labels]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(files.seed(run.seed, "encoder", objective))
-        encoder = features.SmallCNN(dim).to(device)
+        encoder = encoders.SmallCNN(dim).to(device)
         head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 64)) if not names else nn.Linear(dim, len(names))
         head.to(device)
     images, rows = whole_tiles(held, tile_px, 10_000)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from histokit import backbone, corpus, features, ldm, toy, training
+from histokit import backbone, corpus, encoders, ldm, toy, training
 from tests.tiny import tiny_model
 
 
@@ -135,5 +135,5 @@ def test_a_corpus_weighs_its_sources_and_lists_what_it_saw():
 
 
 def test_a_small_encoder_takes_any_size():
-    encoder = features.SmallCNN(16).eval()
+    encoder = encoders.SmallCNN(16).eval()
     assert encoder(torch.zeros(2, 3, 64, 96)).shape == (2, 16)
