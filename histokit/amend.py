@@ -177,7 +177,7 @@ def _inline(keys, value):
 
 def _set(text, keys, value):
     """`text` with one value set; keys is the path to it from the top."""
-    node = _yaml().compose(text)
+    name, node = None, _yaml().compose(text)
     for depth, key in enumerate(keys):
         if depth and _empty(node):  # `classes:` with nothing behind it
             if depth == 1:
@@ -222,7 +222,7 @@ def _insert(text, node, keys, value):
             return text[:at] + entry + text[at:]
         at = node.value[-1][1].end_mark.index
         return f"{text[:at]}, {entry}{text[at:]}"
-    if len(keys) == 4:  # no `classes:` yet: at the very end, after an empty line when the recipe has none of its own there
+    if len(keys) == 4:  # no `classes:` yet: at the very end
         return _insert_line(text, len(text), f"classes:\n  {_line(keys[1:], value)}")
     name, last = _leaf(node)
     indent = " " * node.value[0][0].start_mark.column
@@ -238,7 +238,7 @@ def _insert_line(text, at, line):
 
 
 def _leaf(node):
-    """Key and value of the last entry inside a block mapping: the value is a scalar or flow collection, whose end is where its text ends."""
+    """Key and value of the last entry inside a block mapping; the value is a scalar or flow collection, which ends where its text does."""
     name, node = node.value[-1]
     while node.id != "scalar" and not node.flow_style and node.value:
         name, node = node.value[-1] if node.id == "mapping" else (name, node.value[-1])

@@ -82,7 +82,10 @@ def test_any_class_name_is_quoted_as_it_needs(name):
         ("classes:\n  a:  # todo\n# end\n", "classes:\n  a:  # todo\n  necrosis: {plain: {strength: 0.6}}\n# end\n"),
         ("classes: {necrosis: {plain: {strength: }}}\n", "classes: {necrosis: {plain: {strength: 0.6 }}}\n"),
         ("classes:\n  'necrosis': {keep: {a: [1, 2]}} # c\n", "classes:\n  'necrosis': {keep: {a: [1, 2]}, plain: {strength: 0.6}} # c\n"),
-        ("classes:\n  necrosis: {plain: {a: 1,\n     b: 2,  # two\n     }}", "classes:\n  necrosis: {plain: {a: 1,\n     b: 2, strength: 0.6,  # two\n     }}"),
+        (
+            "classes:\n  necrosis: {plain: {a: 1,\n     b: 2,  # two\n     }}",
+            "classes:\n  necrosis: {plain: {a: 1,\n     b: 2, strength: 0.6,  # two\n     }}",
+        ),
     ],
 )  # fmt: skip
 def test_half_written_classes_are_filled(classes, expected):

@@ -1,0 +1,65 @@
+"""Pictures as bytes, for panels and pages: no pyplot state, no front end needed to make them. Arrays in, PNG or HTML out."""
+
+import html
+import io
+from base64 import b64encode
+from pathlib import Path
+
+import numpy as np
+
+
+def base64(data):
+    return b64encode(data).decode("ascii")
+
+
+def short(text, most):
+    return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most - most // 2) :]}"
+
+
+def image(pixels, most):
+    """A PIL picture of uint8 [H, W, 3] with no side above `most` px."""
+    from PIL import Image
+
+    made = Image.fromarray(np.ascontiguousarray(pixels, np.uint8))
+    made.thumbnail((most, most), Image.Resampling.LANCZOS)
+    return made
+
+
+def png(picture):
+    """PNG bytes of a PIL picture."""
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def figure(pixels, title, caption, width, kind=""):
+    """HTML of one captioned picture, its bytes inside."""
+    data = base64(png(image(pixels, 2 * width)))
+    return (
+        f"<figure class='hk-figure {kind}' style='width:{width}px'><img width='{width}' alt='' src='data:image/png;base64,{data}'>"
+        f"<figcaption><b>{html.escape(title)}</b><br>{html.escape(caption)}</figcaption></figure>"
+    )
+
+
+def strip(tiles, title):
+    """One row of (pixels, name, caption, framed) as PNG bytes, and the width in px it is meant for."""
+    import matplotlib
+    from PIL import Image, ImageDraw, ImageFont
+
+    scale = 2 if max(max(pixels.shape[:2]) for pixels, *_ in tiles) > 160 else 1
+    side, gap, top, band = 128 * scale, 8 * scale, 24 * scale, 34 * scale
+    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    bold, plain = (ImageFont.truetype(str(fonts / name), 11 * scale) for name in ("DejaVuSans-Bold.ttf", "DejaVuSans.ttf"))
+    sheet = Image.new("RGB", (gap + len(tiles) * (side + gap), top + side + band + gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((gap, 5 * scale), title, "#222222", plain)
+    for i, (pixels, name, caption, framed) in enumerate(tiles):
+        left = gap + i * (side + gap)
+        tile = image(pixels, side)
+        tile = tile.resize([max(1, round(length * side / max(tile.size))) for length in tile.size], Image.Resampling.BICUBIC)
+        sheet.paste(tile, (left, top))
+        if framed:
+            draw.rectangle((left - 3 * scale, top - 3 * scale, left + side + 2 * scale, top + side + 2 * scale), None, "#d98a29", 3 * scale)
+        draw.text((left, top + side + 5 * scale), name, "#222222", bold)
+        draw.text((left, top + side + 19 * scale), caption, "#666666", plain)
+    return png(sheet), sheet.width // scale

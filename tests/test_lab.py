@@ -1,0 +1,199 @@
+"""The first panel of 03_img2img in a real JupyterLab: a headless browser moves a slider and presses the button."""
+
+import base64
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import stubs
+
+pytestmark = [pytest.mark.slow]
+PATIENCE = 90_000  # milliseconds; a kernel starts in a few seconds on an idle machine
+RECIPE = """\
+# A study of one step.
+steps:
+  - plain: {run: 03_img2img, strength: 0.5}   # the same for all
+classes:
+  Müll <b>x</b>: {plain: {strength: 0.5}}   # looked at on Monday
+
+# the end
+"""
+
+
+@pytest.fixture(scope="module")
+def page():
+    """A page of a headless browser; skips where there is none."""
+    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: JupyterLab is not driven")
+    found = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")))
+    browser = os.environ.get("CHROME") or next(found, None)
+    if not browser:
+        pytest.skip("no Chromium on this machine: JupyterLab is not driven (apt-get install chromium)")
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update"]
+    with sync.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=browser, args=[*quiet, "--disable-sync", "--no-first-run"])
+        page = running.new_page(viewport={"width": 1360, "height": 1000})
+        page.set_default_timeout(PATIENCE)
+        yield page
+        running.close()
+
+
+@pytest.fixture
+def lab(root):
+    """Address of a JupyterLab whose root is this test's, with settings of its own and no look at the news."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = root / ".jupyter"
+    settings = own / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    folders = {
+        "JUPYTER_CONFIG_DIR": own,
+        "JUPYTER_DATA_DIR": own / "data",
+        "JUPYTER_RUNTIME_DIR": own / "run",
+        "IPYTHONDIR": own / "ipython",
+    }
+    tests = Path(__file__).resolve().parent
+    environment = os.environ | {name: str(path) for name, path in folders.items()} | {"PYTHONPATH": str(tests)}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
+    command += ["--ServerApp.port_retries=0", "--IdentityProvider.token=", f"--ServerApp.root_dir={root}"]
+    with open(root / "lab.log", "w") as log:
+        server = subprocess.Popen(command, env=environment, cwd=root, stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(address, server, root / "lab.log")
+        yield address
+    finally:
+        server.terminate()  # it ends its kernels before it ends
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def _wait_for(address, server, log):
+    until = time.monotonic() + PATIENCE / 1000
+    while time.monotonic() < until:
+        assert server.poll() is None, log.read_text()
+        try:
+            with urllib.request.urlopen(f"{address}/api", timeout=5):
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise TimeoutError(log.read_text())
+
+
+def notebook(root, recipe="params/study.yaml"):
+    lines = ["class_name: str = 'Müll <b>x</b>'  # class", "strength: float = 0.5  # share", "guidance_scale: float = 2.0  # weight"]
+    start = "import blend\nfrom histokit import runs, widgets\n\nrun = runs.start(**runs.parameters(globals()))"
+    panel = "widgets.tuner(blend.Blend(steps=10), run, strength=(strength, 0, 1, 0.05), guidance_scale=(guidance_scale, 1, 12, 0.5))"
+    path = stubs.notebook(root, "03_img2img", lines, start, panel)
+    text = (
+        path.read_text().replace("step: str = '03_img2img'", "step: str = 'plain'").replace("recipe: str = ''", f"recipe: str = '{recipe}'")
+    )
+    path.write_text(text)
+    return path
+
+
+def photograph(page, name):
+    if os.environ.get("HISTOKIT_SCREENSHOTS"):
+        page.screenshot(path=str(Path(os.environ["HISTOKIT_SCREENSHOTS"]) / f"{name}.png"))
+
+
+def picture(page):
+    """PNG bytes of the preview on the page."""
+    source = page.locator(".hk-preview img").get_attribute("src")
+    return base64.b64decode(source.partition("base64,")[2])
+
+
+def wait_for_another(page, old):
+    page.wait_for_function(
+        "old => { const i = document.querySelector('.hk-preview img'); return i && i.src != old }",
+        arg="data:image/png;base64," + base64.b64encode(old).decode(),
+    )
+
+
+def test_a_slider_moves_the_preview_and_the_button_writes_the_recipe(root, lab, page):
+    recipe = stubs.recipe(root, RECIPE)
+    notebook(root)
+    page.goto(f"{lab}/lab/tree/notebooks/03_img2img.ipynb?reset")
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()  # what is run before is lost
+    page.locator(".jp-Notebook .jp-InputArea-editor").first.click()
+    for _ in range(3):
+        page.keyboard.press("Shift+Enter")
+    panel = page.locator(".hk-tuner")
+    panel.locator(".hk-preview img").wait_for()
+
+    # the panel stands where the plain picture was, which folds away; the class name is text
+    assert panel.locator(".hk-head").inner_text() == "Müll <b>x</b>"
+    assert page.locator(".jp-OutputArea details summary").inner_text().startswith("Müll <b>x</b> at the start: strength 0.50")
+    assert page.locator(".jp-OutputArea b", has_text=re.compile("^x$")).count() == 0
+    assert panel.locator(".hk-row img").count() == 5
+    panel.scroll_into_view_if_needed()
+    photograph(page, "start")
+
+    # two steps of the keyboard, each answered by another picture and the true number of steps
+    first = picture(page)
+    panel.locator(".noUi-handle").first.focus()
+    page.keyboard.press("ArrowRight")
+    wait_for_another(page, first)
+    second = picture(page)
+    page.keyboard.press("ArrowRight")
+    wait_for_another(page, second)
+    assert picture(page)[:8] == b"\x89PNG\r\n\x1a\n" and len({first, second, picture(page)}) == 3
+    panel.get_by_text("strength 0.60, guidance scale 2.0").wait_for()
+    panel.get_by_text("6 steps, ").wait_for()
+
+    # another source tile: another pair, and the ladder says that it is of the one before
+    pair = picture(page)
+    panel.locator("select").select_option(index=1)
+    wait_for_another(page, pair)
+    panel.get_by_text("before the last change").wait_for()
+    panel.get_by_role("button", name="Draw ladder again").click()
+    panel.get_by_text("before the last change").wait_for(state="hidden")
+
+    # the button writes what is shown, and no other character
+    panel.get_by_role("button", name="Write into recipe").click()
+    panel.get_by_text("Written into params/study.yaml").wait_for()
+    photograph(page, "written")
+    expected = "{plain: {strength: 0.6, guidance_scale: 2.0}}   # looked at on Monday"
+    assert recipe.read_text() == RECIPE.replace("{plain: {strength: 0.5}}   # looked at on Monday", expected)
+
+    # an edit by hand meanwhile is shown, kept, and replaced only when asked again
+    by_hand = recipe.read_text().replace("strength: 0.6", "strength: 0.15").replace("# the end", "# nearly the end")
+    recipe.write_text(by_hand)
+    panel.get_by_role("button", name="Write into recipe").click()
+    panel.get_by_text("now says strength: 0.15").wait_for()
+    assert recipe.read_text() == by_hand
+
+    panel.get_by_role("button", name="Write into recipe").click()
+    panel.get_by_text("Written into params/study.yaml").wait_for()
+    assert recipe.read_text() == by_hand.replace("0.15", "0.6")
+
+    # where nothing can be drawn the panel says so, keeps the picture, and the button writes nothing
+    shown = picture(page)
+    panel.locator(".noUi-handle").first.press("Home")
+    wait_for_another(page, shown)  # strength 0 is the source
+    source, text = picture(page), recipe.read_text()
+    panel.locator(".noUi-handle").first.press("ArrowRight")
+    panel.get_by_text("Nothing drawn for strength 0.05").wait_for()
+    panel.get_by_role("button", name="Write into recipe").click()
+    panel.get_by_text("Nothing was written").wait_for()
+    assert picture(page) == source and recipe.read_text() == text
+    photograph(page, "refused")
+
+
+def test_the_notebook_of_the_test_is_what_a_runner_would_run(root):
+    from histokit import notebooks
+
+    assert set(notebooks.declared(notebook(root))) >= {"experiment", "step", "recipe", "seed", "class_name", "strength"}
+    assert json.loads(notebook(root).read_text())["metadata"]["kernelspec"]["name"] == "python3"  # or Lab asks for a kernel
