@@ -270,7 +270,7 @@ def contrastive_player(encoder, projector, lr=1e-3, temperature=0.2):
         partner = torch.cat([torch.arange(n, 2 * n), torch.arange(n)]).to(z.device)
         return F.cross_entropy(logits, partner), {"matched": (logits.argmax(-1) == partner).float().mean()}
 
-    return training.Player("ssl", [{"params": [*encoder.parameters(), *projector.parameters()], "lr": lr}], loss)
+    return training.Player("ssl", [{"params": [*encoder.parameters(), *projector.parameters()], "lr": lr}], loss, encoder.buffers())
 
 
 def supervised_player(encoder, head, lr=1e-3, smoothing=0.1):
@@ -283,4 +283,4 @@ def supervised_player(encoder, head, lr=1e-3, smoothing=0.1):
             "accuracy": (logits.argmax(-1) == labels).float().mean()
         }
 
-    return training.Player("sup", [{"params": [*encoder.parameters(), *head.parameters()], "lr": lr}], loss)
+    return training.Player("sup", [{"params": [*encoder.parameters(), *head.parameters()], "lr": lr}], loss, encoder.buffers())

@@ -31,16 +31,19 @@ class Player:
         name: key of its tensors in the checkpoint and of its column in the history.
         param_groups: list of dicts as torch optimisers take them: `params` (list of tensors), `lr`, optional `weight_decay`.
         loss: `loss(batch, step, generator)` -> scalar tensor, or (scalar tensor, {name: scalar tensor to log}).
+        buffers: tensors that change while training without being optimised (running statistics of batch normalisation).
     """
 
     name: str
     param_groups: list
     loss: Callable
+    buffers: list = ()
 
     def __post_init__(self):
         # lists, not iterators: a `filter` object is empty after the optimiser has read it, and clipping then clips nothing
         self.param_groups = [{**group, "params": list(group["params"])} for group in self.param_groups]
         self.params = [p for group in self.param_groups for p in group["params"]]
+        self.buffers = list(self.buffers)
         if not self.params:
             raise ValueError(f"player {self.name!r} has nothing to train; check what was made trainable")
         half = [p.dtype for p in self.params if p.dtype in (torch.float16, torch.bfloat16)]
@@ -132,7 +135,7 @@ def fit(
                     if folder is not None:
                         _save_weights(folder / "best.safetensors", players, {"step": step, "val": val})
                     else:
-                        state["best"] = [[p.detach().clone() for p in player.params] for player in players]
+                        state["best"] = [[t.detach().clone() for t in (*player.params, *player.buffers)] for player in players]
             return val
 
     def draw(step):
@@ -212,6 +215,7 @@ def _tensors(players, shadow=None, optimisers=None):
             if optimisers is not None:
                 for key, value in optimisers[n].state[p].items():
                     out[f"{player.name}.{i}.{key}"] = value.detach() if torch.is_tensor(value) else torch.tensor(value)
+        out |= {f"{player.name}.buffer.{i}": buffer.detach() for i, buffer in enumerate(player.buffers)}
     return {k: v.cpu().contiguous() for k, v in out.items()}
 
 
@@ -242,6 +246,8 @@ def _resume(path, players, optimisers, shadow, identity):
             if shadow is not None:
                 shadow[n][i].copy_(mine.pop("ema"))
             optimiser.state[p] = {k: v if k == "step" else v.to(p.device) for k, v in mine.items()}
+        for i, buffer in enumerate(player.buffers):
+            buffer.copy_(saved[f"{player.name}.buffer.{i}"])
     return {key: facts[key] for key in KEPT}
 
 
@@ -249,16 +255,19 @@ def _settle(players, shadow, state, folder):
     """Leave in the players' tensors what the run is judged by: the best validated weights, else the average, else the last."""
     if state["best_step"] is not None and folder is not None:
         best = files.read_tensors(folder / "best.safetensors")
-        result = [[best[f"{player.name}.{i}.value"] for i in range(len(player.params))] for player in players]
+        names = [
+            [f"{p.name}.{i}.value" for i in range(len(p.params))] + [f"{p.name}.buffer.{i}" for i in range(len(p.buffers))] for p in players
+        ]
+        result = [[best[name] for name in of_one] for of_one in names]
     elif state["best_step"] is not None:
         result = state["best"]
     elif shadow is not None:
-        result = shadow
+        result = shadow  # buffers have no average; the last ones stay
     else:
         return
     for player, values in zip(players, result, strict=True):
-        for p, value in zip(player.params, values, strict=True):
-            p.data.copy_(value)
+        for tensor, value in zip((*player.params, *player.buffers), values, strict=False):
+            tensor.data.copy_(value)
 
 
 @contextmanager
@@ -309,7 +318,8 @@ class Progress:
         self.shown = now
         rest = (self.steps - row["step"]) * (now - self.start) / max(1, row["step"] - self.first + 1)
         speed = f"{row['images_per_s']:.1f} images/s   {row['peak_gb']:.1f} GB   {_duration(rest)} left"
-        text = f"step {row['step']:,}/{self.steps:,}   loss {loss:.4f}   {speed}"
+        shown = "" if loss is None else f"loss {loss:.4f}   "
+        text = f"step {row['step']:,}/{self.steps:,}   {shown}{speed}"
         if "ipykernel" in sys.modules:
             from IPython.display import display
 

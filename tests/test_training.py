@@ -65,6 +65,32 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, killed_at):
     assert expected[columns].equals(history[columns])
 
 
+def test_running_statistics_are_resumed_and_kept_with_the_best(tmp_path):
+    def build(seed):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
+        one = training.Player("net", [{"params": net.parameters(), "lr": 1e-2}], lambda b, s, g: net(b["x"]).square().mean(), net.buffers())
+        return one, net
+
+    whole, straight = build(0)
+    training.fit([whole], batches, 12, 0)
+    half, _ = build(0)
+    with pytest.raises(Killed):
+        stop = lambda k: batches(k) if k < 8 else (_ for _ in ()).throw(Killed())  # noqa: E731
+        training.fit([half], stop, 12, 0, folder=tmp_path, checkpoint_every=6)
+    again, resumed = build(1)
+    training.fit([again], batches, 12, 0, folder=tmp_path, checkpoint_every=6)
+    assert all(torch.equal(a, b) for a, b in zip(straight.state_dict().values(), resumed.state_dict().values(), strict=True))
+
+    for folder in (None, tmp_path / "best"):
+        one, net = build(0)
+        seen = []
+        judge = lambda net=net, seen=seen: seen.append(net[0].running_mean.clone()) or float(len(seen))  # noqa: E731
+        training.fit([one], batches, 6, 0, folder=folder, validate=judge, validate_every=2)
+        assert torch.equal(net[0].running_mean, seen[0]) and not torch.equal(seen[0], seen[2])
+
+
 def test_another_setting_is_refused_by_name(tmp_path):
     training.fit([player()[0]], batches, 4, 0, folder=tmp_path, identity={"tiles": "abc"}, clip=1.0)
     with pytest.raises(ValueError, match="tiles = 'abc', now 'xyz'"):
