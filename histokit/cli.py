@@ -102,8 +102,7 @@ def _dry_run(arguments, recipe):
             seconds, room, unknown = seconds + (takes or 0), room + (bytes or 0), unknown + (takes is None)
         state = {"done": "redo" if s.job.id in again else "done", "unknown": ""}.get(s.state, s.state)
         print(f"{s.job.name:<{width}}  {state:<11}  {batch.duration(takes):>7}  {s.why}".rstrip())
-    more = f", and {unknown} jobs without an earlier run to judge by" if unknown else ""
-    print(f"\n{len(todo)} of {len(states)} jobs to run: about {batch.duration(seconds)} and {room / 1e6:.0f} MB{more}")
+    print(f"\n{len(todo)} of {len(states)} jobs to run: {_estimate(len(todo) - unknown, unknown, batch.duration(seconds), room)}")
     if todo:
         print("\neach job by papermill alone, in this order:")
     root = files.root()
@@ -113,6 +112,12 @@ def _dry_run(arguments, recipe):
         target = root / "outputs" / recipe.experiment / f"{s.job.stem}.ipynb"
         print(notebooks.papermill_command(_short(s.job.notebook, root), _short(target, root), changed))
     return 0
+
+
+def _estimate(judged, unknown, time, room):
+    if not judged:
+        return "time and disk unknown, no earlier run of these steps to judge by" if unknown else "nothing to wait for"
+    return f"about {time} and {room / 1e6:.0f} MB" + (f" for {judged}; {unknown} have no earlier run to judge by" if unknown else "")
 
 
 def _width(states):

@@ -53,7 +53,7 @@ def test_a_dry_run_shows_jobs_estimates_and_commands(root, capsys):
     path = root / "params/study.yaml"
     out = told(capsys, "run", path, "--dry-run")
     assert "03_img2img/<rare classes, known after 00_dataset>" in out
-    assert "4 of 4 jobs to run: about 0 s and 0 MB, and 4 jobs without an earlier run to judge by" in out
+    assert "4 of 4 jobs to run: time and disk unknown, no earlier run of these steps to judge by" in out
     freeze(root)
     earlier = root / "outputs/other/03_img2img/fat-x"
     files.write_json(earlier / "run.json", {"status": "done", "wall_s": 180.0})
