@@ -393,3 +393,36 @@ def umap_scatter(real, real_labels, synthetic, synthetic_labels, classes, title=
     ax.set_title(f"{title}. A picture, not a metric: distances between groups mean little", loc="left", fontsize=10)
     ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return ax
+
+
+# ---------------------------------------------------------------------------------------------------- 01, 02, 20 training
+
+
+def loss_curve(history, title="Loss while training", ax=None):
+    """The history of `training.fit`: training losses, faint as logged and bold as a running mean, and the held-out loss."""
+    ax = ax or new_axes(8, 3)
+    for i, name in enumerate(c for c in history if c.startswith("loss_")):
+        seen = history[history[name].notna()]
+        smooth = seen[name].rolling(max(1, len(seen) // 12), min_periods=1, center=True).mean()
+        ax.plot(seen["step"], seen[name], color=f"C{i}", alpha=0.25, linewidth=0.8)
+        ax.plot(seen["step"], smooth, color=f"C{i}", label=f"training, {name.removeprefix('loss_')} (running mean)")
+    if "val" in history and history["val"].notna().any():
+        held = history[history["val"].notna()]
+        best = held.loc[held["val"].idxmin()]
+        ax.plot(held["step"], held["val"], color=TEST, marker="o", markersize=3, label="held out")
+        ax.plot(best["step"], best["val"], color=TEST, marker="*", markersize=12, label=f"kept: step {int(best['step']):,}")
+    ax.set_xlabel("step")
+    ax.set_ylabel("loss (lower is better)")
+    ax.legend(frameon=False, fontsize=8)
+    ax.set_title(title, loc="left", fontsize=10)
+    return ax
+
+
+def picture(image, title="", ax=None, width=8.0):
+    """One picture as it is, uint8 [H, W, 3] or the path of a PNG such as a sample sheet."""
+    image = np.asarray(image) if isinstance(image, np.ndarray) else plt.imread(image)
+    ax = ax or new_axes(width, width * image.shape[0] / image.shape[1] + 0.3)
+    ax.imshow(image, interpolation="nearest")
+    ax.set_axis_off()
+    ax.set_title(title, loc="left", fontsize=10)
+    return ax

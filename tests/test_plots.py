@@ -59,3 +59,17 @@ def test_a_tile_journey_states_size_and_scale_and_says_when_it_is_unknown():
 def test_a_table_shows_marked_rows_in_red():
     html = plots.table(pd.DataFrame({"x": ["one", "two"]}), marked=pd.Series([False, True])).to_html()
     assert html.count(plots.TAIL) == 1 and '<th class="row_heading' not in html
+
+
+def test_a_loss_curve_shows_every_loss_and_stars_the_best_held_out_step():
+    steps = pd.DataFrame({"step": [1, 2, 3, 4], "loss_a": [4, 3, 2, 1], "loss_b": [1, 1, 1, 1], "val": [np.nan, 3, np.nan, 5]})
+    labels = plots.loss_curve(steps).get_legend_handles_labels()[1]
+    assert [label.split(" (")[0] for label in labels] == ["training, a", "training, b", "held out", "kept: step 2"]
+    assert len(plots.loss_curve(steps.drop(columns=["val", "loss_b"])).lines) == 2
+
+
+def test_a_picture_is_shown_from_memory_or_from_its_file(tmp_path):
+    pixels = grey(1)[0].repeat(2, axis=1)
+    plt.imsave(tmp_path / "p.png", pixels)
+    for image in (pixels, tmp_path / "p.png"):
+        assert plots.picture(image).images[0].get_array().shape[:2] == (8, 16)
