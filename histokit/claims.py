@@ -103,7 +103,13 @@ def line(d):
         why = "too few cases for an interval" if d.cases < MIN_CASES else "a class with a single test case, no interval"
         return f"{d.endpoint}: {_found(d)} ({_n(d)}): {why}"
     reached = f"{d.endpoint}: {d.arm} {percent(d.value)}, {d.baseline} {percent(d.base)}, {points(d.difference, d.low, d.high)} ({_n(d)})"
-    return f"{reached}: {READING[d.outcome]}"
+    return f"{reached}: {reading(d)}"
+
+
+def reading(d):
+    """The outcome in two or three words, for a table."""
+    of_tiles = d.endpoint != "macro-F1"  # which nobody finds
+    return READING[d.outcome] if of_tiles else {"more": "higher", "fewer": "lower"}.get(d.outcome, READING[d.outcome])
 
 
 def sentence(tail, head, rivals=(), *, rare=True, draws=1, generators=1, demo=False, has_cases=True):
@@ -124,7 +130,7 @@ def sentence(tail, head, rivals=(), *, rare=True, draws=1, generators=1, demo=Fa
     parts = [_lead(tail, rival, rare, draws, generators, has_cases)]
     if rare and tail.outcome != "absent":
         parts += [_rival(tail.outcome, rival), _left_out(tail)]
-    parts += [_head(head), "demo size, not evidence" if demo else ""]
+    parts += [_head(head), _left_out(head) if head.outcome != "absent" else "", "demo size, not evidence" if demo else ""]
     return "; ".join(part for part in parts if part) + "."
 
 

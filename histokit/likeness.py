@@ -14,6 +14,7 @@ from histokit import data, features, files, metrics
 VERSION = 1
 LOW_LEVEL = "colour-texture"  # fixed, no weights: a second judge that no training could please
 TOO_SMALL = "n too small to say"
+COLUMNS = "class encoder real cases synthetic kid p n kid_at_n floor floor_high farther reading".split()
 
 
 def embed(encoders, real, synthetic, device="cpu"):
@@ -29,6 +30,21 @@ def used(synthetic, status="kept"):
     """The synthetic rows an arm trained on: those with this status, or all."""
     rows = synthetic if status == "all" else synthetic[synthetic["status"].eq(status)]
     return rows.reset_index(drop=True)
+
+
+def surroundings(tiles, synthetic, classes, *, most=500, others=1500, seed=0):
+    """The real tiles worth embedding: of the named classes all training and at most `most` held-out ones each, every source of a synthetic
+    tile, and `others` more drawn by seed, so that 130,000 tiles cost no more than 3,000."""
+    rng = np.random.default_rng(seed)
+    real = tiles[tiles["use"].eq("labelled") & tiles["source"].eq("real")].reset_index(drop=True)
+    sources = {tile_id for text in synthetic["sources"] for tile_id in json.loads(text or "[]")} if "sources" in synthetic else set()
+    mine, train = real["label"].isin(classes), real["split"].eq("train")
+    keep = (mine & train) | real["tile_id"].isin(sources)
+    for name in classes:
+        held_out = np.flatnonzero(real["label"].eq(name) & ~train)
+        keep.iloc[rng.permutation(held_out)[:most]] = True
+    keep.iloc[rng.permutation(np.flatnonzero(~mine & ~keep))[:others]] = True
+    return real[keep].reset_index(drop=True)
 
 
 def fidelity(embedded, real, synthetic, classes, *, permutations=1000, most=500, seed=0):
@@ -56,11 +72,11 @@ def fidelity(embedded, real, synthetic, classes, *, permutations=1000, most=500,
         for encoder, (of_real, of_synthetic) in embedded.items():
             row = {"class": name, "encoder": encoder, "real": len(r), "cases": len(set(cases)), "synthetic": len(s)}
             rows.append(row | _fidelity(of_real[r], of_synthetic[s], cases, permutations, seed))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _fidelity(real, synthetic, cases, permutations, seed):
-    row = dict.fromkeys(["kid", "p", "n", "kid_at_n", "floor", "floor_high", "farther"], np.nan) | {"reading": TOO_SMALL}
+    row = dict.fromkeys(COLUMNS[5:-1], np.nan) | {"reading": TOO_SMALL}
     try:
         row["kid"], row["p"] = metrics.kid_test(synthetic, real, permutations, seed)
     except metrics.TooSmall:
@@ -73,6 +89,22 @@ def _fidelity(real, synthetic, cases, permutations, seed):
     row["farther"] = (value > floor).mean()
     far = row["farther"] >= 0.95
     return row | {"reading": "farther than real tiles of other cases" if far else "not told apart from other real cases at this n"}
+
+
+def table(fidelity):
+    """The rows of `fidelity` for reading; KID in thousandths, as the field prints it."""
+
+    def number(value, form="{:+.2f}"):
+        return "" if np.isnan(value) else form.format(value)
+
+    rows = []
+    for row in fidelity.to_dict("records"):
+        n = f"{row['synthetic']} synthetic, {row['real']} real of {row['cases']} cases"
+        shown = {"class": row["class"], "encoder": row["encoder"], "tiles": n, "KID x 1000": number(1000 * row["kid"])}
+        shown |= {"p": number(row["p"], "{:.3f}"), "n per side": number(row["n"], "{:.0f}"), "KID at n": number(1000 * row["kid_at_n"])}
+        floor = f"{number(1000 * row['floor'])} (95 % below {number(1000 * row['floor_high'])})" if row["floor"] == row["floor"] else ""
+        rows.append(shown | {"floor at n": floor, "reading": row["reading"]})
+    return pd.DataFrame(rows)
 
 
 def examples(embedded, real, synthetic, classes, seed=0):
@@ -129,7 +161,8 @@ def strips(chosen, real, synthetic):
         stack.append(np.stack([blank if tile is None else tile for tile in tiles]))
         near = f"{real['label'].iloc[row['nearest']]}, distance {row['distance']:.2f}" if row["nearest"] >= 0 else "no training tile"
         score = "no score" if np.isnan(row["score"]) else f"score {row['score']:.2f}"
-        captions.append([row["class"], "from it" if row["source"] >= 0 else "no source", f"{row['rank']}, {score}", near])
+        source = real["label"].iloc[row["source"]] if row["source"] >= 0 else "no source"
+        captions.append([row["class"], source, f"{row['rank']}, {score}", near])
     return (np.stack(stack) if stack else np.empty((0, 4, 1, 1, 3), np.uint8)), captions
 
 

@@ -151,9 +151,7 @@ def difference_table(all_differences):
         for d in of_arm.values():
             numbers = {"difference": d.difference, "low": d.low, "high": d.high, "p_sign_flip": d.p}
             n = {"tiles": d.tiles, "cases": d.cases, "seeds": d.seeds}
-            rows.append(
-                {"arm": d.arm, "baseline": d.baseline, "endpoint": d.endpoint, **numbers, **n, "reading": claims.READING[d.outcome]}
-            )
+            rows.append({"arm": d.arm, "baseline": d.baseline, "endpoint": d.endpoint, **numbers, **n, "reading": claims.reading(d)})
     return pd.DataFrame(rows)
 
 

@@ -125,7 +125,7 @@ def experiment(root, arms, cases, name="planted", seeds=6, made=24, specs=None, 
     run = runs.start(**with_step, step="06_classifier", arms=specs, seeds=seeds)
     predict(run.path(), rows[rows["split"].ne("train")].reset_index(drop=True), arms, seeds, **how)
     run.finish({})
-    return run.path().parent
+    return run.folder.parent
 
 
 def _manifest(rows):

@@ -108,6 +108,15 @@ def test_classes_left_out_are_counted_and_named():
     assert "class 3 (no test tile), and 5 more" in claims.sentence(difference(left_out=many), head())
 
 
+def test_a_common_class_that_could_not_be_asked_is_named_too():
+    assert claims.sentence(difference(), head(left_out={"Normal": "no test tile"})).endswith("; left out: Normal (no test tile).")
+
+
+def test_nobody_finds_a_macro_f1():
+    outcomes = [difference(low=0.01), difference(0.5, 0.58, -0.1, -0.05), difference()]
+    assert [claims.reading(claims.Difference(**vars(d) | {"endpoint": "macro-F1"})) for d in outcomes] == ["higher", "lower", "no evidence"]
+
+
 def test_one_rare_class_is_called_by_its_name():
     assert "than real: recall of Polyp 61.0 % against 58.0 %" in claims.sentence(difference(classes=["Polyp"]), head())
 

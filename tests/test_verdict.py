@@ -136,7 +136,7 @@ def test_tables_show_every_endpoint_of_every_arm():
     assert levels.loc["Serrated", "real"] == "no test tile" and levels.loc["Polyp", "real"].startswith("found ")
     assert "% [" in levels.loc["Normal", "augmented"]
     table = verdict.difference_table(verdict.differences(m, "real"))
-    assert len(table) == 2 * len(m.endpoints) and set(table["reading"]) <= set(claims.READING.values())
+    assert len(table) == 2 * len(m.endpoints) and set(table["reading"]) <= {*claims.READING.values(), "higher", "lower"}
 
 
 def test_a_class_named_like_a_figure_is_refused():
@@ -270,6 +270,16 @@ def test_strips_show_white_where_there_is_no_source(tmp_path):
     stack, captions = likeness.strips(likeness.examples((of_real, of_made), real, made, ["Polyp"]), real, made)
     assert stack.shape == (3, 4, 8, 8, 3) and (stack[:, 1] == 255).all() and (stack[:, [0, 2, 3]] == 90).all()
     assert captions[0][1] == "no source" and captions[0][2] == "best, score 0.75" and captions[2][2].startswith("worst")
+
+
+def test_of_many_tiles_those_that_matter_are_embedded():
+    real, made, _, _ = pictures(n_real=4000)
+    common = real.assign(label="Normal", tile_id="n" + real["tile_id"])
+    made.loc[0, "sources"] = json.dumps(["nr7", "r0"])
+    near = likeness.surroundings(pd.concat([real, common]), made, ["Polyp"], most=50, others=20)
+    polyp = near[near["label"].eq("Polyp")]["split"].value_counts()
+    assert polyp.to_dict() == {"train": real["split"].eq("train").sum(), "test": 50} and near["label"].eq("Normal").sum() == 21
+    assert "nr7" in set(near["tile_id"]) and near["tile_id"].is_unique
 
 
 def test_only_the_tiles_an_arm_trained_on_are_shown():

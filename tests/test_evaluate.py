@@ -1,0 +1,93 @@
+"""07_evaluate as a reader gets it: run headless on a planted experiment, its sentence, its figures."""
+
+import json
+import os
+import subprocess
+import sys
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import planted
+import pytest
+
+from histokit import files, plots
+
+matplotlib.use("Agg")
+
+
+def execute(repository, root, **parameters):
+    """Runs the notebook by papermill; returns results.json and everything the page printed."""
+    given = [text for name, value in parameters.items() for text in ("-p", name, str(value))]
+    out = root / "07.ipynb"
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "-k", "python3", *given]
+    quiet = {**os.environ, "HISTOKIT_ROOT": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, str(repository / "notebooks/07_evaluate.ipynb"), str(out)], cwd=root, env=quiet, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    outputs = [output for cell in json.loads(out.read_text())["cells"] for output in cell.get("outputs", [])]
+    printed = "\n".join("".join(output["text"]) for output in outputs if output["output_type"] == "stream" and output["name"] == "stdout")
+    pictures = sum("image/png" in output.get("data", {}) for output in outputs)
+    return files.read_json(root / "outputs/planted/07_evaluate/results.json"), printed, pictures
+
+
+@pytest.mark.slow
+def test_the_notebook_ends_in_its_sentence_and_writes_the_same(root, repository):
+    arms = {"real": {}, "oversampled": {"Polyp": 0.5}, "augmented": {"Polyp": 1.5, "Serrated": 1.5}}
+    planted.experiment(root, arms, [3, 9, 10, 9])
+    found, printed, pictures = execute(repository, root, experiment="planted", encoder="colour-texture", resamples=200, demo=True)
+    assert found["sentence"] in " ".join(printed.split()) and found["sentence"].endswith("demo size, not evidence.")
+    assert "augmented finds the rare classes more often than real" in found["sentence"] and "helps" not in found["sentence"]
+    assert found["arm"] == "augmented" and found["demo"] is True and found["interval"]["B"] == 200
+    few = found["classes"]["Adeno, mucinous"]
+    assert few.endswith("too few cases for an interval") and few in printed
+    assert pictures == 4  # forest, confusion, strips, map
+    assert {row["class"] for row in found["likeness"]} == {"Polyp", "Serrated"}
+    folder = root / "outputs/planted/07_evaluate"
+    table = files.read_table(folder / "differences.csv")
+    assert set(table["arm"]) == {"oversampled", "augmented"} and len(files.read_table(folder / "levels.csv")) == 21
+    parents = {parent["step"] for parent in files.read_json(folder / "run.json")["parents"]}
+    assert parents == {"00_dataset", "06_classifier", "keep"}
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_where_there_is_nothing_to_see(root, repository):
+    planted.experiment(root, {"real": {}, "oversampled": {}}, [3, 3, 0, 0], seeds=1, made=0, has_cases=False)
+    found, printed, pictures = execute(repository, root, experiment="planted", encoder="colour-texture", resamples=50)
+    assert found["sentence"].startswith("No verdict: the rare classes cannot be evaluated (")
+    assert "No synthetic tile to look at." in printed and found["likeness"] == [] and pictures == 2
+
+
+def rows(**changes):
+    held = {"arm": "augmented", "baseline": "real", "tiles": 40, "cases": 9, "difference": 0.05, "low": -0.02, "high": 0.12}
+    return [held | {"endpoint": e} | changes for e in ("Polyp", "Normal", "tail balanced accuracy", "head balanced accuracy", "macro-F1")]
+
+
+def test_the_forest_has_rare_classes_first_and_the_head_cost_on_the_same_axis():
+    ax = plots.forest(
+        pd.DataFrame(rows() + rows(arm="oversampled")), {"Normal": "head", "Polyp": "tail"}, ["real", "oversampled", "augmented"]
+    )
+    names = [label.get_text().partition("\n")[0] for label in ax.get_yticklabels()]
+    assert names == ["Polyp", "tail balanced accuracy", "head balanced accuracy", "Normal"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["augmented", "oversampled"]
+
+
+def test_a_difference_without_an_interval_is_a_hollow_dot():
+    ax = plots.forest(pd.DataFrame(rows(low=np.nan, high=np.nan)), {"Normal": "head", "Polyp": "tail"}, ["real", "augmented"])
+    dots = [line for line in ax.lines if line.get_marker() == "o"]
+    assert len(dots) == 4 and all(dot.get_markerfacecolor() == "white" for dot in dots)
+
+
+def test_a_confusion_difference_without_test_tiles_of_a_class_says_so():
+    ax = plots.confusion_difference(np.array([[0.1, -0.1], [np.nan, np.nan]]), ["Normal", "Polyp"])
+    assert [text.get_text() for text in ax.texts] == ["+10.0", "-10.0", "no test tile"]
+
+
+def test_strips_name_their_columns_once_and_every_tile_has_its_caption():
+    axes = plots.strips(np.zeros((2, 4, 8, 8, 3), np.uint8), [["Polyp", "Polyp", "best", "near"], ["Polyp", "no source", "worst", "near"]])
+    assert axes.shape == (2, 4) and axes[0, 2].get_title() == "synthetic\nbest" and axes[1, 1].get_title() == "no source"
+
+
+def test_the_map_calls_itself_a_picture():
+    places = np.random.default_rng(0).normal(size=(12, 2))
+    ax = plots.umap_scatter(places, np.array(["Polyp", "Normal"] * 6), places[:0], np.array([]), ["Polyp"])
+    assert "A picture, not a metric" in ax.get_title(loc="left")
