@@ -148,13 +148,24 @@ def load(name, device="cpu", *, frozen=True, seed=0):
     return encoder
 
 
+def source(name):
+    """The local file or folder that an encoder's weights come from, for a run to record; None for what is built in, random or a hub's."""
+    kind, _, rest = name.partition(":")
+    if kind in ("timm", "torchvision"):
+        return _weights_file(name, rest.partition("@")[2])
+    found = [folder for folder in (Path(name).expanduser(), files.root() / name) if (folder / "config.json").is_file()]
+    return found[0] if found else None
+
+
 def _mini(name):
     path = MINI / f"{name.removeprefix('mini-')}.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"encoder {name!r} is not at {path}; reinstall histokit, or run params/mini.yaml to train it")
-    net = SmallCNN()
+    said = files.read_metadata(path)
+    net = SmallCNN(int(said.get("dim", 256)))
     _fill(net, files.read_tensors(path), path)
-    return Encoder(name, net, net.dim, {"weights": files.sha256(path)[:16]}, licence="see the model card of mini")
+    # tiles of another size are brought to the one it learned at; any from 64 px would do, but nuclei would not be as it knows them
+    return Encoder(name, net, net.dim, {"weights": files.sha256(path)[:16]}, int(said.get("size", 0)), licence="see the model card of mini")
 
 
 def _timm(name, architecture, weights):

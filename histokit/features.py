@@ -12,9 +12,9 @@ import torch
 
 from histokit import augment as augmentation
 from histokit import data, files
-from histokit.encoders import Encoder, SmallCNN, load
+from histokit.encoders import Encoder, SmallCNN, load, source
 
-__all__ = ["VIEWS", "Encoder", "SmallCNN", "embed", "load", "stacked"]
+__all__ = ["VIEWS", "Encoder", "SmallCNN", "embed", "load", "source", "stacked"]
 
 VERSION = 1
 IN_MEMORY = 2**29  # bytes above which features live in a file

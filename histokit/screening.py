@@ -62,6 +62,8 @@ def screen(run, made, tiles, panel, encoder_name, thresholds):
         cuts DataFrame (with class), real DataFrame (the similarity and contrast of real tiles that the cuts come from).
     """
     encoder, verdicts = features.load(encoder_name, run.device), reviews(run)
+    if place := features.source(encoder_name):
+        run.input(place)
     manifests, scores, cuts, reals = [], [], [], []
     for name, rows in made.groupby("label", sort=False):
         rows = rows.reset_index(drop=True)

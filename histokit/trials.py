@@ -64,6 +64,8 @@ def train(run, arms, sets, tiles, *, seeds, steps, batch_size, lr=0.0, base_mode
     codec = None
     rows = []
     for name, arm in arms.items():
+        if place := features.source(arm["encoder"]):
+            run.input(place)
         if arm["real_through"] == "vae" and codec is None:
             codec = VaeRoundTrip(backbone.load(base_model, run.device))
         trial = _Trial(run, name, arm, sets[name], held_out, dataset, codec if arm["real_through"] == "vae" else None)

@@ -133,6 +133,7 @@ def test_a_local_timm_file_and_folder_load_with_their_own_transform(root):
     encoder = features.load("timm:test_resnet@weights.safetensors")
     assert encoder.size == net.pretrained_cfg["input_size"][-1] and not any(p.requires_grad for p in encoder.net.parameters())
     assert encoder(np.zeros((2, 64, 64, 3), np.uint8)).shape == (2, encoder.dim)
+    assert features.source("timm:test_resnet@weights.safetensors") == root / "weights.safetensors" and features.source("mini-ssl") is None
     moved = root / "elsewhere.safetensors"
     (root / "weights.safetensors").rename(moved)
     assert features.load(f"timm:test_resnet@{moved}").identity == encoder.identity
