@@ -20,7 +20,7 @@ test: setup  ## everything that is checked, offline and on the CPU
 	$(BIN)/python -m pytest
 
 lab: setup
-	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/notebooks
 
 lint: setup
 	$(BIN)/ruff check .
