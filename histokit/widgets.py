@@ -34,7 +34,7 @@ def tuner(previewer, run, *, ladder="strength", rungs=5, **sliders):
             previewer.ladder([value], job=index label, name=value, ...) returns images [1, H, W, 3] of one job, cheaply, and
             previewer.steps(name=value, ...), if there, their step count. ValueError means that these settings draw nothing.
         run: gives recipe (path, or "" for none), class_name and step.
-        ladder: slider over which the ladder goes; "" for none.
+        ladder: slider over which the ladder goes; "" for none, as always where there are no sources.
         rungs: previews in the ladder.
         sliders: name=(value, min, max, step). A value outside its range widens the range.
     """
@@ -48,12 +48,13 @@ class Tuner:
     def __init__(self, previewer, run, sliders, ladder="strength", rungs=5):
         if ladder and ladder not in sliders:
             raise ValueError(f"the ladder goes over {ladder!r}, which is no slider; there is: {', '.join(sliders) or 'none'}")
-        self.previewer, self.run, self.over, self.rungs = previewer, run, ladder, rungs
+        self.previewer, self.run, self.rungs = previewer, run, rungs
         self.limits = {name: _widened(name, limits) for name, limits in sliders.items()}
         self.values, self.tile = {name: float(limits.value) for name, limits in self.limits.items()}, 0
         self.start = self.drawn = self._draw()
         self.names = [str(name) or "no source" for name in self.drawn.preview.jobs["tile_id"]]
-        self.climbed = self.rungs_at_start = self._draw_ladder() if ladder else None
+        self.over = ladder if self.start.preview.sources is not None else ""  # without a source there is nothing to climb away from
+        self.climbed = self.rungs_at_start = self._draw_ladder() if self.over else None
         self.known = self._in_recipe()
         self.lock = threading.Lock()  # one drawing at a time: the model behind the previewer is one
         self._build()
@@ -249,9 +250,9 @@ class Tuner:
         self._refresh_title()
 
     def _refresh_ladder(self):
-        rungs = self.climbed["rungs"] if self.over else []
-        figures = (pictures.figure(rung.image, self._say({self.over: rung.value}), rung.true_steps, THUMB) for rung in rungs)
-        self.row.value = f"<div class='hk-row'>{''.join(figures)}</div>"
+        if self.over:
+            rungs = ((rung.image, self._say({self.over: rung.value}), rung.true_steps, THUMB) for rung in self.climbed["rungs"])
+            self.row.value = f"<div class='hk-row'>{''.join(pictures.figure(*rung) for rung in rungs)}</div>"
         self._refresh()
 
     def _refresh_title(self):

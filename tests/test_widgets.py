@@ -113,7 +113,7 @@ def test_text_to_image_has_no_source_to_show(root):
             return found
 
     panel = shown(tuner(root, Invented()))
-    assert panel.left.value == "" and panel.right.value and panel.picture()[1] == 8 + 6 * (128 + 8)
+    assert panel.left.value == panel.row.value == "" and panel.right.value and panel.picture()[1] == 8 + (128 + 8)
 
 
 def test_a_value_outside_its_range_widens_the_range_instead_of_moving(root):
@@ -136,6 +136,31 @@ def test_the_ladder_goes_over_a_slider():
 
 def test_decimals_follow_the_step():
     assert [widgets._decimals(step) for step in (1, 5.0, 0.5, 0.05, 0.25, 1e-4, 1 / 3)] == [0, 0, 1, 2, 2, 4, 6]
+
+
+def test_it_takes_the_previewer_of_img2img(root):
+    import squares
+    from tiny import tiny_model
+
+    from histokit import data, img2img, runs
+
+    squares.dataset({"train": dict.fromkeys(squares.CLASSES, 6), "val": {}, "test": {}})
+    run = runs.start(experiment="exp", step="plain", class_name="blue")
+    model, tiles = tiny_model(), data.load(run)
+    jobs = img2img.job_table(model, tiles, {"blue": "blue gland"}, 5, strength=0.5, num_inference_steps=4)
+    sliders = {"strength": widgets.Limits(*STRENGTH), "guidance_scale": widgets.Limits(*GUIDANCE)}
+    panel = shown(widgets.Tuner(img2img.previewer(model, jobs, tiles), run, sliders))
+    assert [rung.true_steps for rung in panel.climbed["rungs"]] == ["1 step", "2 steps", "3 steps", "4 steps"]  # none at 0.2
+    assert panel.names == jobs["tile_id"].tolist()[:4] and "a histology image of blue gland" in panel.status.value
+    panel.sliders["strength"].value = 0.75
+    assert "3 steps" in panel.status.value
+    panel.chooser.value = 3
+    panel.again.click()
+    alone = panel.climbed["rungs"][2].image.astype(int)  # strength 0.8, as many steps
+    assert abs(alone - panel.drawn.preview.images[3]).max() <= 1
+    invented = img2img.job_table(model, tiles, {"blue": "blue gland"}, 2, policy="none", num_inference_steps=2)
+    panel = shown(widgets.Tuner(img2img.previewer(model, invented, tiles), run, sliders))
+    assert panel.drawn.preview.true_steps == 2 and panel.left.value == panel.row.value == "" and panel.names[0] == "no source"
 
 
 # ---- the button
