@@ -148,7 +148,7 @@ class _Session:
     def work(self, chosen, found):
         """Run the chosen jobs in order of their parents; returns when all have ended."""
         waiting = [j for j in chosen if j.id not in self.results]
-        width = max((len(j.name) for j in found), default=0)
+        width = max((len(j.name) for j in found if j.known), default=0)
         try:
             while waiting or self.running:
                 for job in list(waiting):
