@@ -6,6 +6,7 @@ would guess at is refused. Nothing here knows a manifest or a class.
 """
 
 import io
+import re
 import warnings
 from pathlib import Path
 
@@ -59,7 +60,8 @@ def rgb(source, name=None):
     except FileNotFoundError as error:
         raise BadImage(f"{name}: no such file; was it moved after 00_dataset ran?") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImage(f"{name}: {_too_large(str(error))}") from error
+        pixels = re.search(r"\d+ pixels", str(error))
+        raise BadImage(f"{name}: {_too_large(pixels[0] if pixels else error)}") from error
     except UnidentifiedImageError as error:
         raise BadImage(f"{name}: is not an image, whatever its name says; leave it out") from error
     except Exception as error:  # a broken file can raise nearly anything inside a codec
