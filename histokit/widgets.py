@@ -155,7 +155,7 @@ class Tuner:
                 value=value, min=low, max=high, step=step, description=_words(name), continuous_update=False, layout=wide,
                 readout_format=f".{_decimals(step)}f", style=beside,
             )  # fmt: skip
-        options = [(f"{i + 1} of {len(self.names)}: {pictures.short(name, 26)}", i) for i, name in enumerate(self.names)]
+        options = [(f"{i + 1} of {len(self.names)}: {pictures.short(name, 22)}", i) for i, name in enumerate(self.names)]
         self.chooser = w.Dropdown(options=options, description="source tile", layout=wide, style=beside)
         refused = self._cannot_write()
         self.button = w.Button(
@@ -194,7 +194,10 @@ class Tuner:
         bundle = {"image/png": pictures.base64(image), "text/plain": text}
         self.plain = display(bundle, raw=True, metadata={"image/png": {"width": width}}, display_id=True)
         view = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}
-        display({"application/vnd.jupyter.widget-view+json": view, "text/plain": "sliders, for a notebook with a kernel"}, raw=True)
+        display(
+            {"application/vnd.jupyter.widget-view+json": view, "text/plain": "sliders appear here when the notebook runs in JupyterLab"},
+            raw=True,
+        )
 
     def _seen(self, change):
         """Called when a live front end shows the panel: it takes the place of the plain picture, which folds away."""
