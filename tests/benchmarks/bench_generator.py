@@ -1,0 +1,126 @@
+"""The generator at work: LoRA training beside the ceiling its arithmetic allows, sampling beside the bare network calls.
+
+Every line is a ratio of two things timed in turns in one run, medians of the rounds, so that a noisy machine hits both. The base is
+`mini` on the CPU or the GPU at hand; `HISTOKIT_BENCH_BASE` names another.
+"""
+
+import os
+import time
+from statistics import median
+
+import numpy as np
+import pytest
+import torch
+
+from histokit import adapters, backbone, latents, runs, sampling, toy, training, tuning
+
+ROUNDS = 5
+BASE = os.environ.get("HISTOKIT_BENCH_BASE", "mini")
+
+
+def clock(work):
+    """Seconds of the wall for work(), with a GPU waited for."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def in_turns(**works):
+    """Median seconds of each work over ROUNDS rounds, after one round to warm up."""
+    rounds = [{name: clock(work) for name, work in works.items()} for _ in range(ROUNDS + 1)][1:]
+    return {name: median(r[name] for r in rounds) for name in works}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return backbone.load(BASE, runs.device())
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory):
+    """Twenty tiles of toy on disk, as manifest rows."""
+    table = toy.write(tmp_path_factory.mktemp("toy"), px=128).groupby("label").head(10).head(20)
+    return table.assign(path=table["path"], tile_id=table["path"], sha256="", tile_px=128, fit="resize", source="real")
+
+
+def test_lora_steps_from_caches(model, tiles, steps=12, batch_size=8):
+    """Training from cached latents and prompts against forward and backward alone, and against encoding every time."""
+    params = adapters.add_lora(model, rank=16)
+    for p in params:
+        p.requires_grad_(True)
+    cache, prompts = latents.Latents(model, tiles), latents.Prompts(model)
+    texts = [[f"a histology image of {label}"] for label in tiles["label"]]
+    batches = tuning.batches(cache, texts, tuning.weights(tiles), batch_size, 0, tuning.strata(tiles))
+    loss = tuning.loss(model, prompts)
+    fixed, generator = batches(0), torch.Generator()
+    context = prompts(fixed["captions"])
+
+    def ceiling():
+        for _ in range(steps):
+            noise, at = torch.randn_like(fixed["latents"]), torch.full((batch_size,), 500, device=model.device)
+            with model.autocast():
+                training.diffusion_loss(model.unet, model.scheduler, fixed["latents"], context, at, noise).backward()
+            for p in params:
+                p.grad = None
+
+    def cached():
+        training.fit([training.Player("lora", [{"params": params, "lr": 1e-4}], loss)], batches, steps, 0)
+
+    def uncached():
+        def anew(k):
+            batch = batches(k)
+            rows = np.random.default_rng(k).integers(len(tiles), size=batch_size)
+            mean, logvar = backbone.encode(model, cache._images(rows))
+            return batch | {"latents": backbone.latents(mean, logvar, model.scaling, generator)}
+
+        with_text = tuning.loss(model, lambda p: backbone.embed(model, p))
+        training.fit([training.Player("lora", [{"params": params, "lr": 1e-4}], with_text)], anew, steps, 0)
+
+    seconds = in_turns(ceiling=ceiling, cached=cached, uncached=uncached)
+    adapters.unload(model)
+    speed = {name: steps * batch_size / s for name, s in seconds.items()}
+    share = speed["cached"] / speed["ceiling"]
+    print(
+        f"\nLoRA on {BASE}, batch {batch_size}: {speed['cached']:.1f} images/s from caches, {share:.0%} of forward and backward alone "
+        f"({speed['ceiling']:.1f}), {speed['cached'] / speed['uncached']:.2f} x the uncached loop ({speed['uncached']:.1f}), "
+        f"peak {training.peak_gb():.2f} GB",
+        flush=True,
+    )
+    assert share >= 0.9
+
+
+def test_sampling_beside_the_bare_calls(model, images=8, num_inference_steps=10, guidance_scale=2.0):
+    """Text to image against the same UNet and decoder calls without anything around them."""
+    prompts = ["a histology image of fibrous stroma"] * images
+    batch = sampling.batch_size(model)
+
+    def whole():
+        generators = [torch.Generator().manual_seed(i) for i in range(images)]
+        sampling.sample(model, prompts, generators, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
+
+    shape = (model.unet.config.in_channels, model.latent_px, model.latent_px)
+    context = backbone.embed(model, prompts[:1]).detach().expand(2 * batch, -1, -1)
+    z = torch.randn(2 * batch, *shape, device=model.device)
+
+    @torch.no_grad()
+    def bare():
+        for _ in range(images // batch):
+            for _ in range(num_inference_steps):
+                with model.autocast():
+                    model.unet(z, 500, context)
+            model.vae.decode(z[:batch])
+
+    seconds = in_turns(bare=bare, whole=whole)
+    ratio = seconds["whole"] / seconds["bare"]
+    rate, floor = images / seconds["whole"], images / seconds["bare"]
+    what = f"{num_inference_steps} steps, guidance {guidance_scale}, batch {batch}"
+    print(
+        f"\nsampling on {BASE}, {what}: {rate:.2f} images/s, {ratio:.2f} x the bare UNet and decoder calls "
+        f"({floor:.2f} images/s), peak {training.peak_gb():.2f} GB",
+        flush=True,
+    )
+    assert ratio <= 1.1
