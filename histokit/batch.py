@@ -108,7 +108,8 @@ def _confirm(again, yes, say, ask):
     seconds = sum(s.seconds or 0 for s in again)
     if seconds <= ASK_ABOVE or yes:
         return
-    text = f"{len(again)} finished runs ({', '.join(s.job.name for s in again)}) would be redone, about {duration(seconds)}"
+    names = ", ".join(s.job.name for s in again)
+    text = f"finished work would be redone ({names}), about {duration(seconds)}"
     if ask is None:
         raise RecipeError(f"{text}; nothing started. Say --yes to redo them (the old ones move to .old), or use --only")
     if ask(f"{text}; the old ones move to .old. Go on? [y/N] ").strip().lower() not in ("y", "yes"):

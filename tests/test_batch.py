@@ -129,7 +129,7 @@ def test_redoing_more_than_ten_minutes_asks_first(root, monkeypatch):
     no_kernel(monkeypatch)
     record = root / "outputs/study/03_img2img" / files.slug("fat") / "run.json"
     files.write_json(record, files.read_json(record) | {"wall_s": 700.0})
-    with pytest.raises(recipe.RecipeError, match=r"03_img2img/fat.*would be redone, about 12 min; nothing started\. Say --yes"):
+    with pytest.raises(recipe.RecipeError, match=r"would be redone \(03_img2img/fat, .*\), about 12 min; nothing started\. Say --yes"):
         run(root, "strength=0.7")
     asked = []
     with pytest.raises(recipe.RecipeError, match="nothing started"):
