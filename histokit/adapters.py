@@ -243,6 +243,7 @@ def save(folder, model, classes, tiles, *, dataset="", tokens=None, lora=False, 
         "training": {
             "dataset": dataset,
             "cases": sorted(set(tiles["case_id"].astype(str))),
+            "patients": sorted(set(tiles["patient"].astype(str)) - {""}) if "patient" in tiles else [],
             "tiles": sorted({sha[:16] for sha in tiles["sha256"].astype(str) if sha}),
         },
         "settings": settings or {},
@@ -351,6 +352,8 @@ def _no_leak(tiles, dataset, card, folder):
     seen = held["sha256"].astype(str).str[:16].isin(set(learned["tiles"])) & held["sha256"].astype(str).ne("")
     if learned["dataset"] == dataset:
         seen |= held["case_id"].astype(str).isin(set(learned["cases"]))
+        if "patient" in held:
+            seen |= held["patient"].astype(str).isin(set(learned["patients"]))
     if seen.any():
         row = held[seen].iloc[0]
         raise ValueError(

@@ -159,5 +159,5 @@ def sample(model, prompts, generators, *, sources=None, strength=1.0, guidance_s
         cond = torch.stack([context[prompt] for prompt in prompts[rows]])
         z, cond = (torch.cat([x, x[-1:].expand(batch - n, *x.shape[1:])]) for x in (z, cond))
         z = denoise(guided(model, cond, uncond, guidance_scale), z, model.scheduler, timesteps)
-        images.append(backbone.decode(model, z, batch)[:n])
+        images.append(backbone.decode(model, z, min(batch, 4))[:n])  # the decoder's activations are the largest
     return np.concatenate(images)

@@ -235,6 +235,10 @@ def test_an_adapter_that_saw_the_test_set_is_refused(tmp_path):
     with pytest.raises(ValueError, match="flattered"):
         adapters.load(tiny_model(), tmp_path, tiles=tiles("test", ("9", "10"), ("", "cd" * 32)), dataset="other")
     adapters.load(tiny_model(), tmp_path, tiles=tiles("train", ("7", "8"), ("ab" * 32, "cd" * 32)), dataset="ebhi")
+    trained(tmp_path, tiles=tiles("train", ("7", "8")).assign(patient=["p", ""]), dataset="ebhi")
+    other_case = tiles("test", ("9", "10")).assign(patient=["", "p"])
+    with pytest.raises(ValueError, match="case '10'"):
+        adapters.load(tiny_model(), tmp_path, tiles=other_case, dataset="ebhi")
 
 
 def test_a_folder_without_an_adapter_is_refused(tmp_path):

@@ -52,7 +52,7 @@ def test_training_lowers_the_loss_it_trains():
         optimiser.zero_grad()
         value.backward()
         optimiser.step()
-        losses.append(float(value))
+        losses.append(float(value.detach()))
     assert losses[-1] < losses[0]
 
 

@@ -97,7 +97,7 @@ def tiny_model(seed=0, prediction_type="epsilon", text_width=32, device="cpu"):
         tokenizer=tokenizer,
         scheduler=scheduler,
         name="tiny",
-        identity={**identity, "scheduler": prediction_type},
+        identity={**identity, "tokenizer": "tiny", "scheduler": prediction_type},
         tile_px=32,
         device=torch.device(device),
     )
