@@ -101,13 +101,20 @@ def _scores(rows, training, name, panel, encoder):
 
 def _spaces(rows, training, encoder):
     """{space: (eight views of each row [B, 8, D], training tiles [N, D])}: what the encoder sees, and the picture's outline."""
-    origin = features.embed(encoder, training)
-    mean = np.mean(origin, axis=0)
+    alike = _scaling(training, encoder)
     views = features.embed(encoder, rows, augment="symmetries")
     picture = features.load("picture")
     outline, real_outline = features.embed(picture, rows), features.embed(picture, training)
     turned = copies.symmetric(outline.reshape(-1, copies.LOW, copies.LOW)).reshape(len(rows), 8, -1)
-    return {"feature": (views - mean, origin - mean), "picture": (turned, real_outline)}
+    return {"feature": (alike(views), alike(features.embed(encoder, training))), "picture": (turned, real_outline)}
+
+
+def _scaling(training, encoder):
+    """Features with mean 0 and deviation 1 over training tiles, or a few strong ones would make all tiles look alike."""
+    feats = features.embed(encoder, training)
+    mean, std = np.mean(feats, axis=0), np.std(feats, axis=0)
+    weight = np.divide(1, std, out=np.zeros_like(std), where=std > 0.01 * np.median(std) + 1e-9)  # one that never changes says nothing
+    return lambda feats: (feats - mean) * weight
 
 
 def _real(training, name, encoder):
@@ -118,7 +125,7 @@ def _real(training, name, encoder):
     views, real = _spaces(asked, training, encoder)["feature"]
     position = training.index.get_indexer(asked.index)
     cases, real_cases = asked["case_id"].to_numpy(), training["case_id"].to_numpy()
-    copied = features.embed(encoder, asked, codec=KnownCopy()) - np.mean(features.embed(encoder, training), axis=0)
+    copied = _scaling(training, encoder)(features.embed(encoder, asked, codec=KnownCopy()))
     table = pd.DataFrame({"tile_id": asked["tile_id"], "label": asked["label"]})
     table["across_cases"] = selection.real_similarity(views, real, position, cases, real_cases)
     table["anywhere"] = selection.real_similarity(views, real, position)

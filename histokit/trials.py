@@ -253,7 +253,7 @@ class _Trial:
         files.write_table(folder / "predictions.parquet", pd.concat([table, pd.DataFrame(columns, index=table.index)], axis=1))
 
     def _row(self, found, reused):
-        settings = {key: found["settings"][key] for key in ("mode", "encoder", "sampler", "loss", "augment", "synthetic")}
+        settings = {key: self.arm[key] for key in ("mode", "encoder", "sampler", "loss", "augment", "synthetic")}
         numbers = ("n_real", "n_synthetic", "updates", "images_seen", "best_step", "temperature", "val_balanced_accuracy", "seconds")
         row = {"arm": found["arm"], "seed": found["seed"], **settings, **{key: found[key] for key in numbers}, "reused": reused}
         return {key: float("nan") if value is None else value for key, value in row.items()}

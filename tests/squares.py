@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from histokit import data, files, runs
 
@@ -21,7 +22,8 @@ def tile(name, seed, noise=12):
 
 def row(folder, file_name, pixels, **facts):
     path = folder / file_name
-    files.write_png(path, pixels)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
     empty = dict.fromkeys(("patient", "slide", "group", "mask"), "")
     known = {"tile_id": file_name, "file_name": file_name, "mpp": 0.5, "width": PX, "height": PX, "sha256": files.sha256(path)}
     return {**empty, **known, "use": "labelled", **facts}

@@ -94,6 +94,8 @@ def test_temperature_undoes_a_known_scaling():
     for scale in (0.5, 1.0, 3.0):
         assert classifiers.fit_temperature(scale * logits, targets) == pytest.approx(scale, rel=0.1)
     assert classifiers.fit_temperature(logits[:0], targets[:0]) == 1.0
+    certain = torch.eye(3) * 9
+    assert 0.9 < classifiers.fit_temperature(certain, torch.arange(3)) <= 1  # three right answers prove little
 
 
 def test_balanced_accuracy_is_scikit_learns_over_the_classes_that_occur():
