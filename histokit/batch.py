@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from histokit import files, jobs, runs
+from histokit import files, jobs, machine, runs
 from histokit.recipe import RecipeError, nearest
 
 ASK_ABOVE = 600  # seconds of finished work that may be redone without asking
@@ -92,6 +92,8 @@ def run(recipe, *, only=(), classes=(), force=(), workers=1, yes=False, say=prin
     _confirm(redo(states, force), yes, say, ask)
     if only:
         session.check_parents(states, found)
+    if any(s.state != "done" or s.job.step in force for s in states) and (unused := machine.notice()):
+        say(unused)
 
     first = [s.job for s in states if s.job.notebook.stem == "00_dataset"]
     if first and any(not s.job.known or s.state != "done" or s.job.step in force for s in states):

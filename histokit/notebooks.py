@@ -139,9 +139,9 @@ def write_copy(path, target, values):
 
 
 def papermill_command(path, target, values):
-    """The shell line that runs a notebook with papermill alone."""
+    """The shell line that runs a notebook with papermill alone; the variable tells the kernel which file it runs."""
     flow = "{" + ", ".join(f"{name}: {_yaml(value)}" for name, value in values.items()) + "}"
-    return shlex.join(["papermill", str(path), str(target), "-y", flow])
+    return f"HISTOKIT_NOTEBOOK={shlex.quote(str(path))} " + shlex.join(["papermill", str(path), str(target), "-y", flow])
 
 
 def _yaml(value):

@@ -175,6 +175,14 @@ def test_a_second_writer_is_refused(root):
         lock.release()
 
 
+def test_a_gpu_that_torch_cannot_use_is_named_when_there_is_work(root, monkeypatch):
+    monkeypatch.setattr(batch.machine, "notice", lambda: "The driver sees a GPU")
+    done, again = [], []
+    run(root, say=done.append)
+    run(root, say=again.append, force=["07_evaluate"], yes=True)
+    assert "The driver sees a GPU" not in done and again[0] == "The driver sees a GPU"
+
+
 SLOW = "import time\nfor i in range(600): time.sleep(0.1) if not run.path('go').exists() else None"
 
 

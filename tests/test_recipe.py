@@ -304,7 +304,7 @@ def test_the_papermill_command_keeps_small_numbers_numbers(root):
     values = {"rate": 1e-5, "big": 1e20, "half": 0.5, "name": 'a: b\'s "c" ü', "arms": {"x y": [1e-7, True]}, "none": ""}
     command = notebooks.papermill_command("a b.ipynb", "out.ipynb", values)
     words = shlex.split(command)
-    assert words[:3] == ["papermill", "a b.ipynb", "out.ipynb"] and yaml.safe_load(words[4]) == values
+    assert words[:4] == ["HISTOKIT_NOTEBOOK=a b.ipynb", "papermill", "a b.ipynb", "out.ipynb"] and yaml.safe_load(words[5]) == values
 
 
 # ---------------------------------------------------------------- the five systems
