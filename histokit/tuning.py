@@ -152,15 +152,15 @@ def validation(model, embed, cache, captions, seed, *, draws=64, batch_size=8, k
     return validate
 
 
-def sheet(model, prompts, seed, *, per_prompt=4, guidance_scale=2.0, num_inference_steps=20):
+def sheet(model, prompts, seed, *, per_prompt=4, guidance_scale=2.0, num_inference_steps=20, gap=4):
     """`sheet(step)` -> uint8 [H, W, 3]: a row of samples per prompt at fixed seeds, by the sampler of later inference."""
     texts = [prompt for prompt in prompts for _ in range(per_prompt)]
 
     def drawn(step):
         generators = [torch.Generator().manual_seed(files.seed(seed, "sheet", i)) for i in range(len(texts))]
         images = sampling.sample(model, texts, generators, guidance_scale=guidance_scale, num_inference_steps=num_inference_steps)
-        rows = [np.concatenate(list(images[i : i + per_prompt]), axis=1) for i in range(0, len(images), per_prompt)]
-        return np.concatenate(rows)
+        framed = np.pad(images, ((0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
+        return np.concatenate([np.concatenate(list(framed[i : i + per_prompt]), axis=1) for i in range(0, len(framed), per_prompt)])
 
     return drawn
 

@@ -89,7 +89,7 @@ def test_sample_sheets_come_from_the_sampler_of_later_inference(tiles, tmp_path)
     model = tiny_model()
     classes, _, _ = inversion.train(model, tiles, {"blue": "blue"}, folder=tmp_path, **QUICK | {"sheet_every": 3})
     last = np.asarray(Image.open(tmp_path / "sheets" / "step_000003.png"))
-    assert last.shape == (32, 4 * 32, 3)
+    assert last.shape == (36, 4 * 36, 3)
     again = tuning.sheet(model, [f"a histology image of {classes['blue']}"], 0)(3)
     assert np.array_equal(last, again)
 
