@@ -56,7 +56,7 @@ def modules(notebook):
 
 def _cells(notebook):
     """The code cells that count, each as a syntax tree without pictures; a cell that is no Python raises ValueError."""
-    book = json.loads(Path(notebook).read_text(encoding="utf-8"))
+    book = files.read_json(notebook)
     trees = []
     for number, cell in enumerate(book["cells"]):
         tags = set(cell.get("metadata", {}).get("tags", []))
