@@ -61,3 +61,12 @@ def test_make_knows_what_the_readme_names(repository, target):
 def test_continuous_integration_runs_the_test_command(repository):
     script = repository / ".ci" / "run"
     assert script.stat().st_mode & 0o111 and script.read_text().splitlines()[-1] == "make test"
+
+
+def test_notebooks_are_as_nbformat_writes_them(repository):
+    """Else the filter that strips outputs rewrites them, and every clone looks modified."""
+    import nbformat
+
+    for path in sorted((repository / "notebooks").glob("*.ipynb")):
+        text = path.read_text(encoding="utf-8")
+        assert nbformat.writes(nbformat.reads(text, as_version=4)) + "\n" == text, path.name
