@@ -42,8 +42,8 @@ def settle(arms, mode="linear", encoder="mini-sup"):
         raise ValueError("no arm to train: give arms such as {real: {}, augmented: {synthetic: 05_select}}")
     settled = {}
     for name, given in arms.items():
-        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-            raise ValueError(f"arm {name!r} becomes a folder name: letters, digits, dot, dash and underscore only")
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name == "logs":
+            raise ValueError(f"arm {name!r} becomes a folder name: letters, digits, dot, dash and underscore only, and not logs")
         for key in given or {}:
             if key not in ARM:
                 raise ValueError(f"arm {name!r} has no setting {key!r}; {_nearest(key, ARM)}")

@@ -163,7 +163,12 @@ class _Trial:
         batches = longtail.draws(targets, n_classes, updates, batch_size, generator, self.arm["sampler"])
         loss = functools.partial(longtail.LOSSES[self.arm["loss"]], prior=shares)
         if self.arm["mode"] == "full":
-            how = {"lr": lr, "seed": seed, "folder": folder / "training", "identity": {"pair": key}}
+            how = {
+                "lr": lr,
+                "seed": seed,
+                "folder": self.run.path("logs", self.name, str(s), "history.csv").parent,
+                "identity": {"pair": key},
+            }
             history, logits = self._fit_full(model, targets, batches, loss, how)
         else:
             history, logits = self._fit_frozen(model, targets, shares, batches, loss, {"lr": lr, "generator": generator})
@@ -184,11 +189,12 @@ class _Trial:
         facts |= {"n_real": self.n_real, "n_synthetic": len(self.tiles) - self.n_real, "class_counts": counts.tolist()}
         facts |= {"val_balanced_accuracy": classifiers.balanced_accuracy(logits[self.is_val], val_y)}
         if updates:
-            files.write_table(folder / "history.csv", history)
-        model.save(folder, **facts, seconds=round(time.perf_counter() - start, 2))
+            timing = ["seconds", "images_per_s", "peak_gb"]  # left out: what is hashed must not depend on the machine's mood
+            files.write_table(folder / "history.csv", history.drop(columns=timing, errors="ignore"))
+        model.save(folder, **facts)
         for name in ("checkpoint.safetensors", "best.safetensors"):  # model.safetensors holds the result
-            (folder / "training" / name).unlink(missing_ok=True)
-        return self._row(files.read_json(folder / "model.json"), reused=False)
+            (self.run.folder / "logs" / self.name / str(s) / name).unlink(missing_ok=True)
+        return self._row(files.read_json(folder / "model.json"), seconds=time.perf_counter() - start)
 
     def _fit_frozen(self, model, targets, shares, batches, loss, how):
         feats, held_out = self._features()
@@ -252,8 +258,9 @@ class _Trial:
         columns = {f"p_{name}": probabilities[:, i] for i, name in enumerate(self.dataset.classes)}
         files.write_table(folder / "predictions.parquet", pd.concat([table, pd.DataFrame(columns, index=table.index)], axis=1))
 
-    def _row(self, found, reused):
+    def _row(self, found, seconds=0.0, reused=False):
         settings = {key: self.arm[key] for key in ("mode", "encoder", "sampler", "loss", "augment", "synthetic")}
-        numbers = ("n_real", "n_synthetic", "updates", "images_seen", "best_step", "temperature", "val_balanced_accuracy", "seconds")
-        row = {"arm": found["arm"], "seed": found["seed"], **settings, **{key: found[key] for key in numbers}, "reused": reused}
-        return {key: float("nan") if value is None else value for key, value in row.items()}
+        numbers = ("n_real", "n_synthetic", "updates", "images_seen", "best_step", "temperature", "val_balanced_accuracy")
+        row = {"arm": found["arm"], "seed": found["seed"], **settings, **{key: found[key] for key in numbers}}
+        row = {key: float("nan") if value is None else value for key, value in row.items()}
+        return {**row, "seconds": seconds, "reused": reused}

@@ -121,6 +121,7 @@ def test_balanced_accuracy_is_scikit_learns_over_the_classes_that_occur():
         ({"a": {"sampling": "balanced"}}, "no setting 'sampling'; did you mean sampler"),
         ({"a": {"sampler": "blanced"}}, "did you mean balanced"),
         ({"../a": {}}, "becomes a folder name"),
+        ({"logs": {}}, "and not logs"),
         ({"a": {"per_class": 1.5, "synthetic": "keep"}}, "whole number"),
         ({"a": {"labels": "shuffled"}}, "labels does nothing in an arm without synthetic tiles"),
         ({"a": {"mode": "knn", "loss": "logit_adjustment"}}, "loss does nothing in mode knn"),
@@ -192,11 +193,14 @@ def test_a_class_missing_among_synthetic_tiles_keeps_all_label_ids(study):
 def test_a_finished_pair_is_never_trained_twice(study, monkeypatch):
     squares.synthetic({"blue": 4}, step="keep")
     run, first = compare({"real": {}, "augmented": {"synthetic": "keep"}}, seeds=2)
-    (run.folder / "augmented" / "1" / "model.json").unlink()  # as if killed before it was whole
+    whole = run.folder / "augmented" / "1" / "model.json"
+    written = whole.read_bytes()
+    whole.unlink()  # as if killed before it was whole
     settled, tiles = comparison.settle({"real": {}, "augmented": {"synthetic": "keep"}}, encoder="colour-texture"), data.load(run)
     sets = comparison.assemble(run, tiles, settled)
     again = trials.train(run, settled, sets, tiles, seeds=2, steps=12, batch_size=6)
     assert again["reused"].tolist() == [True, True, True, False]
+    assert whole.read_bytes() == written  # no time of day in what later steps depend on
     pd.testing.assert_series_equal(first["temperature"], again["temperature"])
     before = predictions(run, "real")
     run.finish({})
