@@ -398,7 +398,7 @@ def test_the_five_systems_are_recipes(root, name, capsys, repository):
     assert cli.main(dry) == 0
     out = capsys.readouterr().out
     assert f"{count} of {count} jobs to run" in out and "known after" not in out
-    assert out.count("\npapermill notebooks/") == count
+    assert out.count(" papermill notebooks/") == count
 
 
 def test_every_recipe_we_ship_is_sound(repository, monkeypatch):
