@@ -60,7 +60,7 @@ def test_a_dry_run_shows_jobs_estimates_and_commands(root, capsys):
     (earlier / "tiles.bin").write_bytes(bytes(2_000_000))
     out = told(capsys, "run", path, "-n", "-p", "strength=0.25", "--only", "03_img2img")
     assert "2 of 2 jobs to run: about 6 min and 4 MB" in out
-    (command, _) = [line for line in out.splitlines() if " papermill " in line]
+    (command, _) = [line for line in out.splitlines() if line.startswith("HISTOKIT_NOTEBOOK=")]
     notebook = "notebooks/03_img2img.ipynb"
     assert command.startswith(f"HISTOKIT_NOTEBOOK={notebook} papermill {notebook} outputs/study/03_img2img-fat-")
     assert '-y \'{experiment: "study", recipe: "params/study.yaml", strength: 0.25}\'' in command
