@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from histokit import data, decode, splits, toy
+from histokit import data, decode, files, splits, toy
 
 VERSION = 1
 TEMPLATES = ("{}", "an H&E tile of {}", "a histology image of {}", "H&E stained {}", "a microscopy tile showing {}")
@@ -49,19 +49,20 @@ def gather(sources, roots=None, seed=0, split="train"):
         sources: a dataset description (path of a YAML file) with `classes` (default all) and `weight`; `toy` with
             `classes`, `tiles` (a class) and `weight`; `looks` with `tiles` and `weight`.
         roots: name of a description's file, without its suffix -> folder of its tiles, in place of its root.
-        split: `train`, or `val` for held-out tiles of the datasets (drawn sources are then left out).
+        split: `train`, or `val` for held-out tiles of the datasets; drawn sources hold out new pictures where there is no dataset.
 
     Raises:
         ValueError: an unknown setting, or a toy class whose role is tail.
     """
-    corpus = Corpus()
+    corpus, held = Corpus(), split != "train"
+    drawn = [name for name in sources if name in ("toy", "looks")]
     for name, settings in sources.items():
         unknown = set(settings) - {"classes", "tiles", "weight"}
         if unknown:
             raise ValueError(f"source {name!r}: unknown setting {sorted(unknown)[0]!r}; use classes, tiles, weight")
-        if name in ("toy", "looks") and split != "train":
+        if held and name in drawn and len(drawn) < len(sources):
             continue
-        found = _drawn(name, settings, seed) if name in ("toy", "looks") else _tiles(name, settings, roots or {}, split)
+        found = _drawn(name, settings, seed, held) if name in drawn else _tiles(name, settings, roots or {}, split)
         for image, captions, label, case, tile in found:
             corpus.images.append(image)
             corpus.captions.append(captions)
@@ -85,8 +86,10 @@ def _tiles(name, settings, roots, split):
     return [(row.image, captions[row.label], row.label, row.case_id, row.file_name) for row in rows.itertuples()]
 
 
-def _drawn(name, settings, seed):
-    """Freshly drawn pictures: toy's head classes in cases of their own, or random other looks."""
+def _drawn(name, settings, seed, held):
+    """Freshly drawn pictures: toy's head classes in cases of their own, or random other looks; `held`: a tenth as many, others."""
+    settings = {k: max(4, v // 10) if held and k == "tiles" else v for k, v in settings.items()}
+    seed = files.seed(seed, "held") if held else seed
     if name == "looks":
         jobs = [("", i, seed) for i in range(settings.get("tiles", 1000))]
     else:

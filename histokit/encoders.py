@@ -19,7 +19,11 @@ VERSION = 1
 FIXED = {"colour-texture": texture.ColourTexture, "picture": texture.Picture}
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 MINI = Path(__file__).parent / "mini"
-KINDS = "mini-ssl, mini-sup, colour-texture, picture, cnn, timm:NAME@FILE, torchvision:NAME@FILE, a folder with config.json, or a hub id"
+WITH_FILE = ("cnn@", "timm:", "torchvision:")
+KINDS = (
+    "mini-ssl, mini-sup, colour-texture, picture, cnn, cnn@FILE, timm:NAME@FILE, torchvision:NAME@FILE, a folder with config.json, "
+    "or a hub id"
+)
 PICKLED = "pickled .bin and .pth weights are not read; convert them once to safetensors"
 
 
@@ -110,10 +114,11 @@ def load(name, device="cpu", *, frozen=True, seed=0):
     """Load an encoder, frozen and in eval mode.
 
     Args:
-        name: "mini-ssl" or "mini-sup" (built in), "colour-texture" or "picture" (no weights), "timm:NAME@FILE" or
-            "torchvision:NAME@FILE" with a .safetensors file, a timm or transformers folder (config.json and model.safetensors; an
-            optional histokit.json there sets pooling, mean, std, size, licence), or a hub id OWNER/NAME, the only kind that may
-            use the network. For training end to end also "cnn" (`SmallCNN`), and "timm:NAME" or "torchvision:NAME" without weights.
+        name: "mini-ssl" or "mini-sup" (built in), "colour-texture" or "picture" (no weights), "cnn@FILE" (what 20_pretrain trained),
+            "timm:NAME@FILE" or "torchvision:NAME@FILE" with a .safetensors file, a timm or transformers folder (config.json and
+            model.safetensors; an optional histokit.json there sets pooling, mean, std, size, licence), or a hub id OWNER/NAME, the
+            only kind that may use the network. For training end to end also "cnn" (`SmallCNN`), and "timm:NAME" or
+            "torchvision:NAME" without weights.
         device: torch device.
         frozen: False allows random weights, drawn from `seed`, and leaves the network trainable.
 
@@ -128,7 +133,9 @@ def load(name, device="cpu", *, frozen=True, seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if name in ("mini-ssl", "mini-sup"):
-            encoder = _mini(name)
+            encoder = _small_cnn(name, MINI / f"{name.removeprefix('mini-')}.safetensors", licence="see the model card of mini")
+        elif name.startswith("cnn@"):
+            encoder = _small_cnn(name, _weights_file(name, name.partition("@")[2]))
         elif name in FIXED:
             net, identity = FIXED[name](), {"weights": f"none, version {texture.VERSION}"}
             encoder = Encoder(name, net, net.dim, identity, 0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "its own", "Apache-2.0")
@@ -140,7 +147,7 @@ def load(name, device="cpu", *, frozen=True, seed=0):
             encoder = _torchvision(name, architecture, _weights_file(name, weights))
         else:
             encoder = _from_folder(name, _locate(name))
-    known_as = name.partition("@")[0] if kind in ("timm", "torchvision") else Path(name).name  # no path: a moved file is the same encoder
+    known_as = name.partition("@")[0] if name.startswith(WITH_FILE) else Path(name).name  # no path: a moved file is the same encoder
     transform = {"size": encoder.size, "mean": list(encoder.mean), "std": list(encoder.std), "pooling": encoder.pooling}
     encoder.identity = {"encoder": known_as, **encoder.identity, **transform}
     encoder.net.requires_grad_(not frozen).train(not frozen).to(device, memory_format=torch.channels_last)
@@ -150,22 +157,20 @@ def load(name, device="cpu", *, frozen=True, seed=0):
 
 def source(name):
     """The local file or folder that an encoder's weights come from, for a run to record; None for what is built in, random or a hub's."""
-    kind, _, rest = name.partition(":")
-    if kind in ("timm", "torchvision"):
-        return _weights_file(name, rest.partition("@")[2])
+    if name.startswith(WITH_FILE):
+        return _weights_file(name, name.partition("@")[2])
     found = [folder for folder in (Path(name).expanduser(), files.root() / name) if (folder / "config.json").is_file()]
     return found[0] if found else None
 
 
-def _mini(name):
-    path = MINI / f"{name.removeprefix('mini-')}.safetensors"
+def _small_cnn(name, path, licence=""):
     if not path.is_file():
         raise FileNotFoundError(f"encoder {name!r} is not at {path}; reinstall histokit, or run params/mini.yaml to train it")
     said = files.read_metadata(path)
     net = SmallCNN(int(said.get("dim", 256)))
     _fill(net, files.read_tensors(path), path)
     # tiles of another size are brought to the one it learned at; any from 64 px would do, but nuclei would not be as it knows them
-    return Encoder(name, net, net.dim, {"weights": files.sha256(path)[:16]}, int(said.get("size", 0)), licence="see the model card of mini")
+    return Encoder(name, net, net.dim, {"weights": files.sha256(path)[:16]}, int(said.get("size", 0)), licence=licence)
 
 
 def _timm(name, architecture, weights):

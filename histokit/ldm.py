@@ -19,14 +19,15 @@ VERSION = 1
 # ---------------------------------------------------------------------------------------------- pictures in
 
 
-def view(image, px, rng, scale=1.0, turn=True):
+def view(image, px, rng, least=0.0, turn=True):
     """A random view [px, px, 3] uint8 of an image [H, W, 3]: crop, resize, one of the 8 symmetries of the square.
 
-    The crop's side is uniform between min(px, side) and `scale` x side; scale 0 takes the largest square.
+    The crop's side is uniform between the larger of px and `least` x the image's side, and that side; 1 takes the largest square.
     `turn=False` leaves it upright.
     """
     side = min(image.shape[:2])
-    crop = int(rng.integers(min(px, side), int(side * scale) + 1)) if scale and int(side * scale) > min(px, side) else side
+    smallest = max(min(px, side), int(side * least))
+    crop = int(rng.integers(smallest, side + 1)) if smallest < side else side
     top, left = (int(rng.integers(0, n - crop + 1)) for n in image.shape[:2])
     out = Image.fromarray(image[top : top + crop, left : left + crop])
     out = np.asarray(out.resize((px, px), Image.Resampling.BICUBIC, reducing_gap=2.0) if crop != px else out)
@@ -161,7 +162,7 @@ def text_encoder(vocabulary, eos, width=128, layers=4, heads=4):
 # ---------------------------------------------------------------------------------------------- diffusion
 
 
-def unet(widths=(64, 96, 128, 160), layers=1, context=128, latent_px=32, head_px=8):
+def unet(widths=(64, 96, 128, 160), layers=1, context=128, latent_px=32, heads=4):
     """A UNet2DConditionModel for latents [B, 4, latent_px, latent_px]: cross-attention at every level but the finest."""
     from diffusers import UNet2DConditionModel
 
@@ -171,7 +172,7 @@ def unet(widths=(64, 96, 128, 160), layers=1, context=128, latent_px=32, head_px
         block_out_channels=tuple(widths),
         layers_per_block=layers,
         cross_attention_dim=context,
-        attention_head_dim=head_px,
+        attention_head_dim=heads,  # diffusers' name; it has always been the number of heads
         norm_num_groups=16,
         down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * n,
         up_block_types=("CrossAttnUpBlock2D",) * n + ("UpBlock2D",),
@@ -188,13 +189,13 @@ def schedule():
 
 
 @torch.no_grad()
-def view_latents(vae, images, copies, px, seed, batch_size=32, device="cpu"):
+def view_latents(vae, images, copies, px, seed, least=0.0, batch_size=32, device="cpu"):
     """Latents of `copies[i]` random views of every image: mean and logvar [N, 4, h, w] float16 and source index [N]."""
     source = np.repeat(np.arange(len(images)), copies)
     means, logvars = [], []
     for start in range(0, len(source), batch_size):
         rows = range(start, min(start + batch_size, len(source)))
-        views = np.stack([view(images[source[j]], px, np.random.default_rng(files.seed(seed, "view", j))) for j in rows])
+        views = np.stack([view(images[source[j]], px, np.random.default_rng(files.seed(seed, "view", j)), least) for j in rows])
         posterior = vae.encode((torch.from_numpy(views).permute(0, 3, 1, 2).float() / 127.5 - 1).to(device)).latent_dist
         means.append(posterior.mean.half().cpu())
         logvars.append(posterior.logvar.half().cpu())

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -97,6 +98,8 @@ def notice():
 def _driver_sees():
     """The GPU's name, or its device node, as the NVIDIA driver shows it; "" without one."""
     nodes = sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
+    if not shutil.which("nvidia-smi"):
+        return f"/dev/{nodes[0]}" if nodes else ""
     try:
         asked = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=10)
         if asked.returncode == 0 and asked.stdout.strip():

@@ -57,7 +57,7 @@ def whole_tiles(corpus, tile_px, limit):
     """Up to `limit` evenly spread pictures [N, 3, px, px] in [-1, 1], whole and upright, and their indices."""
     rows = np.unique(np.linspace(0, len(corpus.images) - 1, min(limit, len(corpus.images))).astype(int))
     upright = np.random.default_rng(0)
-    views = [ldm.view(corpus.images[i], tile_px, upright, scale=0, turn=False) for i in rows]
+    views = [ldm.view(corpus.images[i], tile_px, upright, least=1, turn=False) for i in rows]
     return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() / 127.5 - 1, rows
 
 
@@ -109,7 +109,12 @@ def _diffusion(run, seen, held, *, tile_px, widths, batch_size, lr, device, auto
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(files.seed(run.seed, "diffusion"))
         model.text_encoder = ldm.text_encoder(len(model.tokenizer), model.tokenizer.eos_token_id).to(device)
-        model.unet = ldm.unet(widths, context=model.text_encoder.config.hidden_size, latent_px=tile_px // model.factor).to(device)
+        model.unet = ldm.unet(widths, context=model.text_encoder.config.hidden_size, latent_px=tile_px // model.factor)
+        model.unet.to(device, memory_format=torch.channels_last)
+    if model.device.type == "cpu":
+        from diffusers.models.attention_processor import AttnProcessor
+
+        model.unet.set_attn_processor(AttnProcessor())  # plain attention: the fused one is slower there in bfloat16
     model.scheduler, model.tile_px = ldm.schedule(), tile_px
     mean, logvar, source = _views(run, model, seen, tile_px)
     images, rows = whole_tiles(held, tile_px, 64)
@@ -151,7 +156,7 @@ def _views(run, model, seen, tile_px, per_tile=8):
     path = run.path("views.safetensors")
     if not path.exists():
         copies = [per_tile if name.endswith(".yaml") else 1 for name, *_ in seen.seen]
-        mean, logvar, source = ldm.view_latents(model.vae, seen.images, copies, tile_px, run.seed, device=model.device)
+        mean, logvar, source = ldm.view_latents(model.vae, seen.images, copies, tile_px, run.seed, least=0.75, device=model.device)
         files.write_tensors(path, {"mean": mean, "logvar": logvar, "source": torch.from_numpy(source)})
     held = files.read_tensors(path)
     return held["mean"], held["logvar"], held["source"].numpy()
