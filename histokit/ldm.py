@@ -78,8 +78,17 @@ def edges(images):
     return images.diff(dim=-1), images.diff(dim=-2)
 
 
-def autoencoder_player(vae, lr=2e-3, l1=0.5, edge=0.5, kl=1e-3):
-    """Mean squared + l1 x absolute + edge x absolute error of `edges` + kl x divergence from N(0, 1), per value."""
+def hues(images, latents):
+    """What the last latent channel's local means lack to four times red minus green, both on a 4 x 4 grid."""
+    red, green, _ = F.adaptive_avg_pool2d(images, 4).unbind(1)
+    return F.adaptive_avg_pool2d(latents, 4)[:, -1] - 4 * (red - green)
+
+
+def autoencoder_player(vae, lr=2e-3, l1=0.5, edge=0.5, hue=0.5, kl=1e-3):
+    """Squared + l1 x absolute + edge x absolute error of `edges` + hue x squared error of `hues` + kl x divergence from N(0, 1).
+
+    Without `hue` the stain is learned last: after 2,600 steps pink still came back purple.
+    """
 
     def loss(batch, step, generator):
         images = batch["images"]
@@ -89,8 +98,9 @@ def autoencoder_player(vae, lr=2e-3, l1=0.5, edge=0.5, kl=1e-3):
         error = vae.decode(z).sample.float() - images
         blurred = sum(e.abs().mean() for e in edges(error))
         divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        total = error.square().mean() + l1 * error.abs().mean() + edge * blurred + kl * divergence
-        return total, {"squared_error": error.square().mean()}
+        stain = hues(images, mean).square().mean()
+        total = error.square().mean() + l1 * error.abs().mean() + edge * blurred + hue * stain + kl * divergence
+        return total, {"squared_error": error.square().mean(), "hue_error": stain}
 
     return training.Player("autoencoder", [{"params": vae.parameters(), "lr": lr}], loss)
 

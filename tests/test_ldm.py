@@ -59,6 +59,18 @@ def test_an_autoencoder_learns_its_pictures():
     assert history.squared_error.iloc[-1] < 0.3 * history.squared_error.iloc[0]
 
 
+def test_the_last_latent_is_asked_for_the_local_hue():
+    """A tile pink on its left: the error is zero where the last latent follows red minus green, and grows with what it lacks."""
+    images = torch.zeros(1, 3, 16, 16)
+    images[:, 0, :, :8] = 0.5
+    latents = torch.randn(1, 4, 8, 8)
+    latents[:, 3] = 0
+    latents[:, 3, :, :4] = 2
+    assert float(ldm.hues(images, latents).abs().max()) < 1e-6
+    latents[:, 3] += 0.25
+    assert float(ldm.hues(images, latents).mean()) == pytest.approx(0.25)
+
+
 def test_scaled_latents_have_unit_deviation():
     model = tiny_model()
     images = torch.rand(8, 3, 32, 32) * 2 - 1
