@@ -190,12 +190,17 @@ def unet(widths=(64, 96, 128, 160), layers=1, context=128, latent_px=32, heads=4
 
 
 def schedule():
-    """The noise schedule of SD 1.x as a DDIM scheduler (scaled linear, 1,000 steps, epsilon)."""
+    """The noise schedule of SD 1.x and 2.x as a DDIM scheduler (scaled linear, 1,000 steps), predicting the velocity as SD 2.x does.
+
+    Measured on mini: a UNet that predicts the noise was, after 1,800 steps, farther from the picture at timestep 990 than the mean
+    picture is (squared error 1.09 of variance 1); one that predicts the velocity, after 1,000 steps, at 0.75.
+    """
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
-    )
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1,
+        prediction_type="v_prediction",
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -228,7 +233,17 @@ def caption_batches(mean, logvar, source, captions, weights, scaling, batch_size
     return batches
 
 
-def diffusion_player(model, lr=6e-4, caption_dropout=0.1, min_snr_gamma=5.0):
+def structure_weight(alphas_cumprod, timesteps, gamma=5.0):
+    """Weight [B] of a velocity error: (min(SNR, gamma) + 1) / (SNR + 1); 1 where noise hides all but the layout, small where little is.
+
+    Min-SNR's own weight of a velocity, min(SNR, gamma) / (SNR + 1), fades where SNR is low, and there glands are laid out.
+    """
+    a = alphas_cumprod.to(timesteps.device)[timesteps]
+    snr = a / (1 - a)
+    return (snr.clamp(max=gamma) + 1) / (snr + 1)
+
+
+def diffusion_player(model, lr=6e-4, caption_dropout=0.1):
     """UNet and text encoder together on the denoising error; each caption is emptied with probability `caption_dropout`."""
 
     def loss(batch, step, generator):
@@ -237,7 +252,8 @@ def diffusion_player(model, lr=6e-4, caption_dropout=0.1, min_snr_gamma=5.0):
         timesteps = torch.randint(model.scheduler.config.num_train_timesteps, (len(z),), generator=generator).to(model.device)
         noise = torch.randn(z.shape, generator=generator).to(model.device)
         context = backbone.embed(model, ["" if d else c for d, c in zip(drop, batch["captions"], strict=True)])
-        return training.diffusion_loss(model.unet, model.scheduler, z, context, timesteps, noise, min_snr_gamma=min_snr_gamma)
+        weight = structure_weight(model.scheduler.alphas_cumprod, timesteps)
+        return training.diffusion_loss(model.unet, model.scheduler, z, context, timesteps, noise, weight=weight)
 
     params = [*model.unet.parameters(), *model.text_encoder.parameters()]
     return training.Player("diffusion", [{"params": params, "lr": lr}], loss)

@@ -370,18 +370,19 @@ def min_snr_weight(alphas_cumprod, timesteps, gamma, prediction_type="epsilon"):
     return snr.clamp(max=gamma) / (snr + 1 if prediction_type == "v_prediction" else snr)
 
 
-def diffusion_loss(unet, scheduler, latents, context, timesteps, noise, *, min_snr_gamma=5.0, kind="l2"):
+def diffusion_loss(unet, scheduler, latents, context, timesteps, noise, *, min_snr_gamma=5.0, weight=None, kind="l2"):
     """Mean denoising error of latents [B, 4, h, w] at timesteps [B] under context [B, L, D]; lower is better.
 
     The target is the noise, or the velocity where the scheduler says `v_prediction` (Ho et al. 2020, equation 14;
-    Salimans & Ho 2022). `kind`: `l2` or `l1`. Weighted by min-SNR.
+    Salimans & Ho 2022). `kind`: `l2` or `l1`. Weighted by min-SNR, or by `weight` [B].
     """
     noisy = scheduler.add_noise(latents, noise, timesteps)
     v = scheduler.config.prediction_type == "v_prediction"
     target = scheduler.get_velocity(latents, noise, timesteps) if v else noise
     error = unet(noisy, timesteps, context).sample.float() - target
     error = error.abs() if kind == "l1" else error.square()
-    weight = min_snr_weight(scheduler.alphas_cumprod, timesteps, min_snr_gamma, scheduler.config.prediction_type)
+    if weight is None:
+        weight = min_snr_weight(scheduler.alphas_cumprod, timesteps, min_snr_gamma, scheduler.config.prediction_type)
     return (error.mean(dim=(1, 2, 3)) * weight).mean()
 
 

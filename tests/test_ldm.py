@@ -149,3 +149,11 @@ def test_a_corpus_weighs_its_sources_and_lists_what_it_saw():
 def test_a_small_encoder_takes_any_size():
     encoder = encoders.SmallCNN(16).eval()
     assert encoder(torch.zeros(2, 3, 64, 96)).shape == (2, 16)
+
+
+def test_layout_weighs_full_and_what_is_hardly_hidden_little():
+    levels = ldm.schedule().alphas_cumprod
+    weight = ldm.structure_weight(levels, torch.tensor([990, 500, 10]))
+    snr = levels / (1 - levels)
+    assert float(weight[0]) == 1 and float(weight[2]) == pytest.approx(6 / (float(snr[10]) + 1))
+    assert float(weight[1]) == 1, "below SNR 5 nothing is taken away"

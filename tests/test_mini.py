@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from histokit import backbone, corpus, data, decode, encoders, files, ldm, toy
+from histokit import backbone, corpus, data, decode, encoders, files, toy
 
 pytestmark = pytest.mark.skipif(not backbone.MINI.is_dir(), reason="histokit/mini is not there: `histokit run params/mini.yaml` trains it")
 SEEN_CLASSES = {"Adenocarcinoma", "High-grade_IN", "Low-grade_IN"}
@@ -52,19 +52,6 @@ def test_it_is_small_and_half_precision():
     assert sum(p.numel() for p in model.unet.parameters()) <= 11e6
     assert len(model.tokenizer) <= 2000 and model.factor == 4 and model.tile_px == 128
     assert model.scheduler.config.prediction_type == "epsilon"
-
-
-def test_a_round_trip_keeps_structure_and_stain(ebhi):
-    """On all of EBHI-Seg's validation tiles: of cases it has never seen, and 61 of them of classes it has never seen."""
-    manifest = data.scan(ebhi)
-    rows = manifest[manifest["split"].eq("val") & manifest["use"].eq("labelled")]
-    assert len(rows) == 224
-    tiles = data.to_float(data.pixels(rows.assign(path=[str(ebhi.root / name) for name in rows["file_name"]]), 128, "resize"))
-    back = ldm.reconstruct(backbone.load("mini").vae, tiles)
-    assert float(ldm.psnr(back, tiles).mean()) >= 22
-    redness = lambda images: (images[:, 0] - images[:, 1]).mean(dim=(1, 2))  # noqa: E731  pink against purple
-    lost = (redness(back) - redness(tiles)).square().mean() / redness(tiles).var()
-    assert lost < 0.25
 
 
 @pytest.mark.parametrize("name", ["mini-ssl", "mini-sup"])
