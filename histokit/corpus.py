@@ -88,16 +88,17 @@ def _tiles(name, settings, roots, split):
 
 def _drawn(name, settings, seed, held):
     """Freshly drawn pictures: toy's head classes in cases of their own, or random other looks; `held`: a tenth as many, others."""
-    settings = {k: max(4, v // 10) if held and k == "tiles" else v for k, v in settings.items()}
-    seed = files.seed(seed, "held") if held else seed
+    tiles = settings.get("tiles", 1000 if name == "looks" else 100)
+    if held:
+        tiles, seed = max(4, tiles // 10), files.seed(seed, "held")
     if name == "looks":
-        jobs = [("", i, seed) for i in range(settings.get("tiles", 1000))]
+        jobs = [("", i, seed) for i in range(tiles)]
     else:
         classes = settings.get("classes", [c for c, facts in toy.CLASSES.items() if facts["role"] == "head"])
         tail = [c for c in classes if toy.CLASSES[c]["role"] == "tail"]
         if tail:
             raise ValueError(f"toy class {tail[0]!r} is made rare by the demo; a base that has seen it proves nothing")
-        jobs = [(c, i, seed) for c in classes for i in range(settings.get("tiles", 100))]
+        jobs = [(c, i, seed) for c in classes for i in range(tiles)]
     with ProcessPoolExecutor() as pool:
         return list(pool.map(_draw, jobs, chunksize=16))
 

@@ -164,6 +164,8 @@ def source(name):
 
 
 def _small_cnn(name, path, licence=""):
+    if path is None:
+        raise ValueError(f"encoder {name!r} names no file; write cnn@outputs/EXPERIMENT/STEP/sup.safetensors")
     if not path.is_file():
         raise FileNotFoundError(f"encoder {name!r} is not at {path}; reinstall histokit, or run params/mini.yaml to train it")
     said = files.read_metadata(path)

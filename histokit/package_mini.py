@@ -65,9 +65,10 @@ def card(target, facts, seen, runs):
     """The text of the model card."""
     model = backbone.load(str(target))
     count = lambda module: sum(p.numel() for p in module.parameters()) / 1e6  # noqa: E731
+    side, predicts = model.latent_px, model.scheduler.config.prediction_type
     rows = [
         ("vae", f"AutoencoderKL, factor {model.factor}, {model.vae.config.latent_channels} channels", count(model.vae)),
-        ("unet", f"UNet2DConditionModel, {model.latent_px} x {model.latent_px} latents, epsilon", count(model.unet)),
+        ("unet", f"UNet2DConditionModel, {side} x {side} latents, {predicts}", count(model.unet)),
         ("text_encoder", f"CLIPTextModel, vocabulary of {len(model.tokenizer):,}", count(model.text_encoder)),
     ]
     rows += [(name, f"encoder, {kind}", 1.2) for name, kind in (("ssl", "self-supervised"), ("sup", "supervised on the common classes"))]

@@ -48,6 +48,8 @@ def test_the_encoder_it_made_is_loaded_by_its_file(trained):
     encoder = encoders.load(name)
     assert encoder.dim == 32 and encoder.size == 128 and encoders.source(name) == trained / "sup" / "sup.safetensors"
     assert encoder.identity["encoder"] == "cnn"
+    with pytest.raises(ValueError, match="names no file"):
+        encoders.load("cnn@")
 
 
 def test_what_it_saw_is_listed_and_its_numbers_kept(trained):
