@@ -59,6 +59,16 @@ def threads():
     return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 
 
+def bfloat16(device):
+    """torch.bfloat16 where the device multiplies it in hardware, else None: a CPU that emulates it takes ten times as long."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    able = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.bfloat16 if any(able.get(name) for name in ("avx512_bf16", "amx_tile", "sve_bf16")) else None
+
+
 def memory():
     """Peak memory of this process so far in GiB: {"ram": ..} and, once torch used a GPU, {"gpu": ..}."""
     peaks = {}

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from histokit import backbone, encoders, files, ldm, metrics, sampling, training
+from histokit import backbone, encoders, files, ldm, machine, metrics, sampling, training
 
 VERSION = 1
 WORDS = (  # so that a class no one has trained on still has words of its own; SD's vocabulary would have them
@@ -53,6 +53,11 @@ def task(part, run, seen, held, *, tile_px, widths, batch_size, lr, objective=""
     raise ValueError(f"part {part!r} is unknown; use autoencoder, diffusion or encoder")
 
 
+def _on(device, module):
+    """The module on the device; bfloat16 convolutions are faster channels-last, the float32 ones of the autoencoder slower."""
+    return module.to(device, memory_format=torch.channels_last if machine.bfloat16(device) else torch.contiguous_format)
+
+
 def whole_tiles(corpus, tile_px, limit):
     """Up to `limit` evenly spread pictures [N, 3, px, px] in [-1, 1], whole and upright, and their indices."""
     rows = np.unique(np.linspace(0, len(corpus.images) - 1, min(limit, len(corpus.images))).astype(int))
@@ -75,7 +80,7 @@ def tiled(images, columns):
 def _autoencoder(run, seen, held, *, tile_px, widths, batch_size, lr, device):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(files.seed(run.seed, "autoencoder"))
-        vae = ldm.autoencoder(widths, tile_px=tile_px).to(device, memory_format=torch.channels_last)
+        vae = _on(device, ldm.autoencoder(widths, tile_px=tile_px))
     images, _ = whole_tiles(held, tile_px, 112)
 
     def finish():
@@ -94,7 +99,7 @@ def _autoencoder(run, seen, held, *, tile_px, widths, batch_size, lr, device):
         validate=lambda: -ldm.psnr(ldm.reconstruct(vae, images.to(device)).cpu(), images).mean(),
         sheet=lambda step: tiled(torch.cat([images[::14], ldm.reconstruct(vae, images[::14].to(device)).cpu()]), len(images[::14])),
         finish=finish,
-        settings={"ema": 0.995, "weight_decay": 1e-4, "schedule": "one_cycle"},
+        settings={"autocast": machine.bfloat16(device), "ema": 0.995, "weight_decay": 1e-4, "schedule": "one_cycle"},
     )
 
 
@@ -110,7 +115,7 @@ def _diffusion(run, seen, held, *, tile_px, widths, batch_size, lr, device, auto
         torch.manual_seed(files.seed(run.seed, "diffusion"))
         model.text_encoder = ldm.text_encoder(len(model.tokenizer), model.tokenizer.eos_token_id).to(device)
         model.unet = ldm.unet(widths, context=model.text_encoder.config.hidden_size, latent_px=tile_px // model.factor)
-        model.unet.to(device, memory_format=torch.channels_last)
+        _on(device, model.unet)
     if model.device.type == "cpu":
         from diffusers.models.attention_processor import AttnProcessor
 
@@ -147,7 +152,7 @@ def _diffusion(run, seen, held, *, tile_px, widths, batch_size, lr, device, auto
         validate=validate,
         sheet=sheet,
         finish=finish,
-        settings={"ema": 0.999, "weight_decay": 1e-2, "schedule": "one_cycle"},
+        settings={"autocast": machine.bfloat16(device), "ema": 0.999, "weight_decay": 1e-2, "schedule": "one_cycle"},
     )
 
 
@@ -237,7 +242,7 @@ def _encoder(run, seen, held, *, objective, tile_px, dim, batch_size, lr, device
         validate=None,
         sheet=None,
         finish=finish,
-        settings={"weight_decay": 1e-2 if names else 1e-4, "schedule": "one_cycle"},
+        settings={"autocast": machine.bfloat16(device), "weight_decay": 1e-2 if names else 1e-4, "schedule": "one_cycle"},
     )
 
 

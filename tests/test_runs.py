@@ -632,6 +632,14 @@ def test_the_device_can_be_chosen_and_is_recorded(root, monkeypatch):
     assert files.read_json(run.folder / "run.json")["device"] == "cpu"
 
 
+def test_bfloat16_is_used_where_the_hardware_has_it(monkeypatch):
+    import torch
+
+    for able, expected in (({"avx2": True, "avx512_f": True}, None), ({"avx512_bf16": True}, torch.bfloat16), ({}, None)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+        assert machine.bfloat16("cpu") is expected
+
+
 def test_an_idle_gpu_is_told_in_one_line(monkeypatch):
     import torch
 
