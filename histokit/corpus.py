@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from histokit import data, decode, files, splits, toy
+from histokit import data, decode, files, splits, toy, toy_words
 
 VERSION = 1
 TEMPLATES = ("{}", "an H&E tile of {}", "a histology image of {}", "H&E stained {}", "a microscopy tile showing {}")
@@ -111,4 +111,4 @@ def _draw(job):
     case = f"pretrain {i % 80}"
     image = toy.tile(label, case, i, 160, seed)[0]
     rng = toy.generator(seed, "captions", label, i)
-    return image, tuple(dict.fromkeys(toy.caption(label, rng) for _ in range(4))), label, case, f"{label} {case} {i} seed {seed}"
+    return image, tuple(dict.fromkeys(toy_words.caption(label, rng) for _ in range(4))), label, case, f"{label} {case} {i} seed {seed}"

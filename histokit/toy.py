@@ -1,8 +1,8 @@
 """`toy`: the embedded data. Eight tissue classes with a long tail, invented pixel by pixel, with truth.
 
 A class is a region in the space of `tissue.Look`: a range for every number that matters to it. Stain belongs to
-the case, so a classifier that only sees colour fails under a split by case. `measure` reads from pixels alone what
-the truth says of a drawn tile, so what a class *is* can be measured on a generated one.
+the case, so a classifier that only sees colour fails under a split by case. Drawing is in `tissue`, words in
+`toy_words`; `morphometry` reads from pixels what the truth says of a drawn tile.
 """
 
 import hashlib
@@ -13,14 +13,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
-from scipy import ndimage
 
-from histokit import tissue
+from histokit import slide, tissue, toy_words
 from histokit.tissue import Look
 
 VERSION = 1  # raise when a pixel changes; it is part of run keys
 MPP = 0.5  # um per pixel, of every tile
-MASK_VALUES = tissue.MASK_VALUES  # name -> grey value in a mask
+MASK_VALUES = slide.MASK_VALUES  # name -> grey value in a mask
 
 CLASSES = {
     "stroma": {"term": "fibrous stroma", "role": "head"},
@@ -86,14 +85,14 @@ def tile(class_name, case, index, px=128, seed=0):
     stays 0.5 um per pixel.
 
     Returns:
-        Image [px, px, 3] uint8, mask [px, px] uint8 (see `MASK_VALUES`), truth dict (see `tissue.truth_of`).
+        Image [px, px, 3] uint8, mask [px, px] uint8 (see `MASK_VALUES`), truth dict (see `slide.truth_of`).
 
     Raises:
         ValueError: `class_name` is not one of `CLASSES`.
     """
     if class_name not in CLASSES:
         raise ValueError(f"toy has no class {class_name!r}; choose one of {', '.join(CLASSES)}")
-    stain = tissue.random_stain(generator(seed, "stain", case))
+    stain = slide.random_stain(generator(seed, "stain", case))
     rng = generator(seed, "tile", class_name, case, index)
     look = class_look(class_name, generator(seed, "look", class_name, case), rng)
     return tissue.render(look, stain, rng, px)
@@ -129,43 +128,7 @@ def belongs(look, class_name):
     return True
 
 
-# ---------------------------------------------------------------------------------------------- words
-
-
-def caption(class_name, rng):
-    """One of several plain captions of a class, chosen by the numpy Generator `rng`."""
-    opening = pick(rng, "an H&E tile of {}", "a histology tile of {}", "{}, H&E stain", "a tissue tile with {}", "{}")
-    return opening.format(pick(rng, *CAPTIONS[class_name]))
-
-
-CAPTIONS = {
-    "stroma": (
-        "fibrous stroma", "fibrous stroma, wavy fibres and spindle nuclei", "stroma with thin spindle nuclei along pink fibres",
-        "wavy pink fibres with few spindle nuclei",
-    ),
-    "lymphoid": (
-        "lymphoid tissue", "lymphoid tissue, many small round dark nuclei", "crowded small round nuclei, lymphoid tissue",
-        "dense lymphocytes",
-    ),
-    "normal_gland": (
-        "normal glands", "normal glands, round glands with open lumina", "round regular glands with one lumen each",
-        "normal glands with nuclei along the base",
-    ),
-    "adenoma": (
-        "adenoma", "adenoma, long crowded glands", "long glands with rows of crowded oval nuclei",
-        "adenoma, crowded long glands with narrow lumina and dark oval nuclei",
-    ),
-    "fat": (
-        "fat tissue", "fat tissue, large white vacuoles with thin walls", "white fat cells with thin walls",
-        "fat tissue and a little stroma",
-    ),
-    "solid_tumour": (
-        "solid tumour", "solid tumour, sheets of large irregular nuclei", "sheets of cells with large irregular nuclei, no glands",
-        "solid tumour without lumen",
-    ),
-    "mucinous": ("mucinous carcinoma", "mucinous carcinoma, cell clusters floating in pale mucin pools"),
-    "cribriform": ("cribriform carcinoma", "cribriform carcinoma, glands with several round holes"),
-}  # fmt: skip
+# ---------------------------------------------------------------------------------------------- other looks
 
 
 def random_look(index, px=128, seed=0):
@@ -174,13 +137,13 @@ def random_look(index, px=128, seed=0):
     Whatever defines a tail class is left out: no mucin, no gland with several lumina.
 
     Returns:
-        Image [px, px, 3] uint8, caption str, truth dict (see `tissue.truth_of`).
+        Image [px, px, 3] uint8, caption str, truth dict (see `slide.truth_of`).
     """
     rng = generator(seed, "other", index)
-    stain = tissue.random_stain(rng)
+    stain = slide.random_stain(rng)
     look = other_look(rng)
     image, _, truth = tissue.render(look, stain, rng, px)
-    return image, describe(look, stain, rng), truth
+    return image, toy_words.describe(look, stain, rng), truth
 
 
 def other_look(rng):
@@ -193,114 +156,25 @@ def other_look(rng):
 
 def other_ranges(rng):
     """Ranges per field of `Look` for one random composition: some glands, sheets, fat, fibres or dead tissue."""
-    small, plain = pick(rng, (5.5, 8), (8, 11), (11, 16)), pick(rng, (1.0, 1.3), (1.5, 2.2), (2.6, 4))
+    small, plain = toy_words.pick(rng, (5.5, 8), (8, 11), (11, 16)), toy_words.pick(rng, (1.0, 1.3), (1.5, 2.2), (2.6, 4))
     ranges = EVERYWHERE | {
-        "size": small, "spread": pick(rng, (0.03, 0.1), (0.2, 0.36)), "elongation": plain, "chromatin": (0, 1),
+        "size": small, "spread": toy_words.pick(rng, (0.03, 0.1), (0.2, 0.36)), "elongation": plain, "chromatin": (0, 1),
         "fibres": (0, 1.1), "coherence": (0.2, 1), "waviness": (0, 1.5), "goblet": (0, 1),
-        "spindles": pick(rng, (0, 1), (1, 4), (4, 10)), "lymphocytes": pick(rng, (0, 1), (1, 5), (5, 12)),
+        "spindles": toy_words.pick(rng, (0, 1), (1, 4), (4, 10)), "lymphocytes": toy_words.pick(rng, (0, 1), (1, 5), (5, 12)),
     }  # fmt: skip
-    filling = pick(rng, "round", "elongated", "sheet", "sheet", "fat", "necrosis", "stroma")
+    filling = toy_words.pick(rng, "round", "elongated", "sheet", "sheet", "fat", "necrosis", "stroma")
     if filling in ("round", "elongated"):
-        ranges |= {"gland": filling, "gland_size": pick(rng, (24, 36), (36, 60), (64, 96)), "gap": (3, 40)}
-        ranges |= {"lumen": pick(rng, (0.02, 0.08), (0.1, 0.3), (0.32, 0.45)), "layers": pick(rng, (1, 1), (2, 3.4))}
-        ranges |= {"size": pick(rng, (5.5, 8), (8, 11))}  # larger nuclei find no room in a small gland
-        ranges |= {"fat": pick(rng, (0, 0), (0.1, 0.4)), "necrosis": pick(rng, (0, 0), (0, 0), (0.1, 0.3))}
+        ranges |= {"gland": filling, "gland_size": toy_words.pick(rng, (24, 36), (36, 60), (64, 96)), "gap": (3, 40)}
+        ranges |= {"lumen": toy_words.pick(rng, (0.02, 0.08), (0.1, 0.3), (0.32, 0.45)), "layers": toy_words.pick(rng, (1, 1), (2, 3.4))}
+        ranges |= {"size": toy_words.pick(rng, (5.5, 8), (8, 11))}  # larger nuclei find no room in a small gland
+        ranges |= {"fat": toy_words.pick(rng, (0, 0), (0.1, 0.4)), "necrosis": toy_words.pick(rng, (0, 0), (0, 0), (0.1, 0.3))}
     if filling == "sheet":  # never with fat, which would look like the holes of a cribriform gland
-        ranges |= {"sheet": pick(rng, (0.15, 0.5), (0.6, 1.0)), "necrosis": pick(rng, (0, 0), (0, 0), (0.1, 0.4))}
+        ranges |= {"sheet": toy_words.pick(rng, (0.15, 0.5), (0.6, 1.0)), "necrosis": toy_words.pick(rng, (0, 0), (0, 0), (0.1, 0.4))}
     if filling == "fat":
-        ranges |= {"fat": (0.1, 0.5), "necrosis": pick(rng, (0, 0), (0, 0), (0.1, 0.3))}
+        ranges |= {"fat": (0.1, 0.5), "necrosis": toy_words.pick(rng, (0, 0), (0, 0), (0.1, 0.3))}
     if filling == "necrosis":
         ranges |= {"necrosis": (0.3, 0.8)}
     return ranges
-
-
-def describe(look, stain, rng):
-    """A caption of what is in a look: three to six phrases, the most visible first, others dropped by chance."""
-    body = gland_words(look, rng) + sheet_words(look, rng) + filling_words(look, rng)
-    rest = cell_words(look, rng) + fibre_words(look, rng) + stain_words(stain, rng)
-    rest = [phrase for phrase in rest if rng.random() < 0.75]
-    words = ", ".join([*body, *rest][:6]) or "stroma"
-    return pick(rng, "an H&E tile with {}", "a histology tile with {}", "{}", "tissue with {}").format(words)
-
-
-def gland_words(look, rng):
-    """Phrases about the glands and their nuclei."""
-    if look.gland == "none":
-        return []
-    size = grade(look.gland_size, (36, "small"), (60, ""), ("", "large"))
-    shape = "round" if look.gland == "round" else "long"
-    lumen = grade(look.lumen, (0.09, "narrow lumen"), (0.32, "open lumen"), ("", "wide lumen"))
-    rows = "rows of nuclei" if look.layers > 1.5 else "one row of nuclei"
-    crowd = pick(rng, "crowded", "close") if look.gap < 8 else pick(rng, "scattered", "distant") if look.gap > 22 else ""
-    glands = " ".join(f"{crowd} {size} {shape} glands with {lumen} and {rows}".split())
-    pale = ["pale vacuoles in the glands"] if look.goblet > 0.5 else []
-    return [glands, *pale, nuclear_words(look)]
-
-
-def sheet_words(look, rng):
-    """Phrases about solid epithelium."""
-    if look.sheet <= 0.05:
-        return []
-    where = pick(rng, "a sheet of cells", "solid cells") if look.sheet > 0.6 else pick(rng, "nests of cells", "cell nests")
-    return [f"{where} with {nuclear_words(look)}"]
-
-
-def nuclear_words(look):
-    """Size, regularity, shape and chromatin of the epithelial nuclei in words."""
-    size = grade(look.size, (8, "small"), (11, "medium"), ("", "large"))
-    order = grade(look.spread, (0.12, "regular"), (0.2, ""), ("", "irregular"))
-    shape = grade(look.elongation, (1.4, "round"), (2.4, "oval"), ("", "spindle"))
-    tone = grade(look.chromatin, (0.25, "dark"), (0.7, ""), ("", "pale"))
-    return " ".join(f"{size} {order} {tone} {shape} nuclei".split())
-
-
-def filling_words(look, rng):
-    """Phrases about fat and dead tissue."""
-    words = []
-    if look.fat > 0.05:
-        words.append(pick(rng, "some", "a little") + " fat" if look.fat < 0.3 else pick(rng, "much fat", "many fat vacuoles"))
-    if look.necrosis > 0.05:
-        some = "a little " if look.necrosis < 0.25 else pick(rng, "much ", "large ") if look.necrosis > 0.5 else ""
-        words.append(some + pick(rng, "necrosis", "dead tissue with dust"))
-    return words
-
-
-def cell_words(look, rng):
-    """Phrases about the loose cells of the stroma; nothing where a sheet leaves them no room."""
-    if look.sheet > 0.8:
-        return []
-    spindles = grade(look.spindles, (1.2, "few"), (4, "some"), ("", "many"))
-    round_ = grade(look.lymphocytes, (1.2, "few"), (5, "some"), ("", "many"))
-    return [f"{spindles} spindle nuclei in the stroma", f"{round_} " + pick(rng, "lymphocytes", "small round lymphocytes")]
-
-
-def fibre_words(look, rng):
-    """Phrases about the fibres of the stroma."""
-    if look.sheet > 0.8:
-        return []
-    if look.fibres < 0.3:
-        return [pick(rng, "smooth stroma", "even stroma")]
-    way = "straight" if look.waviness < 0.4 else "wavy" if look.waviness > 0.9 else ""
-    order = "parallel" if look.coherence > 0.8 else "tangled" if look.coherence < 0.45 else ""
-    return [" ".join(f"{order} {way} {pick(rng, 'fibres', 'pink fibres')}".split())]
-
-
-def stain_words(stain, rng):
-    """A phrase about strength of the stain and brightness."""
-    strength = np.sum(stain.hematoxylin) + np.sum(stain.eosin)
-    dark = grade(strength, (3.2, "pale stain"), (4.2, ""), ("", "dark stain"))
-    light = "dim light" if np.mean(stain.white) < 0.82 else ""
-    return [phrase for phrase in (dark, light) if phrase]
-
-
-def grade(value, *steps):
-    """The word of the first step whose limit is above the value; the last step has no limit."""
-    return next((word for limit, word in steps[:-1] if value < limit), steps[-1][1])
-
-
-def pick(rng, *choices):
-    """One of the choices, by the Generator `rng`."""
-    return choices[rng.integers(len(choices))]
 
 
 # ---------------------------------------------------------------------------------------------- the dataset
@@ -382,82 +256,3 @@ def replace_text(path, text):
     draft = path.with_name(path.name + ".tmp")
     draft.write_text(text)
     os.replace(draft, path)
-
-
-# ---------------------------------------------------------------------------------------------- measuring pixels
-
-
-def measure(image):
-    """What a tile holds, read from its pixels alone: the counterpart of the truth for generated tiles.
-
-    Nuclei that overlap count as one: adenoma shows 72 of 156 on average, lymphoid 146 of 160 (15 tiles each).
-    Compare a number between tiles, not with the truth.
-
-    Args:
-        image: [H, W, 3] uint8.
-
-    Returns:
-        dict of `nuclei_count`, `nuclei_size` (mean area, px^2), `lumen_area` (share of empty area of any kind),
-        `lumen_count`, `fibre_orientation` (degrees in [0, 180), x axis towards +y), `fibre_coherence` in [0, 1].
-    """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"measure needs [H, W, 3] uint8, got {image.dtype} {image.shape}; convert with data.pixels")
-    density = optical_density(image)
-    empty = density.sum(-1) < empty_below(density.sum(-1))
-    empty = ndimage.binary_erosion(empty, iterations=2, border_value=1)  # thin clefts go, what the border cuts stays
-    empty = ndimage.binary_dilation(empty, iterations=2)
-    count, size = nuclei(density[..., 0], empty)
-    labels, _ = ndimage.label(empty)
-    angle, coherence = orientation(density[..., 1], empty)
-    return {
-        "nuclei_count": count,
-        "nuclei_size": size,
-        "lumen_area": float(empty.mean()),
-        "lumen_count": int((np.bincount(labels.ravel())[1:] >= 20).sum()),
-        "fibre_orientation": angle,
-        "fibre_coherence": coherence,
-    }
-
-
-def optical_density(image):
-    """Optical density [H, W, 3] against the tile's own white, after a slight blur."""
-    light = ndimage.gaussian_filter(image.astype(float), (0.7, 0.7, 0))
-    white = np.percentile(light, 99.5, axis=(0, 1)).clip(60)
-    return -np.log(light.clip(2) / white).clip(max=1)
-
-
-def empty_below(density):
-    """The density under which a pixel counts as empty: a fifth of the tile's median tissue density."""
-    return max(0.12, 0.22 * float(np.median(density[density > 0.15]))) if (density > 0.15).any() else 0.12
-
-
-def nuclei(red, empty):
-    """Number and mean area (px^2) of nuclei: dark in red light, where eosin hardly absorbs, split at necks."""
-    dark = ndimage.binary_opening((red > otsu(red[~empty])) & ~empty)
-    depth = ndimage.gaussian_filter(ndimage.distance_transform_edt(dark), 1.0)
-    peaks = (depth == ndimage.maximum_filter(depth, 5)) & (depth > 1.0)
-    count = int(ndimage.label(peaks, np.ones((3, 3)))[1])
-    return count, float(dark.sum() / count) if count else 0.0
-
-
-def otsu(values):
-    """Threshold that splits values [N] into two groups of least variance (Otsu, 1979)."""
-    if len(values) == 0 or np.ptp(values) == 0:
-        return np.inf
-    counts, edges = np.histogram(values, 64)
-    centres, weight = (edges[1:] + edges[:-1]) / 2, np.cumsum(counts)
-    mean = np.cumsum(counts * centres)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = (mean[-1] * weight / weight[-1] - mean) ** 2 / (weight * (weight[-1] - weight))
-    return centres[np.nanargmax(between[:-1])]
-
-
-def orientation(density, empty):
-    """Main direction (degrees in [0, 180)) and coherence in [0, 1] of the texture, by the structure tensor."""
-    gy, gx = (ndimage.gaussian_filter(density, 1.2, order=order) for order in ((1, 0), (0, 1)))
-    inside = ~ndimage.binary_dilation(empty, iterations=3)
-    if not inside.any():
-        return 0.0, 0.0
-    xx, yy, xy = ((gx * gx)[inside].mean(), (gy * gy)[inside].mean(), (gx * gy)[inside].mean())
-    across = 0.5 * np.arctan2(2 * xy, xx - yy)
-    return float(np.rad2deg(across + np.pi / 2) % 180), float(np.hypot(xx - yy, 2 * xy) / (xx + yy + 1e-9))

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from histokit import tissue, toy
+from histokit import morphometry, slide, toy, toy_words
 
 NAMES = list(toy.CLASSES)
 TAILS = [name for name, about in toy.CLASSES.items() if about["role"] == "tail"]
@@ -167,10 +167,10 @@ def test_captions_use_a_small_vocabulary():
     rng = np.random.default_rng(2)
     words = set()
     for _ in range(1500):
-        text = toy.describe(toy.other_look(rng), tissue.random_stain(rng), rng)
+        text = toy_words.describe(toy.other_look(rng), slide.random_stain(rng), rng)
         words |= set(text.replace(",", "").split())
     for name in NAMES:
-        texts = {toy.caption(name, rng) for _ in range(60)}
+        texts = {toy_words.caption(name, rng) for _ in range(60)}
         assert len(texts) > 5
         words |= set(" ".join(texts).replace(",", "").split())
     assert len(words) < 150
@@ -181,7 +181,7 @@ def test_captions_use_a_small_vocabulary():
 
 def test_measure_follows_the_truth(drawn):
     truth = pd.DataFrame([t for *_, t in drawn])
-    found = pd.DataFrame([toy.measure(image) for _, image, _, _ in drawn])
+    found = pd.DataFrame([morphometry.measure(image) for _, image, _, _ in drawn])
     empty, glands = truth.lumen_area + truth.fat_area, np.array(["gl" in n or n in ("adenoma", "cribriform") for n, *_ in drawn])
     clear = truth.mucin_area == 0  # a pool is neither empty nor tissue
     assert stats.spearmanr(truth.nuclei_count, found.nuclei_count)[0] > 0.8
@@ -193,13 +193,13 @@ def test_measure_follows_the_truth(drawn):
 def test_measure_finds_the_direction_of_fibres(drawn):
     for name, image, _, truth in drawn:
         if name == "stroma":
-            apart = abs(toy.measure(image)["fibre_orientation"] - truth["fibre_orientation"])
+            apart = abs(morphometry.measure(image)["fibre_orientation"] - truth["fibre_orientation"])
             assert min(apart, 180 - apart) < 15
 
 
 def test_measure_turns_with_the_tile(drawn):
     image = drawn[0][1]
-    plain, turned = toy.measure(image), toy.measure(np.rot90(image).copy())
+    plain, turned = morphometry.measure(image), morphometry.measure(np.rot90(image).copy())
     assert turned["nuclei_count"] == pytest.approx(plain["nuclei_count"], abs=2)
     apart = abs(turned["fibre_orientation"] - plain["fibre_orientation"])
     assert apart == pytest.approx(90, abs=1)
@@ -207,11 +207,11 @@ def test_measure_turns_with_the_tile(drawn):
 
 def test_measure_refuses_floats():
     with pytest.raises(ValueError, match="uint8"):
-        toy.measure(np.zeros((8, 8, 3)))
+        morphometry.measure(np.zeros((8, 8, 3)))
 
 
 def test_measure_takes_an_empty_tile():
-    blank = toy.measure(np.full((64, 64, 3), 240, np.uint8))
+    blank = morphometry.measure(np.full((64, 64, 3), 240, np.uint8))
     assert blank["nuclei_count"] == 0 and blank["lumen_area"] == 1
 
 
