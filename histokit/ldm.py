@@ -40,14 +40,21 @@ def symmetry(image, k):
     return np.ascontiguousarray(image[:, ::-1] if k >= 4 else image)
 
 
-def picture_batches(images, weights, px, batch_size, seed, device="cpu"):
-    """`batches(k)` of random views [B, 3, px, px] float in [-1, 1]; image i is drawn with probability weights[i]."""
+def picture_batches(images, weights, px, batch_size, seed, device="cpu", pieces=0):
+    """`batches(k)` of random views [B, 3, px, px] float in [-1, 1]; image i is drawn with probability weights[i].
+
+    The first `pieces` batches hold a random quarter of each view, [B, 3, px / 2, px / 2]: what has no layout to learn learns as much of
+    texture and stain from it, in a quarter of the time.
+    """
     weights = np.asarray(weights, float) / np.sum(weights)
 
     def batches(k):
         rng = np.random.default_rng(files.seed(seed, "pictures", k))
         chosen = rng.choice(len(images), batch_size, p=weights)
         views = np.stack([view(images[i], px, rng) for i in chosen])
+        if k < pieces:
+            top, left = rng.integers(0, px // 2 + 1, 2)
+            views = views[:, top : top + px // 2, left : left + px // 2]
         return {"images": (torch.from_numpy(views).permute(0, 3, 1, 2).float() / 127.5 - 1).to(device)}
 
     return batches

@@ -99,7 +99,9 @@ def _outline():
 
 def table(frame, marked=None):
     """A DataFrame as a page shows it: whole texts, left-aligned, without its index; rows where `marked` (bool) holds are red."""
-    style = frame.style.hide().set_properties(**{"text-align": "left", "white-space": "normal", "vertical-align": "top"})
+    numbers = dict.fromkeys(frame.select_dtypes("float").columns, lambda x: f"{x:.4g}" if abs(x) < 1000 else f"{x:,.0f}")
+    style = frame.style.hide().format(numbers, escape="html", na_rep="")
+    style = style.set_properties(**{"text-align": "left", "white-space": "normal", "vertical-align": "top"})
     style = style.set_table_styles([{"selector": "th", "props": "text-align: left"}])
     if marked is not None:
         style = style.apply(lambda row: [f"color: {TAIL}" if marked[row.name] else ""] * len(row), axis=1)

@@ -35,17 +35,18 @@ class Task:
     settings: dict = field(default_factory=dict)
 
 
-def task(part, run, seen, held, *, tile_px, widths, batch_size, lr, objective="", autoencoder=None, device="cpu"):
+def task(part, run, seen, held, *, tile_px, widths, batch_size, lr, objective="", autoencoder=None, pieces=0, device="cpu"):
     """The Task of a part: `autoencoder`, `diffusion` (needs the folder of an `autoencoder`) or `encoder` (with an `objective`).
 
     Args:
         run: gives seed and folder.
         seen: corpus.Corpus to train on; `held`: one of held-out tiles, to validate on.
         widths: channels per level, finest first; of an encoder: [feature width].
+        pieces: first updates of an autoencoder that see quarters of the views, see `ldm.picture_batches`.
     """
     options = {"tile_px": tile_px, "batch_size": batch_size, "lr": lr, "device": device}
     if part == "autoencoder":
-        return _autoencoder(run, seen, held, widths=widths, **options)
+        return _autoencoder(run, seen, held, widths=widths, pieces=pieces, **options)
     if part == "diffusion":
         return _diffusion(run, seen, held, widths=widths, autoencoder=autoencoder, **options)
     if part == "encoder":
@@ -77,7 +78,7 @@ def tiled(images, columns):
 # ---------------------------------------------------------------------------------------------- autoencoder
 
 
-def _autoencoder(run, seen, held, *, tile_px, widths, batch_size, lr, device):
+def _autoencoder(run, seen, held, *, tile_px, widths, batch_size, lr, device, pieces):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(files.seed(run.seed, "autoencoder"))
         vae = _on(device, ldm.autoencoder(widths, tile_px=tile_px))
@@ -95,7 +96,7 @@ def _autoencoder(run, seen, held, *, tile_px, widths, batch_size, lr, device):
 
     return Task(
         player=ldm.autoencoder_player(vae, lr),
-        batches=ldm.picture_batches(seen.images, seen.weights, tile_px, batch_size, run.seed, device),
+        batches=ldm.picture_batches(seen.images, seen.weights, tile_px, batch_size, run.seed, device, pieces),
         validate=lambda: -ldm.psnr(ldm.reconstruct(vae, images.to(device)).cpu(), images).mean(),
         sheet=lambda step: tiled(torch.cat([images[::14], ldm.reconstruct(vae, images[::14].to(device)).cpu()]), len(images[::14])),
         finish=finish,

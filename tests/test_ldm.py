@@ -38,6 +38,17 @@ def test_batches_follow_from_seed_and_number_alone():
     assert not torch.equal(one(7)["images"], ldm.picture_batches(images, [1] * 5, 16, 4, seed=1)(7)["images"])
 
 
+def test_the_first_batches_hold_pieces_of_the_views_that_would_have_been_seen():
+    images = [picture(seed=i) for i in range(5)]
+    whole, pieces = (ldm.picture_batches(images, [1] * 5, 16, 4, seed=0, pieces=n) for n in (0, 3))
+    assert torch.equal(whole(3)["images"], pieces(3)["images"])
+    view, piece = whole(2)["images"], pieces(2)["images"]
+    assert piece.shape == (4, 3, 8, 8)
+    corners = [(y, x) for y in range(9) for x in range(9) if torch.equal(view[:, :, y : y + 8, x : x + 8], piece)]
+    assert len(corners) == 1
+    assert len({pieces(k)["images"].shape for k in range(3)}) == 1
+
+
 def test_pictures_are_drawn_by_weight():
     images = [np.full((16, 16, 3), value, np.uint8) for value in (0, 255)]
     batches = ldm.picture_batches(images, [3, 1], 16, 16, seed=0)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from histokit import backbone, corpus, data, decode, encoders, files, toy
+from histokit import backbone, corpus, data, decode, encoders, files, ldm, pretrain, toy
 
 pytestmark = pytest.mark.skipif(not backbone.MINI.is_dir(), reason="histokit/mini is not there: `histokit run params/mini.yaml` trains it")
 SEEN_CLASSES = {"Adenocarcinoma", "High-grade_IN", "Low-grade_IN"}
@@ -51,7 +51,18 @@ def test_it_is_small_and_half_precision():
     model = backbone.load("mini")
     assert sum(p.numel() for p in model.unet.parameters()) <= 11e6
     assert len(model.tokenizer) <= 2000 and model.factor == 4 and model.tile_px == 128
-    assert model.scheduler.config.prediction_type == "epsilon"
+    assert model.scheduler.config.prediction_type == "v_prediction"
+
+
+def test_a_round_trip_keeps_structure_and_stain(ebhi):
+    manifest = data.scan(ebhi)
+    held = manifest[manifest["split"].eq("val")]
+    corpora = corpus.Corpus(images=[_pixels(ebhi.root / name) for name in held["file_name"]])
+    tiles, _ = pretrain.whole_tiles(corpora, 128, 10_000)
+    back = ldm.reconstruct(backbone.load("mini").vae, tiles)
+    assert len(tiles) == 224 and float(ldm.psnr(back, tiles).mean()) >= 22
+    hue, kept = (x.mean(dim=(2, 3))[:, 0] - x.mean(dim=(2, 3))[:, 1] for x in (tiles, back))
+    assert float((kept - hue).square().mean() / hue.var()) < 0.25, "pink comes back purple"
 
 
 @pytest.mark.parametrize("name", ["mini-ssl", "mini-sup"])

@@ -61,6 +61,12 @@ def test_a_table_shows_marked_rows_in_red():
     assert html.count(plots.TAIL) == 1 and '<th class="row_heading' not in html
 
 
+def test_a_table_shows_words_in_angle_brackets_and_short_numbers():
+    html = plots.table(pd.DataFrame({"prompt": ["a tile of <polyp>", ""], "strength": [0.6, np.nan], "tiles": [12345.6, 3]})).to_html()
+    assert ">a tile of &lt;polyp&gt;</td>" in html and "<polyp>" not in html
+    assert ">0.6</td>" in html and ">12,346</td>" in html and "nan" not in html
+
+
 def test_a_loss_curve_shows_every_loss_and_stars_the_best_held_out_step():
     steps = pd.DataFrame({"step": [1, 2, 3, 4], "loss_a": [4, 3, 2, 1], "loss_b": [1, 1, 1, 1], "val": [np.nan, 3, np.nan, 5]})
     labels = plots.loss_curve(steps).get_legend_handles_labels()[1]
