@@ -6,8 +6,6 @@ python -m histokit.package_mini [experiment]
 import sys
 from pathlib import Path
 
-import pandas as pd
-
 from histokit import backbone, files
 
 CARD = """# mini: the embedded base of histokit
@@ -38,30 +36,39 @@ NUMBERS = (
 def package(experiment="mini", target=backbone.MINI):
     """Copy the finished parts of `outputs/<experiment>` to `target` with card and list; returns the facts written to mini.json.
 
-    Raises FileNotFoundError when a part has not been trained, ValueError when the whole is above 34 MB.
+    An encoder that was not trained anew stays as it is, with what mini.json says of it. Raises FileNotFoundError when autoencoder or
+    diffusion model is missing or an encoder was never packaged, ValueError when it has seen other pictures or the whole is above 34 MB.
     """
-    home = files.root() / "outputs" / experiment
-    runs = {step: files.read_json(home / step / "run.json") for step in ("autoencoder", "diffusion", "ssl", "sup")}
-    facts = {step: files.read_json(home / step / "results.json") for step in runs}
-    for part in backbone.PARTS:
-        for path in sorted((home / "diffusion" / part).iterdir()):
-            files.write_bytes(target / part / path.name, path.read_bytes())
-    for name in ("ssl", "sup"):
-        files.write_bytes(target / f"{name}.safetensors", (home / name / f"{name}.safetensors").read_bytes())
-    seen = pd.concat([files.read_table(home / step / "trained_on.csv") for step in runs]).drop_duplicates("pixels_sha256")
+    target, home = Path(target), files.root() / "outputs" / experiment
+    facts = files.read_json(target / "mini.json") if (target / "mini.json").exists() else {}
+    lists = []
+    for step in ("autoencoder", "diffusion", "ssl", "sup"):
+        if step in facts and step in ("ssl", "sup") and not (home / step / "results.json").exists():
+            lists.append(files.read_table(target / "trained_on.csv"))
+            continue
+        run = files.read_json(home / step / "run.json")
+        facts[step] = files.read_json(home / step / "results.json") | {name: run["parameters"][name] for name in ("steps", "batch_size")}
+        where = f"{run['platform']}, {run.get('threads', '?')} threads, device {run.get('device', 'cpu')}"
+        facts[step] |= {"finished": run["finished"], "on": where}
+        lists.append(files.read_table(home / step / "trained_on.csv"))
+        for part in backbone.PARTS if step == "diffusion" else ():
+            for path in sorted((home / step / part).iterdir()):
+                files.write_bytes(target / part / path.name, path.read_bytes())
+        if step in ("ssl", "sup"):
+            files.write_bytes(target / f"{step}.safetensors", (home / step / f"{step}.safetensors").read_bytes())
+    seen = lists[0]
+    if any(set(seen["pixels_sha256"]) != set(other["pixels_sha256"]) for other in lists):
+        raise ValueError(f"the parts of {experiment} were trained on different pictures; one list must be true of them all")
     files.write_table(target / "trained_on.csv", seen.sort_values(["source", "label", "tile"]))
-    facts = {
-        step: found | {"steps": runs[step]["parameters"]["steps"], "finished": runs[step]["finished"]} for step, found in facts.items()
-    }
     files.write_json(target / "mini.json", facts)
-    files.write_text(target / "model_card.md", card(target, facts, seen, runs))
-    size = sum(path.stat().st_size for path in Path(target).rglob("*") if path.is_file()) / 1e6
+    files.write_text(target / "model_card.md", card(target, facts, seen))
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file()) / 1e6
     if size > 34:
         raise ValueError(f"{target} is {size:.1f} MB, the package allows 34; use smaller widths")
     return facts
 
 
-def card(target, facts, seen, runs):
+def card(target, facts, seen):
     """The text of the model card."""
     model = backbone.load(str(target))
     count = lambda module: sum(p.numel() for p in module.parameters()) / 1e6  # noqa: E731
@@ -72,14 +79,14 @@ def card(target, facts, seen, runs):
         ("text_encoder", f"CLIPTextModel, vocabulary of {len(model.tokenizer):,}", count(model.text_encoder)),
     ]
     rows += [(name, f"encoder, {kind}", 1.2) for name, kind in (("ssl", "self-supervised"), ("sup", "supervised on the common classes"))]
-    sources, made = seen.groupby("source").size(), runs["diffusion"]
+    sources = seen.groupby("source").size()
     return CARD.format(
         parts="\n".join(f"| {name} | {what} | {size:.1f} M |" for name, what, size in rows),
         n=len(seen),
-        sources=", ".join(f"{n:,} of {name}" for name, n in sources.items()),
+        sources=", ".join(f"{n:,} of {Path(name).stem}" for name, n in sources.items()),
         when=facts["diffusion"]["finished"][:10],
-        where=f"{made['platform']}, {made.get('threads', '?')} threads, device {made.get('device', 'cpu')}",
-        steps="; ".join(f"{step} {found['steps']:,} steps" for step, found in facts.items()),
+        where=facts["diffusion"]["on"],
+        steps="; ".join(f"{step} {found['steps']:,} steps of batch {found['batch_size']}" for step, found in facts.items()),
         held=facts["autoencoder"]["psnr_tiles"],
         numbers=NUMBERS.format(**facts),
     )

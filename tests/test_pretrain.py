@@ -1,9 +1,11 @@
 """20_pretrain by hand and headless: its three parts, from invented pictures to a base and an encoder that the other pages load."""
 
+import shutil
+
 import pytest
 import torch
 
-from histokit import backbone, batch, corpus, encoders, files, ldm, pretrain, recipe, sampling
+from histokit import backbone, batch, corpus, encoders, files, ldm, package_mini, pretrain, recipe, sampling
 
 RECIPE = """\
 shared:
@@ -57,6 +59,29 @@ def test_what_it_saw_is_listed_and_its_numbers_kept(trained):
     facts = files.read_json(trained / "autoencoder" / "results.json")
     assert facts["psnr_tiles"] == 12 and 0 < facts["psnr_db"] < 60
     assert files.read_json(trained / "sup" / "results.json")["classes"] == ["toy: fat", "toy: stroma"]
+
+
+def test_packaging_keeps_an_encoder_that_was_not_trained_anew(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("HISTOKIT_ROOT", str(tmp_path))
+    home, target = tmp_path / "outputs" / "base", tmp_path / "mini"
+    shutil.copytree(trained, home)
+    facts = files.read_json(home / "diffusion" / "results.json")
+    kid = {"kid": 30.0, "kid_floor": 20.0, "kid_untrained": 900.0, "kid_n": 80, "samples": 500}
+    files.write_json(home / "diffusion" / "results.json", facts | kid)
+    with pytest.raises(FileNotFoundError, match="ssl"):
+        package_mini.package("base", target)
+    kept = {"ssl": {"nearest_neighbour_agreement": 0.71, "steps": 7, "batch_size": 2, "finished": "2026-11-21", "on": "elsewhere"}}
+    files.write_json(target / "mini.json", kept)
+    files.write_table(target / "trained_on.csv", files.read_table(trained / "sup" / "trained_on.csv"))
+    packaged = package_mini.package("base", target)
+    assert packaged["ssl"] == kept["ssl"] and packaged["sup"]["steps"] == 4
+    card = (target / "model_card.md").read_text()
+    assert "12 pictures: 4 of looks, 8 of toy" in card and "71% (ssl)" in card and "ssl 7 steps of batch 2" in card
+    assert (target / "sup.safetensors").read_bytes() == (trained / "sup" / "sup.safetensors").read_bytes()
+    assert backbone.load(str(target)).tile_px == 128
+    files.write_table(target / "trained_on.csv", files.read_table(trained / "sup" / "trained_on.csv").head(11))
+    with pytest.raises(ValueError, match="different pictures"):
+        package_mini.package("base", target)
 
 
 def test_drawn_sources_hold_out_other_pictures():
