@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from histokit import files
+from histokit import files, machine
 
 VERSION = 1
 
@@ -62,9 +62,14 @@ class Model:
             raise ValueError(f"base model {self.name!r} has no {', '.join(missing)}; this step needs {', '.join(parts)}")
         return self
 
+    @property
+    def arithmetic(self):
+        """torch.bfloat16 on a CUDA device that has it in hardware, None for full precision elsewhere."""
+        return machine.bfloat16(self.device) if self.device.type == "cuda" else None
+
     def autocast(self):
-        """bfloat16 arithmetic on a CUDA device, nothing elsewhere."""
-        return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else contextlib.nullcontext()
+        """Arithmetic in `arithmetic` within the `with`."""
+        return torch.autocast("cuda", self.arithmetic) if self.arithmetic else contextlib.nullcontext()
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------

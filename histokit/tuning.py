@@ -192,7 +192,7 @@ def run(model, players, embed, tiles, texts, *, steps, seed, folder, batch_size,
         seed,
         folder=folder,
         identity=identity,
-        autocast=torch.bfloat16 if model.device.type == "cuda" else None,
+        autocast=model.arithmetic,
         sheet=sheet(model, prompts, seed) if prompts else None,
         **options,
     )

@@ -195,3 +195,11 @@ def test_the_padding_and_ids_are_those_of_the_tokenizer(model):
     stock = model.tokenizer(["a histology image", ""], padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
     assert torch.equal(ids, stock)
     assert ids[0, 1:4].tolist() == [model.tokenizer.convert_tokens_to_ids(w) for w in ("a</w>", "histology</w>", "image</w>")]
+
+
+@pytest.mark.parametrize("supported, expected", [(True, torch.bfloat16), (False, None)])
+def test_arithmetic_is_bfloat16_only_on_a_gpu_that_has_it(supported, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert backbone.Model(device=torch.device("cuda")).arithmetic is expected
+    assert backbone.Model().arithmetic is None, "the same bits on every processor"
