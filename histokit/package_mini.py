@@ -1,4 +1,4 @@
-"""From the four runs of params/mini.yaml to histokit/mini: weights, the list of what was seen, the model card.
+"""From the runs of params/mini.yaml to histokit/mini: weights, the list of what was seen, the model card.
 
 python -m histokit.package_mini [experiment]
 """
@@ -47,7 +47,8 @@ def package(experiment="mini", target=backbone.MINI):
             lists.append(files.read_table(target / "trained_on.csv"))
             continue
         run = files.read_json(home / step / "run.json")
-        facts[step] = files.read_json(home / step / "results.json") | {name: run["parameters"][name] for name in ("steps", "batch_size")}
+        made = {"steps": updates(home, run), "batch_size": run["parameters"]["batch_size"]}
+        facts[step] = files.read_json(home / step / "results.json") | made
         where = f"{run['platform']}, {run.get('threads', '?')} threads, device {run.get('device', 'cpu')}"
         facts[step] |= {"finished": run["finished"], "on": where}
         lists.append(files.read_table(home / step / "trained_on.csv"))
@@ -66,6 +67,13 @@ def package(experiment="mini", target=backbone.MINI):
     if size > 34:
         raise ValueError(f"{target} is {size:.1f} MB, the package allows 34; use smaller widths")
     return facts
+
+
+def updates(home, run):
+    """Optimiser updates of a run and of those it went on from."""
+    settings = run["parameters"]
+    before = updates(home, files.read_json(home / settings["init"] / "run.json")) if settings.get("init") else 0
+    return settings["steps"] + before
 
 
 def card(target, facts, seen):

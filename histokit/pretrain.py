@@ -35,18 +35,21 @@ class Task:
     settings: dict = field(default_factory=dict)
 
 
-def task(part, run, seen, held, *, tile_px, widths, batch_size, lr, objective="", autoencoder=None, pieces=0, device="cpu"):
+def task(part, run, seen, held, *, tile_px, widths, batch_size, lr, objective="", autoencoder=None, init=None, pieces=0, device="cpu"):
     """The Task of a part: `autoencoder`, `diffusion` (needs the folder of an `autoencoder`) or `encoder` (with an `objective`).
 
     Args:
         run: gives seed and folder.
         seen: corpus.Corpus to train on; `held`: one of held-out tiles, to validate on.
         widths: channels per level, finest first; of an encoder: [feature width].
+        init: folder of the autoencoder that an autoencoder goes on from; None starts from random weights.
         pieces: first updates of an autoencoder that see quarters of the views, see `ldm.picture_batches`.
     """
     options = {"tile_px": tile_px, "batch_size": batch_size, "lr": lr, "device": device}
     if part == "autoencoder":
-        return _autoencoder(run, seen, held, widths=widths, pieces=pieces, **options)
+        return _autoencoder(run, seen, held, widths=widths, init=init, pieces=pieces, **options)
+    if init:
+        raise ValueError(f"part {part} starts from random weights; only an autoencoder goes on from another, `init`")
     if part == "diffusion":
         return _diffusion(run, seen, held, widths=widths, autoencoder=autoencoder, **options)
     if part == "encoder":
@@ -78,10 +81,14 @@ def tiled(images, columns):
 # ---------------------------------------------------------------------------------------------- autoencoder
 
 
-def _autoencoder(run, seen, held, *, tile_px, widths, batch_size, lr, device, pieces):
+def _autoencoder(run, seen, held, *, tile_px, widths, batch_size, lr, device, init, pieces):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(files.seed(run.seed, "autoencoder"))
         vae = _on(device, ldm.autoencoder(widths, tile_px=tile_px))
+    seed = run.seed
+    if init:
+        vae.load_state_dict(backbone.load(str(init)).vae.state_dict())
+        seed = files.seed(run.seed, "init")  # other views than those it began with
     images, _ = whole_tiles(held, tile_px, 112)
 
     def finish():
@@ -96,7 +103,7 @@ def _autoencoder(run, seen, held, *, tile_px, widths, batch_size, lr, device, pi
 
     return Task(
         player=ldm.autoencoder_player(vae, lr),
-        batches=ldm.picture_batches(seen.images, seen.weights, tile_px, batch_size, run.seed, device, pieces),
+        batches=ldm.picture_batches(seen.images, seen.weights, tile_px, batch_size, seed, device, pieces),
         validate=lambda: -ldm.psnr(ldm.reconstruct(vae, images.to(device)).cpu(), images).mean(),
         sheet=lambda step: tiled(torch.cat([images[::14], ldm.reconstruct(vae, images[::14].to(device)).cpu()]), len(images[::14])),
         finish=finish,

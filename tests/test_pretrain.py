@@ -12,6 +12,7 @@ shared:
   sources: {toy: {classes: [stroma, fat], tiles: 4, weight: 0.7}, looks: {tiles: 4, weight: 0.3}}
 steps:
   - autoencoder: {run: 20_pretrain, part: autoencoder, widths: [16, 16, 16], steps: 4, batch_size: 2}
+  - longer: {run: 20_pretrain, part: autoencoder, init: autoencoder, widths: [16, 16, 16], steps: 1, batch_size: 2, lr: 1e-12}
   - diffusion: {run: 20_pretrain, part: diffusion, autoencoder: autoencoder, widths: [16, 32], steps: 4, batch_size: 2, lr: 1e-3}
   - sup: {run: 20_pretrain, part: encoder, objective: supervised, widths: [32], steps: 4, batch_size: 2, lr: 1e-3}
 """
@@ -26,7 +27,7 @@ def trained(tmp_path_factory, repository):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HISTOKIT_ROOT", str(root))
         results = batch.run(recipe.read(root / "params" / "base.yaml"), workers=2, say=lambda line: None)
-    assert {id[0]: r.state for id, r in results.items()} == dict.fromkeys(("autoencoder", "diffusion", "sup"), "done")
+    assert {id[0]: r.state for id, r in results.items()} == dict.fromkeys(("autoencoder", "longer", "diffusion", "sup"), "done")
     return root / "outputs" / "base"
 
 
@@ -43,6 +44,13 @@ def test_its_latents_have_unit_deviation_by_the_factor_it_wrote(trained):
     views, _ = pretrain.whole_tiles(seen, 128, 100)
     latents = backbone.encode(model, views)[0] * model.scaling
     assert float(latents.std()) == pytest.approx(1, abs=0.01)
+
+
+def test_an_autoencoder_goes_on_from_another(trained):
+    first, longer = (backbone.load(str(trained / step)).vae.state_dict() for step in ("autoencoder", "longer"))
+    assert all(torch.equal(first[name], longer[name]) for name in first), "at a learning rate of nothing it stays what it was"
+    with pytest.raises(ValueError, match="only an autoencoder goes on"):
+        pretrain.task("diffusion", None, None, None, tile_px=128, widths=[16], batch_size=1, lr=1, init=trained / "autoencoder")
 
 
 def test_the_encoder_it_made_is_loaded_by_its_file(trained):
@@ -75,6 +83,7 @@ def test_packaging_keeps_an_encoder_that_was_not_trained_anew(trained, tmp_path,
     files.write_table(target / "trained_on.csv", files.read_table(trained / "sup" / "trained_on.csv"))
     packaged = package_mini.package("base", target)
     assert packaged["ssl"] == kept["ssl"] and packaged["sup"]["steps"] == 4
+    assert package_mini.updates(home, files.read_json(home / "longer" / "run.json")) == 4 + 1
     card = (target / "model_card.md").read_text()
     assert "12 pictures: 4 of looks, 8 of toy" in card and "71% (ssl)" in card and "ssl 7 steps of batch 2" in card
     assert (target / "sup.safetensors").read_bytes() == (trained / "sup" / "sup.safetensors").read_bytes()
