@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from histokit import backbone, encoders, files, ldm, machine, metrics, sampling, training
+from histokit import backbone, encoders, files, ldm, machine, metrics, places, sampling, training
 
 VERSION = 1
 WORDS = (  # so that a class no one has trained on still has words of its own; SD's vocabulary would have them
@@ -36,25 +36,33 @@ class Task:
 
 
 def task(part, run, seen, held, *, tile_px, widths, batch_size, lr, objective="", autoencoder=None, init=None, pieces=0, device="cpu"):
-    """The Task of a part: `autoencoder`, `diffusion` (needs the folder of an `autoencoder`) or `encoder` (with an `objective`).
+    """The Task of a part: `autoencoder`, `diffusion` or `encoder` (with an `objective`).
 
     Args:
         run: gives seed and folder.
         seen: corpus.Corpus to train on; `held`: one of held-out tiles, to validate on.
-        widths: channels per level, finest first; of an encoder: [feature width].
-        init: folder of the autoencoder that an autoencoder goes on from; None starts from random weights.
+        widths: channels per level, finest first; of an encoder: [feature width]; not looked at where there is an `init`.
+        autoencoder: folder of the base whose latents a diffusion model learns.
+        init: folder of the base that an autoencoder or a diffusion model goes on from; None starts from random weights.
         pieces: first updates of an autoencoder that see quarters of the views, see `ldm.picture_batches`.
     """
     options = {"tile_px": tile_px, "batch_size": batch_size, "lr": lr, "device": device}
     if part == "autoencoder":
         return _autoencoder(run, seen, held, widths=widths, init=init, pieces=pieces, **options)
-    if init:
-        raise ValueError(f"part {part} starts from random weights; only an autoencoder goes on from another, `init`")
     if part == "diffusion":
-        return _diffusion(run, seen, held, widths=widths, autoencoder=autoencoder, **options)
+        return _diffusion(run, seen, held, widths=widths, autoencoder=autoencoder or init, init=init, **options)
     if part == "encoder":
+        if init:
+            raise ValueError("an encoder starts from random weights; leave `init` empty")
         return _encoder(run, seen, held, objective=objective, dim=widths[0], **options)
     raise ValueError(f"part {part!r} is unknown; use autoencoder, diffusion or encoder")
+
+
+def origin(run, name):
+    """Folder of the finished step `name`, else of the base of that name; None where there is no name."""
+    if not name:
+        return None
+    return run.parent(name) if places.find(run.experiment, name, "") else backbone.locate(name)
 
 
 def _on(device, module):
@@ -84,11 +92,9 @@ def tiled(images, columns):
 def _autoencoder(run, seen, held, *, tile_px, widths, batch_size, lr, device, init, pieces):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(files.seed(run.seed, "autoencoder"))
-        vae = _on(device, ldm.autoencoder(widths, tile_px=tile_px))
-    seed = run.seed
-    if init:
-        vae.load_state_dict(backbone.load(str(init)).vae.state_dict())
-        seed = files.seed(run.seed, "init")  # other views than those it began with
+        vae = backbone.load(str(init)).vae.requires_grad_(True).train() if init else ldm.autoencoder(widths, tile_px=tile_px)
+    vae = _on(device, vae)
+    seed = files.seed(run.seed, "init") if init else run.seed  # other views than those it began with
     images, _ = whole_tiles(held, tile_px, 112)
 
     def finish():
@@ -114,25 +120,31 @@ def _autoencoder(run, seen, held, *, tile_px, widths, batch_size, lr, device, in
 # ---------------------------------------------------------------------------------------------- diffusion
 
 
-def _diffusion(run, seen, held, *, tile_px, widths, batch_size, lr, device, autoencoder):
+def _diffusion(run, seen, held, *, tile_px, widths, batch_size, lr, device, autoencoder, init):
     if autoencoder is None:
-        raise ValueError("part diffusion works on an autoencoder's latents; name the step that trained one in `autoencoder`")
-    model = backbone.load(autoencoder, device)
-    model.tokenizer = ldm.tokenizer([*seen.texts(), *WORDS.split()], run.path("tokenizer"))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(files.seed(run.seed, "diffusion"))
-        model.text_encoder = ldm.text_encoder(len(model.tokenizer), model.tokenizer.eos_token_id).to(device)
-        model.unet = ldm.unet(widths, context=model.text_encoder.config.hidden_size, latent_px=tile_px // model.factor)
-        _on(device, model.unet)
+        raise ValueError("part diffusion works on an autoencoder's latents; name a step or a base that has one in `autoencoder`")
+    model = backbone.load(str(autoencoder), device).need("vae")
+    if init:
+        _go_on(model, backbone.load(str(init), device).need("unet", "text_encoder", "tokenizer"))
+        model.tokenizer.save_pretrained(run.path("tokenizer"))
+    else:
+        model.tokenizer = ldm.tokenizer([*seen.texts(), *WORDS.split()], run.path("tokenizer"))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(files.seed(run.seed, "diffusion"))
+            model.text_encoder = ldm.text_encoder(len(model.tokenizer), model.tokenizer.eos_token_id).to(device)
+            model.unet = ldm.unet(widths, context=model.text_encoder.config.hidden_size, latent_px=tile_px // model.factor)
+        model.scheduler = ldm.schedule()
+    _on(device, model.unet)
     if model.device.type == "cpu":
         from diffusers.models.attention_processor import AttnProcessor
 
         model.unet.set_attn_processor(AttnProcessor())  # plain attention: the fused one is slower there in bfloat16
-    model.scheduler, model.tile_px = ldm.schedule(), tile_px
+    model.tile_px = tile_px
     mean, logvar, source = _views(run, model, seen, tile_px)
     images, rows = whole_tiles(held, tile_px, 64)
     held_latents = torch.cat([backbone.encode(model, x)[0] for x in images.split(16)]) * model.scaling
     held_captions = [held.captions[i][-1] for i in rows]
+    seed = files.seed(run.seed, "init") if init else run.seed  # other batches than those it began with
     timesteps, noise = (t.to(device) for t in training.fixed_noise(len(images), held_latents.shape[1:], model.scheduler, run.seed))
     prompts = list({label: captions[0] for label, captions in zip(seen.labels, seen.captions, strict=True) if label}.values())
 
@@ -156,12 +168,20 @@ def _diffusion(run, seen, held, *, tile_px, widths, batch_size, lr, device, auto
 
     return Task(
         player=ldm.diffusion_player(model, lr),
-        batches=ldm.caption_batches(mean, logvar, source, seen.captions, seen.weights, model.scaling, batch_size, run.seed),
+        batches=ldm.caption_batches(mean, logvar, source, seen.captions, seen.weights, model.scaling, batch_size, seed),
         validate=validate,
         sheet=sheet,
         finish=finish,
         settings={"autocast": machine.bfloat16(device), "ema": 0.999, "weight_decay": 1e-2, "schedule": "one_cycle"},
     )
+
+
+def _go_on(model, base):
+    """Give the model the networks, words and schedule of a base that learned the same latents."""
+    if base.identity.get("vae") != model.identity["vae"]:
+        raise ValueError(f"{base.name} learned other latents than those of {model.name}; leave `autoencoder` empty to keep its own")
+    model.unet, model.text_encoder = (part.requires_grad_(True).train() for part in (base.unet, base.text_encoder))
+    model.tokenizer, model.scheduler = base.tokenizer, base.scheduler
 
 
 def _views(run, model, seen, tile_px, per_tile=8):

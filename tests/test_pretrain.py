@@ -14,6 +14,7 @@ steps:
   - autoencoder: {run: 20_pretrain, part: autoencoder, widths: [16, 16, 16], steps: 4, batch_size: 2}
   - longer: {run: 20_pretrain, part: autoencoder, init: autoencoder, widths: [16, 16, 16], steps: 1, batch_size: 2, lr: 1e-12}
   - diffusion: {run: 20_pretrain, part: diffusion, autoencoder: autoencoder, widths: [16, 32], steps: 4, batch_size: 2, lr: 1e-3}
+  - further: {run: 20_pretrain, part: diffusion, init: diffusion, steps: 1, batch_size: 2, lr: 1e-12}
   - sup: {run: 20_pretrain, part: encoder, objective: supervised, widths: [32], steps: 4, batch_size: 2, lr: 1e-3}
 """
 
@@ -27,7 +28,7 @@ def trained(tmp_path_factory, repository):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HISTOKIT_ROOT", str(root))
         results = batch.run(recipe.read(root / "params" / "base.yaml"), workers=2, say=lambda line: None)
-    assert {id[0]: r.state for id, r in results.items()} == dict.fromkeys(("autoencoder", "longer", "diffusion", "sup"), "done")
+    assert {id[0]: r.state for id, r in results.items()} == dict.fromkeys(("autoencoder", "longer", "diffusion", "further", "sup"), "done")
     return root / "outputs" / "base"
 
 
@@ -46,11 +47,21 @@ def test_its_latents_have_unit_deviation_by_the_factor_it_wrote(trained):
     assert float(latents.std()) == pytest.approx(1, abs=0.01)
 
 
-def test_an_autoencoder_goes_on_from_another(trained):
-    first, longer = (backbone.load(str(trained / step)).vae.state_dict() for step in ("autoencoder", "longer"))
-    assert all(torch.equal(first[name], longer[name]) for name in first), "at a learning rate of nothing it stays what it was"
-    with pytest.raises(ValueError, match="only an autoencoder goes on"):
-        pretrain.task("diffusion", None, None, None, tile_px=128, widths=[16], batch_size=1, lr=1, init=trained / "autoencoder")
+@pytest.mark.parametrize("first, second, parts", [("autoencoder", "longer", ("vae",)), ("diffusion", "further", ("unet", "text_encoder"))])
+def test_a_part_goes_on_from_another(trained, first, second, parts):
+    first, second = backbone.load(str(trained / first)), backbone.load(str(trained / second))
+    for part in parts:
+        old, new = (getattr(model, part).state_dict() for model in (first, second))
+        assert all(torch.equal(old[name], new[name]) for name in old), "at a learning rate of nothing it stays what it was"
+    if first.tokenizer:
+        assert first.identity["tokenizer"] == second.identity["tokenizer"] and first.identity["vae"] == second.identity["vae"]
+
+
+def test_going_on_needs_the_same_latents(trained):
+    with pytest.raises(ValueError, match="learned other latents than those of mini"):
+        pretrain._go_on(backbone.load("mini"), backbone.load(str(trained / "diffusion")))
+    with pytest.raises(ValueError, match="an encoder starts from random weights"):
+        pretrain.task("encoder", None, None, None, tile_px=128, widths=[16], batch_size=1, lr=1, init=trained / "autoencoder")
 
 
 def test_the_encoder_it_made_is_loaded_by_its_file(trained):
