@@ -23,7 +23,8 @@ research results on other tissue: bring Stable Diffusion 1.x / 2.x or a model of
 - **Licence of the weights**: Apache-2.0, with the attribution above.
 - **Made** with `histokit run params/mini.yaml`, {when}, on {where}. {steps}.
 - **Measured** on {held} held-out tiles of the same sources and classes: {numbers}.
-- **Limits**: one hospital's colon and a sample of lymph nodes. Nuclei are soft, faces of cells are not to be read. Never for diagnosis.
+- **Limits**: one hospital's colon and a sample of lymph nodes. From pure noise it draws stain, nuclei and gaps, hardly a gland: it needs
+  more updates (`init: mini` in `20_pretrain` goes on from here). Variations of a real tile keep the tile's layout. Never for diagnosis.
 """
 NUMBERS = (
     "reconstruction {autoencoder[psnr_db]:.1f} dB PSNR; KID x 1000 of {diffusion[samples]} samples {diffusion[kid]:.1f}, of the untrained "
@@ -49,7 +50,7 @@ def package(experiment="mini", target=backbone.MINI):
         run = files.read_json(home / step / "run.json")
         made = {"steps": updates(home, run), "batch_size": run["parameters"]["batch_size"]}
         facts[step] = files.read_json(home / step / "results.json") | made
-        where = f"{run['platform']}, {run.get('threads', '?')} threads, device {run.get('device', 'cpu')}"
+        where = f"{run['platform'].split('-')[0]}, {run.get('threads', '?')} threads, device {run.get('device', 'cpu')}"
         facts[step] |= {"finished": run["finished"], "on": where}
         lists.append(files.read_table(home / step / "trained_on.csv"))
         for part in backbone.PARTS if step == "diffusion" else ():
