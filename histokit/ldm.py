@@ -44,7 +44,7 @@ def picture_batches(images, weights, px, batch_size, seed, device="cpu", pieces=
     """`batches(k)` of random views [B, 3, px, px] float in [-1, 1]; image i is drawn with probability weights[i].
 
     The first `pieces` batches hold a random quarter of each view, [B, 3, px / 2, px / 2]: what has no layout to learn learns as much of
-    texture and stain from it, in a quarter of the time.
+    texture and stain from it, in less than a third of the time (measured on two cores, 64 of 128 px, batch of 4).
     """
     weights = np.asarray(weights, float) / np.sum(weights)
 

@@ -21,7 +21,7 @@ research results on other tissue: bring Stable Diffusion 1.x / 2.x or a model of
   Serrated_adenoma, Normal and Polyp, `toy`'s tail classes and every validation and test tile are not among them.
 - **Attribution**: EBHI-Seg, Shi et al., Front Med 10:1114673 (2023), CC BY 4.0. PatchCamelyon, Veeling et al., arXiv:1806.03962, CC0 1.0.
 - **Licence of the weights**: Apache-2.0, with the attribution above.
-- **Made** with `histokit run params/mini.yaml`, {when}, on {where}. {steps}.
+- **Made** with `histokit run params/mini.yaml`, {when}, on {where}, but for the encoders: an earlier run of the same functions. {steps}.
 - **Measured** on {held} held-out tiles of the same sources and classes: {numbers}.
 - **Limits**: one hospital's colon and a sample of lymph nodes. From pure noise it draws stain, nuclei and gaps, hardly a gland: it needs
   more updates (`init: mini` in `20_pretrain` goes on from here). Variations of a real tile keep the tile's layout. Never for diagnosis.
