@@ -233,8 +233,11 @@ def _ddim(config):
     """DDIM on the base's own noise schedule; clip_sample and steps_offset as Stable Diffusion pipelines set them."""
     from diffusers import DDIMScheduler
 
-    if config.get("rescale_betas_zero_snr"):
-        raise ValueError("the scheduler has rescale_betas_zero_snr: at its last step noise says nothing about the image; set it to false")
+    if config.get("rescale_betas_zero_snr") and config.get("prediction_type", "epsilon") != "v_prediction":
+        raise ValueError(
+            "the scheduler has rescale_betas_zero_snr without v_prediction: at its last step the noise says nothing of the image; "
+            "set it to false, or prediction_type to what the UNet was trained for"
+        )
     known = {key: value for key, value in config.items() if not key.startswith("_")}
     return DDIMScheduler.from_config({**known, "clip_sample": False, "thresholding": False, "steps_offset": 1})
 

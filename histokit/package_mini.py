@@ -21,37 +21,41 @@ research results on other tissue: bring Stable Diffusion 1.x / 2.x or a model of
   Serrated_adenoma, Normal and Polyp, `toy`'s tail classes and every validation and test tile are not among them.
 - **Attribution**: EBHI-Seg, Shi et al., Front Med 10:1114673 (2023), CC BY 4.0. PatchCamelyon, Veeling et al., arXiv:1806.03962, CC0 1.0.
 - **Licence of the weights**: Apache-2.0, with the attribution above.
-- **Made** with `histokit run params/mini.yaml`, {when}, on {where}, but for the encoders: an earlier run of the same functions. {steps}.
+- **Made** with `histokit run params/mini.yaml`, on {where}; optimiser updates: {steps}.{history}
 - **Measured** on {held} held-out tiles of the same sources and classes: {numbers}.
-- **Limits**: one hospital's colon and a sample of lymph nodes. From pure noise it draws stain, nuclei and gaps, hardly a gland: it needs
-  more updates (`init: mini` in `20_pretrain` goes on from here). Variations of a real tile keep the tile's layout. Never for diagnosis.
+- **Limits**: one hospital's colon and a sample of lymph nodes. {looks} Variations of a real tile keep the tile's layout.
+  `init: mini` in `20_pretrain` goes on from here. Never for diagnosis.
 """
+LOOKS = "From pure noise it draws stain, nuclei and gaps, hardly a gland: it needs more updates."  # look at the samples, then say
+HISTORY = ""
 NUMBERS = (
-    "reconstruction {autoencoder[psnr_db]:.1f} dB PSNR; KID x 1000 of {diffusion[samples]} samples {diffusion[kid]:.1f}, of the untrained "
-    "UNet's {diffusion[kid_untrained]:.0f}, of real tiles of other cases {diffusion[kid_floor]:.1f} ({diffusion[kid_n]} a side, colour and "
-    "texture, which no part was trained on); nearest neighbour of the same class for {ssl[nearest_neighbour_agreement]:.0%} (ssl) and "
-    "{sup[nearest_neighbour_agreement]:.0%} (sup)"
+    "reconstruction {diffusion[psnr_db]:.1f} dB PSNR; nearest neighbour of the same class for {ssl[nearest_neighbour_agreement]:.0%} (ssl) "
+    "and {sup[nearest_neighbour_agreement]:.0%} (sup); KID x 1000 of {diffusion[samples]} samples {kid}"
+)
+SPACE = (
+    "{samples:.0f} in {space} (autoencoder alone {autoencoder:.0f}, untrained UNet {untrained:.0f}, real tiles of other cases {floor:.0f}, "
+    "{n} a side)"
 )
 
 
 def package(experiment="mini", target=backbone.MINI):
     """Copy the finished parts of `outputs/<experiment>` to `target` with card and list; returns the facts written to mini.json.
 
-    An encoder that was not trained anew stays as it is, with what mini.json says of it. Raises FileNotFoundError when autoencoder or
-    diffusion model is missing or an encoder was never packaged, ValueError when it has seen other pictures or the whole is above 34 MB.
+    A part that was not trained anew stays as it is, with what mini.json says of it; the autoencoder is the one whose latents the
+    diffusion model learned. Raises FileNotFoundError when a part is neither there nor packaged before, ValueError when parts have seen
+    different pictures or the whole is above 34 MB.
     """
     target, home = Path(target), files.root() / "outputs" / experiment
     facts = files.read_json(target / "mini.json") if (target / "mini.json").exists() else {}
     lists = []
     for step in ("autoencoder", "diffusion", "ssl", "sup"):
-        if step in facts and step in ("ssl", "sup") and not (home / step / "results.json").exists():
+        if step in facts and not (home / step / "results.json").exists():
             lists.append(files.read_table(target / "trained_on.csv"))
             continue
         run = files.read_json(home / step / "run.json")
-        made = {"steps": updates(home, run), "batch_size": run["parameters"]["batch_size"]}
-        facts[step] = files.read_json(home / step / "results.json") | made
         where = f"{run['platform'].split('-')[0]}, {run.get('threads', '?')} threads, device {run.get('device', 'cpu')}"
-        facts[step] |= {"finished": run["finished"], "on": where}
+        made = {"batch_size": run["parameters"]["batch_size"], "finished": run["finished"], "on": where}
+        facts[step] = files.read_json(home / step / "results.json") | made
         lists.append(files.read_table(home / step / "trained_on.csv"))
         for part in backbone.PARTS if step == "diffusion" else ():
             for path in sorted((home / step / part).iterdir()):
@@ -70,13 +74,6 @@ def package(experiment="mini", target=backbone.MINI):
     return facts
 
 
-def updates(home, run):
-    """Optimiser updates of a run and of those it went on from."""
-    settings = run["parameters"]
-    before = updates(home, files.read_json(home / settings["init"] / "run.json")) if settings.get("init") else 0
-    return settings["steps"] + before
-
-
 def card(target, facts, seen):
     """The text of the model card."""
     model = backbone.load(str(target))
@@ -93,11 +90,12 @@ def card(target, facts, seen):
         parts="\n".join(f"| {name} | {what} | {size:.1f} M |" for name, what, size in rows),
         n=len(seen),
         sources=", ".join(f"{n:,} of {Path(name).stem}" for name, n in sources.items()),
-        when=facts["diffusion"]["finished"][:10],
         where=facts["diffusion"]["on"],
-        steps="; ".join(f"{step} {found['steps']:,} steps of batch {found['batch_size']}" for step, found in facts.items()),
-        held=facts["autoencoder"]["psnr_tiles"],
-        numbers=NUMBERS.format(**facts),
+        steps=", ".join(f"{step} {it['updates']:,} of batch {it['batch_size']} ({it['finished'][:10]})" for step, it in facts.items()),
+        history=HISTORY,
+        looks=LOOKS,
+        held=facts["diffusion"]["psnr_tiles"],
+        numbers=NUMBERS.format(**facts, kid="; ".join(SPACE.format(space=k, **v) for k, v in facts["diffusion"]["kid"].items())),
     )
 
 

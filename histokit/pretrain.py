@@ -6,6 +6,7 @@ Each builds a `Task`: what `training.fit` needs, what to draw, and how to save t
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -42,15 +43,17 @@ def task(part, run, seen, held, *, tile_px, widths, batch_size, lr, objective=""
         run: gives seed and folder.
         seen: corpus.Corpus to train on; `held`: one of held-out tiles, to validate on.
         widths: channels per level, finest first; of an encoder: [feature width]; not looked at where there is an `init`.
-        autoencoder: folder of the base whose latents a diffusion model learns.
+        autoencoder: folder of the base whose latents, centred, a diffusion model learns; None takes those of `init` as they are.
         init: folder of the base that an autoencoder or a diffusion model goes on from; None starts from random weights.
         pieces: first updates of an autoencoder that see quarters of the views, see `ldm.picture_batches`.
     """
     options = {"tile_px": tile_px, "batch_size": batch_size, "lr": lr, "device": device}
+    if pieces and part != "autoencoder":
+        raise ValueError(f"`pieces` is for an autoencoder, which has no layout to learn; part {part} sees whole views, leave it 0")
     if part == "autoencoder":
         return _autoencoder(run, seen, held, widths=widths, init=init, pieces=pieces, **options)
     if part == "diffusion":
-        return _diffusion(run, seen, held, widths=widths, autoencoder=autoencoder or init, init=init, **options)
+        return _diffusion(run, seen, held, widths=widths, autoencoder=autoencoder, init=init, **options)
     if part == "encoder":
         if init:
             raise ValueError("an encoder starts from random weights; leave `init` empty")
@@ -62,7 +65,8 @@ def origin(run, name):
     """Folder of the finished step `name`, else of the base of that name; None where there is no name."""
     if not name:
         return None
-    return run.parent(name) if places.find(run.experiment, name, "") else backbone.locate(name)
+    a_step = Path(name).name == name and places.find(run.experiment, name, "")
+    return run.parent(name) if a_step else backbone.locate(name)
 
 
 def _on(device, module):
@@ -121,11 +125,17 @@ def _autoencoder(run, seen, held, *, tile_px, widths, batch_size, lr, device, in
 
 
 def _diffusion(run, seen, held, *, tile_px, widths, batch_size, lr, device, autoencoder, init):
-    if autoencoder is None:
+    if not (autoencoder or init):
         raise ValueError("part diffusion works on an autoencoder's latents; name a step or a base that has one in `autoencoder`")
-    model = backbone.load(str(autoencoder), device).need("vae")
+    model = backbone.load(str(autoencoder or init), device).need("vae")
+    model.tile_px = tile_px
+    mean, logvar, source = _views(run, model, seen, tile_px)
+    if autoencoder:
+        mean, logvar = ldm.centre(model.vae, mean, logvar)
     if init:
-        _go_on(model, backbone.load(str(init), device).need("unet", "text_encoder", "tokenizer"))
+        base = backbone.load(str(init), device).need("unet", "text_encoder", "tokenizer")
+        model.unet, model.text_encoder = (part.requires_grad_(True).train() for part in (base.unet, base.text_encoder))
+        model.tokenizer, model.scheduler = base.tokenizer, base.scheduler
         model.tokenizer.save_pretrained(run.path("tokenizer"))
     else:
         model.tokenizer = ldm.tokenizer([*seen.texts(), *WORDS.split()], run.path("tokenizer"))
@@ -139,8 +149,6 @@ def _diffusion(run, seen, held, *, tile_px, widths, batch_size, lr, device, auto
         from diffusers.models.attention_processor import AttnProcessor
 
         model.unet.set_attn_processor(AttnProcessor())  # plain attention: the fused one is slower there in bfloat16
-    model.tile_px = tile_px
-    mean, logvar, source = _views(run, model, seen, tile_px)
     images, rows = whole_tiles(held, tile_px, 64)
     held_latents = torch.cat([backbone.encode(model, x)[0] for x in images.split(16)]) * model.scaling
     held_captions = [held.captions[i][-1] for i in rows]
@@ -162,7 +170,10 @@ def _diffusion(run, seen, held, *, tile_px, widths, batch_size, lr, device, auto
             module.save_pretrained(run.path(name), variant="fp16")
             module.float()
         model.scheduler.save_pretrained(run.path("scheduler"))
-        for path in (autoencoder / "vae").iterdir():
+        if autoencoder:
+            model.vae.half().save_pretrained(run.path("vae"), variant="fp16")
+            model.vae.float()
+        for path in () if autoencoder else (init / "vae").iterdir():
             files.link(path, run.path("vae", path.name))
         return {"vocabulary": len(model.tokenizer), "unet_parameters": sum(p.numel() for p in model.unet.parameters())}
 
@@ -174,14 +185,6 @@ def _diffusion(run, seen, held, *, tile_px, widths, batch_size, lr, device, auto
         finish=finish,
         settings={"autocast": machine.bfloat16(device), "ema": 0.999, "weight_decay": 1e-2, "schedule": "one_cycle"},
     )
-
-
-def _go_on(model, base):
-    """Give the model the networks, words and schedule of a base that learned the same latents."""
-    if base.identity.get("vae") != model.identity["vae"]:
-        raise ValueError(f"{base.name} learned other latents than those of {model.name}; leave `autoencoder` empty to keep its own")
-    model.unet, model.text_encoder = (part.requires_grad_(True).train() for part in (base.unet, base.text_encoder))
-    model.tokenizer, model.scheduler = base.tokenizer, base.scheduler
 
 
 def _views(run, model, seen, tile_px, per_tile=8):
@@ -207,31 +210,53 @@ def sample(model, prompts, seed):
     return sampling.sample(model, prompts, generators, num_inference_steps=20)
 
 
-def fidelity(folder, held, count, seed=0, device="cpu"):
-    """How far `count` samples are from held-out tiles, beside real against real and beside the same UNet untrained.
+def fidelity(folder, held, count, seed=0, device="cpu", spaces=("colour-texture", "mini-ssl")):
+    """How far `count` samples are from held-out tiles, beside what the autoencoder alone loses and what an untrained UNet draws.
 
-    KID in the fixed colour-texture space, which nothing was trained in; prompts in the proportions of the held-out labels.
+    KID x 1000 in each of `spaces`, prompts in the proportions of the held-out labels. Colour-texture is not learned and sees the
+    slightest blur, so the autoencoder bounds it from below; mini-ssl sees content.
 
     Returns:
-        Dict of kid, kid_floor, kid_untrained (of 100 samples; all x 1000, at `kid_n` tiles a side), samples, and `nearer`: how many times
-        nearer to the floor the samples are than those of the untrained UNet.
+        Dict of samples, psnr_db and psnr_tiles (round trip of the held-out tiles), and `kid`: space -> samples, autoencoder (held-out
+        tiles after their round trip), untrained (100 samples), floor (real tiles of other cases), n tiles a side, and nearer: how many
+        times nearer to the floor the samples are than those of the untrained UNet; a sample below the floor counts as on it.
     """
     model = backbone.load(str(folder), device)
-    encoder = encoders.load("colour-texture")
     rng = np.random.default_rng(files.seed(seed, "fidelity"))
     prompts = [held.captions[i][0] for i in rng.choice(len(held.images), count)]
     real, _ = whole_tiles(held, model.tile_px, 10_000)
-    real = encoder(((real.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()).numpy()
-    trained = encoder(sample(model, prompts, seed)).numpy()
+    again = ldm.reconstruct(model.vae, real.to(device)).cpu()
+    drawn = {"samples": sample(model, prompts, seed), "autoencoder": _pixels(again)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(files.seed(seed, "untrained"))
         model.unet = type(model.unet).from_config(model.unet.config).to(device).eval()
-    untrained = encoder(sample(model, prompts[:100], seed)).numpy()  # so far off that more would say the same
-    kid, floor, n = metrics.kid_beside_floor(real, trained, held.cases)
-    worst, _, _ = metrics.kid_beside_floor(real, untrained, held.cases)
-    facts = {"kid": kid.mean(), "kid_floor": floor.mean(), "kid_untrained": worst.mean()}
-    facts = {name: float(1000 * value) for name, value in facts.items()} | {"kid_n": n, "samples": count}
-    return facts | {"nearer": (facts["kid_untrained"] - facts["kid_floor"]) / abs(facts["kid"] - facts["kid_floor"])}
+    drawn["untrained"] = sample(model, prompts[:100], seed)  # so far off that more would say the same
+    psnr = ldm.psnr(again, real)
+    facts = {"samples": count, "psnr_db": float(psnr.mean()), "psnr_tiles": len(psnr), "kid": {}}
+    for space in spaces:
+        encoder = encoders.load(space, device)
+        of_real = encoder(_pixels(real)).numpy()
+        found = {}
+        for name, images in drawn.items():
+            kid, floor, n = metrics.kid_beside_floor(of_real, encoder(images).numpy(), held.cases)
+            found |= {name: float(1000 * kid.mean())} | ({"floor": float(1000 * floor.mean()), "n": n} if name == "samples" else {})
+        excess = max(found["samples"] - found["floor"], 0.0)
+        facts["kid"][space] = found | {"nearer": (found["untrained"] - found["floor"]) / excess if excess else float("inf")}
+    return facts
+
+
+def _pixels(images):
+    """Images [N, 3, H, W] in [-1, 1] as uint8 [N, H, W, 3]."""
+    return ((images.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()
+
+
+def updates(origin, part):
+    """Optimiser updates that the `part` of a base or a finished run in folder `origin` has had; 0 where nothing says so."""
+    if origin is None:
+        return 0
+    if (origin / "mini.json").exists():
+        return files.read_json(origin / "mini.json").get(part, {}).get("updates", 0)
+    return files.read_json(origin / "results.json").get("updates", 0) if (origin / "results.json").exists() else 0
 
 
 # ---------------------------------------------------------------------------------------------- encoder

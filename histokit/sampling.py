@@ -49,6 +49,14 @@ def noise(generators, shape, device="cpu"):
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
 
 
+def level(scheduler, t):
+    """The share of a picture's variance at timestep t, alphas_cumprod, at least 2^-24: noise alone says nothing of x0 by way of eps.
+
+    Only schedules rescaled to end in noise alone get there (Lin et al. 2024, arXiv:2305.08891); the velocity keeps x0 exact to 1e-3.
+    """
+    return max(float(scheduler.alphas_cumprod[int(t)]), 2.0**-24)
+
+
 def noise_predicted(scheduler, output, z, t):
     """The noise eps [B, 4, h, w] in what a UNet returned at timestep t: eps itself, or from a velocity.
 
@@ -58,7 +66,7 @@ def noise_predicted(scheduler, output, z, t):
     if kind == "epsilon":
         return output
     if kind == "v_prediction":
-        a = float(scheduler.alphas_cumprod[int(t)])
+        a = level(scheduler, t)
         return a**0.5 * output + (1 - a) ** 0.5 * z
     raise ValueError(f"the scheduler says prediction_type {kind!r}; epsilon and v_prediction are known")
 
@@ -103,7 +111,7 @@ def denoise(predict, z, scheduler, timesteps, *, eta=0.0, generators=None, check
     """
     if eta and generators is None:
         raise ValueError(f"eta {eta} draws noise at every step and needs one generator per image")
-    levels = [float(scheduler.alphas_cumprod[int(t)]) for t in timesteps] + [float(scheduler.final_alpha_cumprod)]
+    levels = [level(scheduler, t) for t in timesteps] + [float(scheduler.final_alpha_cumprod)]
     for i, t in enumerate(timesteps):
         a, a_next = levels[i], levels[i + 1]
         t = t.to(z.device)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model, write_hub_layout
 
-from histokit import backbone
+from histokit import backbone, files
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,16 @@ def test_sd2_text_width_and_v_prediction_are_kept(tmp_path):
     assert got.scheduler.config.prediction_type == "v_prediction"
     assert type(got.scheduler).__name__ == "DDIMScheduler"
     assert (got.scheduler.config.clip_sample, got.scheduler.config.steps_offset) == (False, 1)
+
+
+def test_a_schedule_that_ends_in_noise_needs_the_velocity(tmp_path):
+    for kind in ("v_prediction", "epsilon"):
+        write_hub_layout(tmp_path / kind, prediction_type=kind)
+        path = tmp_path / kind / "scheduler" / "scheduler_config.json"
+        files.write_json(path, files.read_json(path) | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"})
+    assert float(backbone.load(tmp_path / "v_prediction").scheduler.alphas_cumprod[-1]) == 0
+    with pytest.raises(ValueError, match="rescale_betas_zero_snr without v_prediction"):
+        backbone.load(tmp_path / "epsilon")
 
 
 def test_plain_weights_are_preferred_over_fp16_ones(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from histokit import backbone, corpus, encoders, ldm, toy, training
+from histokit import backbone, corpus, encoders, ldm, sampling, toy, training
 from tests.tiny import tiny_model
 
 
@@ -90,6 +90,24 @@ def test_scaled_latents_have_unit_deviation():
     assert float((mean * scaling).std()) == pytest.approx(1, rel=1e-4)
 
 
+def test_centring_changes_latents_and_no_picture():
+    model = tiny_model()
+    images = torch.rand(8, 3, 32, 32) * 2 - 1
+    before = ldm.reconstruct(model.vae, images)
+    noise = torch.randn(8, 4, 8, 8)
+    raw = model.vae.encode(images).latent_dist
+    drawn = model.vae.decode(raw.mean + noise * raw.std).sample
+    mean, logvar = ldm.centre(model.vae, raw.mean, raw.logvar)
+    torch.testing.assert_close(ldm.reconstruct(model.vae, images), before, atol=1e-5, rtol=0)
+    after = model.vae.encode(images).latent_dist
+    torch.testing.assert_close(after.mean.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(after.mean.std(dim=(0, 2, 3)), torch.ones(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.vae.decode(after.mean + noise * after.std).sample, drawn, atol=1e-4, rtol=0)
+    torch.testing.assert_close(mean.float(), after.mean, atol=5e-3, rtol=1e-3)
+    torch.testing.assert_close(logvar.float(), after.logvar, atol=1e-2, rtol=1e-3)
+    assert model.scaling == 1
+
+
 def test_the_vocabulary_survives_its_folder_and_spells_unseen_words(tmp_path):
     texts = ["an H&E tile of colorectal adenocarcinoma", "low-grade neoplasia, pale stain"] * 3
     made = ldm.tokenizer(texts, tmp_path)
@@ -168,3 +186,36 @@ def test_layout_weighs_full_and_what_is_hardly_hidden_little():
     snr = levels / (1 - levels)
     assert float(weight[0]) == 1 and float(weight[2]) == pytest.approx(6 / (float(snr[10]) + 1))
     assert float(weight[1]) == 1, "below SNR 5 nothing is taken away"
+
+
+def test_the_schedule_is_that_of_stable_diffusion_but_ends_in_noise():
+    from diffusers import DDIMScheduler
+
+    stock = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod
+    ours = ldm.schedule()
+    assert float(ours.alphas_cumprod[-1]) == 0 and float(stock[-1]) > 0.004
+    # Lin et al. (2024), algorithm 1: the root of the signal's share, moved to end at 0 and stretched to begin where it did
+    root = stock.sqrt()
+    expected = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    torch.testing.assert_close(ours.alphas_cumprod, expected, atol=1e-5, rtol=0)
+    assert sampling.schedule(ours, 20)[0] == 999
+
+
+def test_timesteps_are_spread_evenly_in_proportion_to_their_weight(monkeypatch):
+    model = tiny_model()
+    model.scheduler = ldm.schedule()
+    for part in (model.unet, model.text_encoder):
+        part.requires_grad_(True)
+    seen = []
+    monkeypatch.setattr(training, "diffusion_loss", lambda u, s, z, c, timesteps, n, **kw: seen.append(timesteps))
+    player = ldm.diffusion_player(model)
+    for step in range(500):
+        player.loss({"latents": torch.randn(8, 4, 8, 8), "captions": [""] * 8}, step, torch.Generator().manual_seed(step))
+    drawn = torch.stack(seen)
+    weight = ldm.structure_weight(model.scheduler.alphas_cumprod, torch.arange(1000))
+    reached = (weight.cumsum(0) / weight.sum())[drawn]
+    lower = torch.arange(8) / 8
+    assert ((reached > lower - 2e-3) & (reached < lower + 1 / 8 + 2e-3)).all(), "one timestep in each eighth"
+    share = torch.bincount(drawn.flatten() // 100, minlength=10) / drawn.numel()
+    torch.testing.assert_close(share, weight.view(10, 100).sum(1) / weight.sum(), atol=0.02, rtol=0)
+    assert drawn.max() > 990, "the last timestep is where sampling starts"

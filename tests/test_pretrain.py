@@ -39,8 +39,9 @@ def test_the_base_it_made_draws_pictures(trained):
     assert image.shape == (1, 128, 128, 3) and image.std() > 0
 
 
-def test_its_latents_have_unit_deviation_by_the_factor_it_wrote(trained):
-    model = backbone.load(str(trained / "diffusion"))
+@pytest.mark.parametrize("step", ["autoencoder", "diffusion"])
+def test_its_latents_have_unit_deviation_by_the_factor_it_wrote(trained, step):
+    model = backbone.load(str(trained / step))
     seen = corpus.gather({"toy": {"classes": ["stroma", "fat"], "tiles": 4}, "looks": {"tiles": 4}})
     views, _ = pretrain.whole_tiles(seen, 128, 100)
     latents = backbone.encode(model, views)[0] * model.scaling
@@ -57,11 +58,23 @@ def test_a_part_goes_on_from_another(trained, first, second, parts):
         assert first.identity["tokenizer"] == second.identity["tokenizer"] and first.identity["vae"] == second.identity["vae"]
 
 
-def test_going_on_needs_the_same_latents(trained):
-    with pytest.raises(ValueError, match="learned other latents than those of mini"):
-        pretrain._go_on(backbone.load("mini"), backbone.load(str(trained / "diffusion")))
+def test_settings_of_another_part_are_refused(trained):
+    settings = {"tile_px": 128, "widths": [16], "batch_size": 1, "lr": 1}
     with pytest.raises(ValueError, match="an encoder starts from random weights"):
-        pretrain.task("encoder", None, None, None, tile_px=128, widths=[16], batch_size=1, lr=1, init=trained / "autoencoder")
+        pretrain.task("encoder", None, None, None, init=trained / "autoencoder", **settings)
+    with pytest.raises(ValueError, match="`pieces` is for an autoencoder"):
+        pretrain.task("diffusion", None, None, None, autoencoder=trained / "autoencoder", pieces=3, **settings)
+    with pytest.raises(ValueError, match="name a step or a base that has one"):
+        pretrain.task("diffusion", None, None, None, **settings)
+
+
+def test_an_origin_is_a_step_a_base_or_a_folder(trained, monkeypatch):
+    monkeypatch.setenv("HISTOKIT_ROOT", str(trained.parent.parent))
+    run = type("Run", (), {"experiment": "base", "parent": lambda self, step: trained / step})()
+    assert pretrain.origin(run, "") is None
+    assert pretrain.origin(run, "diffusion") == trained / "diffusion"
+    assert pretrain.origin(run, "mini") == backbone.MINI
+    assert pretrain.origin(run, "outputs/base/diffusion") == trained / "diffusion"
 
 
 def test_the_encoder_it_made_is_loaded_by_its_file(trained):
@@ -80,28 +93,36 @@ def test_what_it_saw_is_listed_and_its_numbers_kept(trained):
     assert files.read_json(trained / "sup" / "results.json")["classes"] == ["toy: fat", "toy: stroma"]
 
 
-def test_packaging_keeps_an_encoder_that_was_not_trained_anew(trained, tmp_path, monkeypatch):
+def test_packaging_keeps_a_part_that_was_not_trained_anew(trained, tmp_path, monkeypatch):
     monkeypatch.setenv("HISTOKIT_ROOT", str(tmp_path))
     home, target = tmp_path / "outputs" / "base", tmp_path / "mini"
     shutil.copytree(trained, home)
-    facts = files.read_json(home / "diffusion" / "results.json")
-    kid = {"kid": 30.0, "kid_floor": 20.0, "kid_untrained": 900.0, "kid_n": 80, "samples": 500}
-    files.write_json(home / "diffusion" / "results.json", facts | kid)
-    with pytest.raises(FileNotFoundError, match="ssl"):
+    shutil.rmtree(home / "autoencoder")
+    space = {"samples": 30.0, "autoencoder": 25.0, "untrained": 900.0, "floor": 20.0, "n": 80}
+    fidelity = {"psnr_db": 22.5, "psnr_tiles": 12, "samples": 500, "kid": {"colour-texture": space}}
+    files.write_json(home / "diffusion" / "results.json", files.read_json(home / "diffusion" / "results.json") | fidelity)
+    with pytest.raises(FileNotFoundError, match="autoencoder"):
         package_mini.package("base", target)
-    kept = {"ssl": {"nearest_neighbour_agreement": 0.71, "steps": 7, "batch_size": 2, "finished": "2026-11-21", "on": "elsewhere"}}
+    made = {"updates": 7, "batch_size": 2, "finished": "2026-11-21", "on": "elsewhere"}
+    kept = {"ssl": made | {"nearest_neighbour_agreement": 0.71}, "autoencoder": made}
     files.write_json(target / "mini.json", kept)
     files.write_table(target / "trained_on.csv", files.read_table(trained / "sup" / "trained_on.csv"))
     packaged = package_mini.package("base", target)
-    assert packaged["ssl"] == kept["ssl"] and packaged["sup"]["steps"] == 4
-    assert package_mini.updates(home, files.read_json(home / "longer" / "run.json")) == 4 + 1
+    assert packaged["ssl"] == kept["ssl"] and packaged["autoencoder"] == made and packaged["sup"]["updates"] == 4
     card = (target / "model_card.md").read_text()
-    assert "12 pictures: 4 of looks, 8 of toy" in card and "71% (ssl)" in card and "ssl 7 steps of batch 2" in card
+    assert "12 pictures: 4 of looks, 8 of toy" in card and "71% (ssl)" in card and "ssl 7 of batch 2" in card
+    assert "30 in colour-texture (autoencoder alone 25, untrained UNet 900, real tiles of other cases 20, 80 a side)" in card
     assert (target / "sup.safetensors").read_bytes() == (trained / "sup" / "sup.safetensors").read_bytes()
     assert backbone.load(str(target)).tile_px == 128
+    assert pretrain.updates(target, "diffusion") == 4, "what goes on from the package counts on from there"
     files.write_table(target / "trained_on.csv", files.read_table(trained / "sup" / "trained_on.csv").head(11))
     with pytest.raises(ValueError, match="different pictures"):
         package_mini.package("base", target)
+
+
+def test_updates_are_counted_through_what_a_part_went_on_from(trained, tmp_path):
+    assert [files.read_json(trained / step / "results.json")["updates"] for step in ("autoencoder", "longer", "further")] == [4, 5, 5]
+    assert pretrain.updates(None, "diffusion") == pretrain.updates(tmp_path, "diffusion") == 0
 
 
 def test_drawn_sources_hold_out_other_pictures():
@@ -112,16 +133,20 @@ def test_drawn_sources_hold_out_other_pictures():
 
 
 def test_fidelity_stands_between_its_floor_and_the_untrained(monkeypatch, tmp_path):
-    """A model that returns held-out pictures is at the floor; the untrained one far away."""
+    """A model that returns held-out pictures is at the floor; the untrained one far away, a blurring autoencoder in between."""
     held = corpus.gather({"toy": {"classes": ["stroma"], "tiles": 400}}, split="val")
     held.cases = [str(i) for i in range(len(held.cases))]
     others = corpus.gather({"toy": {"classes": ["stroma"], "tiles": 40}}, seed=5)
     good, _ = pretrain.whole_tiles(others, 128, 40)
-    good = ((good.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()
+    good = pretrain._pixels(good)
     drawn = iter([good, 255 - good])
     monkeypatch.setattr(pretrain, "sample", lambda model, prompts, seed: next(drawn))
-    model = type("Model", (), {"tile_px": 128, "unet": ldm.unet((16, 16), latent_px=32)})()
+    blur = lambda vae, images: torch.nn.functional.avg_pool2d(images, 3, 1, 1, count_include_pad=False)  # noqa: E731
+    monkeypatch.setattr(ldm, "reconstruct", blur)
+    model = type("Model", (), {"tile_px": 128, "unet": ldm.unet((16, 16), latent_px=32), "vae": None})()
     monkeypatch.setattr(backbone, "load", lambda folder, device: model)
     facts = pretrain.fidelity(tmp_path, held, 40)
-    assert facts["kid_untrained"] > facts["kid"] and abs(facts["kid"] - facts["kid_floor"]) < 0.1 * facts["kid_untrained"]
-    assert facts["nearer"] > 10 and facts["samples"] == 40
+    assert facts["samples"] == 40 and facts["psnr_tiles"] == 40 and facts["psnr_db"] < 40
+    for kid in facts["kid"].values():
+        assert kid["n"] == 20 and abs(kid["samples"] - kid["floor"]) < 0.1 * kid["untrained"] and kid["nearer"] > 10
+    assert facts["kid"]["colour-texture"]["autoencoder"] > 3 * facts["kid"]["colour-texture"]["samples"]
