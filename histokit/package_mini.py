@@ -26,11 +26,15 @@ research results on other tissue: bring Stable Diffusion 1.x / 2.x or a model of
 - **Limits**: one hospital's colon and a sample of lymph nodes. {looks} Variations of a real tile keep the tile's layout.
   `init: mini` in `20_pretrain` goes on from here. Never for diagnosis.
 """
-LOOKS = "From pure noise it draws stain, nuclei and gaps, hardly a gland: it needs more updates."  # look at the samples, then say
-HISTORY = ""
+# What must be looked at and remembered; written anew with new weights.
+LOOKS = "From pure noise it draws stain, nuclei, stroma and lumina, at best the outline of a gland, no crypts: it needs more updates."
+HISTORY = """
+  The UNet's first 2,200 updates saw the same latents before they were centred, on SD's own schedule; the encoders are of an earlier run
+  of the same functions."""
 NUMBERS = (
     "reconstruction {diffusion[psnr_db]:.1f} dB PSNR; nearest neighbour of the same class for {ssl[nearest_neighbour_agreement]:.0%} (ssl) "
-    "and {sup[nearest_neighbour_agreement]:.0%} (sup); KID x 1000 of {diffusion[samples]} samples {kid}"
+    "and {sup[nearest_neighbour_agreement]:.0%} (sup); KID x 1000 of {diffusion[samples]} samples {kid}. Colour-texture measures stain and "
+    "grain, which the decoder gives to noise as well; content is what mini-ssl sees"
 )
 SPACE = (
     "{samples:.0f} in {space} (autoencoder alone {autoencoder:.0f}, untrained UNet {untrained:.0f}, real tiles of other cases {floor:.0f}, "

@@ -45,12 +45,13 @@ def test_its_latents_have_unit_deviation_by_the_factor_it_wrote(trained, step):
     seen = corpus.gather({"toy": {"classes": ["stroma", "fat"], "tiles": 4}, "looks": {"tiles": 4}})
     views, _ = pretrain.whole_tiles(seen, 128, 100)
     latents = backbone.encode(model, views)[0] * model.scaling
-    assert float(latents.std()) == pytest.approx(1, abs=0.01)
+    assert float(latents.std()) == pytest.approx(1, abs=0.05)  # measured on other views
 
 
 @pytest.mark.parametrize("first, second, parts", [("autoencoder", "longer", ("vae",)), ("diffusion", "further", ("unet", "text_encoder"))])
 def test_a_part_goes_on_from_another(trained, first, second, parts):
     first, second = backbone.load(str(trained / first)), backbone.load(str(trained / second))
+    assert not any("_name_or_path" in path.read_text() for path in trained.glob("*/*/config.json")), "a path of the machine it was made on"
     for part in parts:
         old, new = (getattr(model, part).state_dict() for model in (first, second))
         assert all(torch.equal(old[name], new[name]) for name in old), "at a learning rate of nothing it stays what it was"
