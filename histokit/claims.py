@@ -11,7 +11,7 @@ import numpy as np
 
 from histokit.stats import MIN_CASES, MIN_SEEDS
 
-VERSION = 1
+VERSION = 2
 MIN_DRAWS, MIN_GENERATORS = 3, 2  # leaving out a draw effect of 3 points drops 95 % coverage to 64 % (simulated)
 MARGIN = 0.01  # head balanced accuracy may fall by one point before it counts as a cost
 
@@ -112,7 +112,7 @@ def reading(d):
     return READING[d.outcome] if of_tiles else {"more": "higher", "fewer": "lower"}.get(d.outcome, READING[d.outcome])
 
 
-def sentence(tail, head, rivals=(), *, rare=True, draws=1, generators=1, demo=False, has_cases=True):
+def sentence(tail, head, rivals=(), *, rare=True, draws=1, generators=1, demo=False, has_cases=True, lacking=()):
     """The verdict in one sentence.
 
     Args:
@@ -123,13 +123,14 @@ def sentence(tail, head, rivals=(), *, rare=True, draws=1, generators=1, demo=Fa
         draws: draws of the rare tiles inside the interval; `generators`: generator seeds inside it, 0 where nothing was generated.
         demo: True stamps the sentence.
         has_cases: False where tiles have no case ids.
+        lacking: rare classes of which the judged arm has no synthetic tile.
     """
     rival = max(rivals, key=lambda r: r.base, default=None)
     if rival and not rival.base > tail.base:
         rival = None  # the baseline is the best of the arms without synthetic tiles
     parts = [_lead(tail, rival, rare, draws, generators, has_cases)]
     if rare and tail.outcome != "absent":
-        parts += [_rival(tail.outcome, rival), _left_out(tail)]
+        parts += [_rival(tail.outcome, rival), _left_out(tail), _lacking(tail.arm, lacking)]
     parts += [_head(head), _left_out(head) if head.outcome != "absent" else "", "demo size, not evidence" if demo else ""]
     return "; ".join(part for part in parts if part) + "."
 
@@ -212,6 +213,10 @@ def _left_out(d):
 def _reasons(left_out, most=4):
     named = [f"{name} ({why})" for name, why in list(left_out.items())[:most]]
     return ", ".join(named + ([f"and {len(left_out) - most} more"] if len(left_out) > most else []))
+
+
+def _lacking(arm, classes):
+    return f"{arm} has no synthetic tile of {' and '.join(classes)}" if classes else ""
 
 
 def _found(d):

@@ -180,14 +180,14 @@ def score_histograms(scores, real, cuts, title="Scores of the synthetic tiles, a
         axes[0].figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     cut = cuts.set_index("name")["cut"]
     panels = [
-        ("judge", None, "judge_p", "probability of the asked class"),
+        ("judge", "judge", "judge_p", "probability of the asked class"),
         ("similarity_feature", "across_cases", "copy", "likeness to the nearest training tile"),
         ("twin_feature", "anywhere", "duplicate", "likeness to a better synthetic tile"),
         ("contrast", "contrast", "contrast", "contrast (grey levels)"),
     ]
     for ax, (name, reference, limit, label) in zip(axes, panels, strict=True):
         values = scores[name].dropna().to_numpy()
-        others = real[reference].dropna().to_numpy() if reference else np.empty(0)
+        others = real[reference].dropna().to_numpy()
         low, high = np.min(np.r_[values, others, 0.0 if name == "judge" else cut[limit]]), np.max(np.r_[values, others, cut[limit]])
         bins = np.linspace(low, max(high, low + 1e-6), 26)
         kept = scores["status"].eq("kept") & scores[name].notna()

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from histokit import augment, classifiers, copies, data, features, files, selection
 
-VERSION = 1
+VERSION = 2
 SAMPLE = 300  # real tiles that stand for all in the calibration of cuts
 VERDICTS = ("keep", "reject")
 
@@ -59,7 +59,7 @@ def screen(run, made, tiles, panel, encoder_name, thresholds):
 
     Returns:
         manifest (the rows with scores, status, reason), scores DataFrame (one row per tile, with class and decision),
-        cuts DataFrame (with class), real DataFrame (the similarity and contrast of real tiles that the cuts come from).
+        cuts DataFrame (with class), real DataFrame (the likeness, contrast and rank of real tiles that the cuts come from).
     """
     encoder, verdicts = features.load(encoder_name, run.device), reviews(run)
     if place := features.source(encoder_name):
@@ -68,7 +68,7 @@ def screen(run, made, tiles, panel, encoder_name, thresholds):
     for name, rows in made.groupby("label", sort=False):
         rows = rows.reset_index(drop=True)
         own = _scores(rows, data.training(tiles), name, panel, encoder)
-        real = _real(data.training(tiles), name, encoder)
+        real = pd.concat([_real(data.training(tiles), name, encoder), _judged(tiles, name, panel)], ignore_index=True)
         table = selection.calibrate(thresholds, real)
         decided = selection.decide(own, table, name, verdicts)
         manifests.append(selection.merged(rows, own, decided))
@@ -133,6 +133,18 @@ def _real(training, name, encoder):
     shown = own.sample(min(SAMPLE, len(own)), random_state=0)
     contrast = pd.DataFrame({"tile_id": shown["tile_id"], "label": shown["label"], "contrast": _tones(shown)[1]})
     return pd.concat([table, contrast], ignore_index=True)
+
+
+def _judged(tiles, name, panel):
+    """What the judge makes of real validation tiles of a class, which it has not been trained on; at most 300."""
+    held = tiles[tiles["split"].eq("val") & tiles["use"].eq("labelled") & tiles["label"].eq(name) & tiles["source"].eq("real")]
+    held = held.sample(min(SAMPLE, len(held)), random_state=0)
+    if held.empty:
+        return pd.DataFrame(columns=["judge", "judge_rank"], dtype=float)
+    asked = panel[0].classes.index(name)
+    probabilities = np.mean([judge.predict_tiles(held) for judge in panel], axis=0)
+    ranks = selection.rank_of(probabilities, asked)
+    return pd.DataFrame({"tile_id": held["tile_id"], "label": name, "judge": probabilities[:, asked], "judge_rank": ranks})
 
 
 class KnownCopy:

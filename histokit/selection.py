@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 from histokit import copies
 
-VERSION = 1
-THRESHOLDS = {"judge_rank": 1, "judge_p": 0.0, "copy": 0.0, "duplicate": 0.0, "picture": copies.THRESHOLD, "contrast": 0.0}
+VERSION = 2
+THRESHOLDS = {"judge_rank": 0, "judge_p": 0.0, "copy": 0.0, "duplicate": 0.0, "picture": copies.THRESHOLD, "contrast": 0.0}
 TYPICAL = 0.99  # share of real tiles that a calibrated cut lets pass
 CAUGHT = 0.95  # share of known copies that it still finds
+NAMED = 0.75  # share of real validation tiles that the judge's cut lets pass
 ENOUGH = 20  # real tiles below which a cut cannot be calibrated on one class
 
 
@@ -103,25 +104,28 @@ def rank_of(probabilities, asked):
 def calibrate(thresholds, real):
     """Cuts as a table: name, cut, and where it comes from.
 
-    A threshold of 0 for `copy`, `duplicate` or `contrast` asks what real tiles are like. A copy is nearer to a training tile than
+    A threshold of 0 for `judge_rank`, `copy`, `duplicate` or `contrast` asks what real tiles are like. A judge of a class with ten
+    tiles names few real ones, so a synthetic tile passes where three in four real validation tiles do: with the asked class among
+    the judge's first k. A copy is nearer to a training tile than
     99 % of real tiles are to one of another case, and as near as 95 % of known copies are to their originals; a duplicate the
     same, with any other real tile instead. A tile is blank with less than half the contrast of the palest real one.
 
     Args:
         thresholds: dict, any of `THRESHOLDS`; an unknown key raises ValueError.
         real: DataFrame, one row per real tile: similarity `across_cases`, `anywhere` and `known_copy`, and `contrast` of the
-            class's own tiles; NaN where a tile has no such number.
+            class's own tiles, and `judge_rank` of its validation tiles; NaN where a tile has no such number.
     """
     unknown = [key for key in thresholds if key not in THRESHOLDS]
     if unknown:
         raise ValueError(f"thresholds has no {unknown[0]!r}; expected any of {', '.join(THRESHOLDS)}")
     given = {**THRESHOLDS, **thresholds}
+    ranks = real["judge_rank"].dropna() if "judge_rank" in real else pd.Series(dtype=float)
+    rows = [("judge_rank", *((given["judge_rank"], "set by hand") if given["judge_rank"] else _first(ranks)))]
     said = {
-        "judge_rank": "the asked class must be among the judge's first so many; 0 turns it off",
         "judge_p": "least probability of the asked class",
         "picture": "correlation of outlines; different real tiles stay below 0.55, copies of all kinds above 0.95",
     }
-    rows = [(name, given[name], text) for name, text in said.items()]
+    rows += [(name, given[name], text) for name, text in said.items()]
     for name, column, whose in (("copy", "across_cases", "one of another case"), ("duplicate", "anywhere", "any other")):
         values, known = real[column].dropna(), real["known_copy"].dropna()
         if given[name]:
@@ -140,6 +144,16 @@ def calibrate(thresholds, real):
     palest = float(contrast.min()) / 2 if len(contrast) else 4.0
     rows.append(("contrast", given["contrast"] or palest, "set by hand" if given["contrast"] else "half that of the palest real tile"))
     return pd.DataFrame(rows, columns=["name", "cut", "source"])
+
+
+def _first(ranks, few=5):
+    """How many of the judge's first answers count as agreement, and why; from the ranks of real validation tiles."""
+    if len(ranks) < few:
+        return 1, f"only {len(ranks)} real validation tiles to calibrate on: the judge's first answer"
+    first = int(np.quantile(ranks, NAMED, method="inverted_cdf"))
+    share = f"{ranks.le(first).mean():.0%} of {len(ranks)} real validation tiles have the asked class"
+    place = "as the judge's first answer" if first == 1 else f"among the judge's first {first}; it names {ranks.eq(1).mean():.0%} of them"
+    return first, f"{share} {place}"
 
 
 def decide(scores, cuts, asked, reviews=None):

@@ -11,7 +11,7 @@ import pandas as pd
 
 from histokit import claims, metrics, stats
 
-VERSION = 1
+VERSION = 2
 LEVEL = 0.95
 TAIL, HEAD, F1 = GROUPS = ("tail balanced accuracy", "head balanced accuracy", "macro-F1")
 
@@ -206,15 +206,19 @@ def cast(specs, arms, baseline="", judged=""):
     return Roles(baseline, judged, rivals, judged in made, spec.get("synthetic", ""), spec.get("status", "kept"))
 
 
-def conclude(m, parts, held, *, demo=False, draws=1, generators=1):
-    """Everything results.json holds: the sentence first, the numbers behind it, how they were made."""
+def conclude(m, parts, held, made=None, *, demo=False, draws=1, generators=1):
+    """Everything results.json holds: the sentence first, the numbers behind it, how they were made.
+
+    `made`: the synthetic tiles the judged arm trained on; a rare class without any is named in the sentence.
+    """
     p, every = m.predictions, differences(m, parts.baseline)
     rivals = [difference(m, parts.judged, rival, TAIL) for rival in parts.rivals]
     mine = every[parts.judged]
     generators = generators if parts.generated else 0
+    lacking = [name for name in held.tail if name not in set(made["label"])] if made is not None and parts.generated else []
     count = {"rare": bool(held.tail), "draws": draws, "generators": generators, "has_cases": held.has_cases}
     return {
-        "sentence": claims.sentence(mine[TAIL], mine[HEAD], rivals, demo=demo, **count),
+        "sentence": claims.sentence(mine[TAIL], mine[HEAD], rivals, demo=demo, lacking=lacking, **count),
         "classes": {name: claims.line(mine[name]) for name in p.classes},
         "arm": parts.judged,
         "baseline": parts.baseline,

@@ -84,9 +84,24 @@ def test_where_real_tiles_differ_widely_a_copy_must_be_as_near_as_copies_are():
     assert cuts["cut"]["copy"] == pytest.approx(0.905) and "95% of 101 known copies" in cuts["source"]["copy"]
 
 
+def test_the_judge_passes_what_it_passes_of_real_tiles():
+    ranks = pd.DataFrame({"judge_rank": [1] * 4 + [2] * 4 + [3] * 4 + [6] * 4})
+    cuts = selection.calibrate({}, pd.concat([real_scores([0.5] * 3), ranks])).set_index("name")
+    assert cuts["cut"]["judge_rank"] == 3, "three in four real tiles pass"
+    assert (
+        cuts["source"]["judge_rank"]
+        == "75% of 16 real validation tiles have the asked class among the judge's first 3; it names 25% of them"
+    )
+    sure = selection.calibrate({}, pd.concat([NONE, pd.DataFrame({"judge_rank": [1] * 9 + [4]})])).set_index("name")
+    assert sure["cut"]["judge_rank"] == 1 and "as the judge's first answer" in sure["source"]["judge_rank"]
+    by_hand = selection.calibrate({"judge_rank": 2}, ranks.assign(across_cases=np.nan, anywhere=np.nan, known_copy=np.nan, contrast=np.nan))
+    assert by_hand.set_index("name")["cut"]["judge_rank"] == 2
+
+
 def test_too_few_real_tiles_calibrate_nothing():
     few = selection.calibrate({}, real_scores([0.5] * 5)).set_index("name")
     assert few["cut"]["copy"] == few["cut"]["duplicate"] == 0.999
+    assert few["cut"]["judge_rank"] == 1 and "only 0 real validation tiles" in few["source"]["judge_rank"]
     with pytest.raises(ValueError, match="thresholds has no 'judge'; expected any of judge_rank"):
         selection.calibrate({"judge": 1}, NONE)
 

@@ -47,6 +47,16 @@ def test_the_same_predictions_are_called_the_same():
     assert "0.0 points [0.0 to 0.0]" in found["sentence"] and "both gave the same answer on every rare tile" in found["sentence"]
 
 
+def test_a_rare_class_without_a_synthetic_tile_is_named():
+    read, specs = predicted(ROWS, {"real": {}, "augmented": {}}), {"real": {}, "augmented": {"synthetic": "keep"}}
+    m, parts = verdict.measure(read, dataset(), resamples=50), verdict.cast(specs, read.arms)
+    made = pd.DataFrame({"label": ["Polyp"] * 9})
+    assert "; augmented has no synthetic tile of Serrated; " in verdict.conclude(m, parts, dataset(), made)["sentence"]
+    assert "no synthetic tile of Polyp and Serrated" in verdict.conclude(m, parts, dataset(), made.head(0))["sentence"]
+    every = pd.DataFrame({"label": ["Polyp", "Serrated"]})
+    assert "no synthetic tile" not in verdict.conclude(m, parts, dataset(), every)["sentence"]
+
+
 def test_few_cases_give_counts_without_an_interval():
     found = judge({"real": {}, "augmented": {"Polyp": 3}}, rows=tiles([20, 15, 2, 2]))
     assert found["sentence"].startswith("Too few cases to say, for this one draw and generator,")
