@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pandas as pd
 
-from histokit import data, features, files, metrics
+from histokit import data, features, files, set_metrics
 
 VERSION = 1
 LOW_LEVEL = "colour-texture"  # fixed, no weights: a second judge that no training could please
@@ -78,12 +78,12 @@ def fidelity(embedded, real, synthetic, classes, *, permutations=1000, most=500,
 def _fidelity(real, synthetic, cases, permutations, seed):
     row = dict.fromkeys(COLUMNS[5:-1], np.nan) | {"reading": TOO_SMALL}
     try:
-        row["kid"], row["p"] = metrics.kid_test(synthetic, real, permutations, seed)
-    except metrics.TooSmall:
+        row["kid"], row["p"] = set_metrics.kid_test(synthetic, real, permutations, seed)
+    except set_metrics.TooSmall:
         return row
     try:
-        value, floor, row["n"] = metrics.kid_beside_floor(real, synthetic, cases, seed=seed)
-    except metrics.TooSmall:
+        value, floor, row["n"] = set_metrics.kid_beside_floor(real, synthetic, cases, seed=seed)
+    except set_metrics.TooSmall:
         return row | {"reading": f"no floor: {TOO_SMALL}"}
     row |= {"kid_at_n": np.median(value), "floor": np.median(floor), "floor_high": np.quantile(floor, 0.95)}
     row["farther"] = (value > floor).mean()
@@ -121,7 +121,7 @@ def examples(embedded, real, synthetic, classes, seed=0):
     rows, rng = [], np.random.default_rng(seed)
     train = np.flatnonzero(real["split"].eq("train") & real["use"].eq("labelled"))
     where = {tile_id: i for i, tile_id in enumerate(real["tile_id"])}
-    distance, nearest = metrics.nearest(embedded[1], embedded[0][train]) if len(train) else (None, None)
+    distance, nearest = set_metrics.nearest(embedded[1], embedded[0][train]) if len(train) else (None, None)
     scores = synthetic["scores"].map(judge_score).to_numpy(float)
     for name in classes:
         made = np.flatnonzero(synthetic["label"].eq(name))
@@ -172,10 +172,10 @@ def umap(real, synthetic, seed=0):
     McInnes et al. (2018), arXiv:1802.03426. Distances between groups mean little, and a joint fit would pull the sets together.
 
     Raises:
-        metrics.TooSmall: fewer than ten real tiles.
+        set_metrics.TooSmall: fewer than ten real tiles.
     """
     if len(real) < 10:
-        raise metrics.TooSmall(f"{TOO_SMALL}: {len(real)} real tiles, a UMAP needs at least 10")
+        raise set_metrics.TooSmall(f"{TOO_SMALL}: {len(real)} real tiles, a UMAP needs at least 10")
     import umap as library
 
     fitted = library.UMAP(n_neighbors=min(15, len(real) - 1), random_state=files.seed("umap", seed) % 2**32, n_jobs=1).fit(np.asarray(real))

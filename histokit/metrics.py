@@ -1,18 +1,13 @@
-"""Numbers that say how good a classifier, or a set of synthetic tiles, is.
+"""Numbers that say how good a classifier or a segmentation is.
 
-Classification metrics take a confusion matrix with any number of leading axes, so that one call serves one run, all seeds or
-two thousand resamples. Set metrics take two feature matrices and do not care who extracted them. A class without a test tile
-is NaN and stays in the list; what a set is too small to carry is refused, not estimated. No interval is computed here.
+Metrics of calls take a confusion matrix with any number of leading axes, so that one call serves one run, all seeds or two thousand
+resamples; metrics of probabilities take them as they are, [N, C]. A class without a test tile is NaN and stays in the list. No
+interval is computed here; what compares sets of tiles is in `set_metrics`.
 """
 
 import numpy as np
 
 VERSION = 1
-MIN_KID = 10  # tiles per side: below it the noise of KID exceeds a shift of 0.3 standard deviations many times over
-
-
-class TooSmall(ValueError):
-    """A set that holds too few tiles for this number; the text starts with "n too small to say"."""
 
 
 def confusion(y_true, y_pred, n_classes):
@@ -79,153 +74,151 @@ def macro_f1(confusion, classes=None):
     return scores.mean(-1) if scores.shape[-1] else np.full(scores.shape[:-1], np.nan)
 
 
-def _cubic(x, y):
-    """Polynomial kernel (x.y / D + 1)^3, [N, M] float64; Bińkowski et al. (2018), arXiv:1801.01401."""
-    return (x @ y.T / x.shape[1] + 1) ** 3
+def mcc(confusion):
+    """Matthews correlation of all classes, [...] in [-1, 1], higher is better, 0 for chance; Gorodkin (2004), eq. 8.
+
+    0 where only one class occurs or only one is called, as in scikit-learn.
+    """
+    confusion = np.asarray(confusion, float)
+    total = confusion.sum((-2, -1))
+    true, called = confusion.sum(-1), confusion.sum(-2)
+    hits = np.trace(confusion, axis1=-2, axis2=-1)
+    covariance = hits * total - (true * called).sum(-1)
+    scale = np.sqrt((total**2 - (true**2).sum(-1)) * (total**2 - (called**2).sum(-1)))
+    return np.divide(covariance, scale, out=np.zeros_like(scale), where=scale > 0)
 
 
-def _features(*sets, least=MIN_KID):
-    """Feature matrices as float64, checked; says what is wrong with which."""
-    sets = [np.asarray(x, np.float64) for x in sets]
-    for x in sets:
-        if x.ndim != 2 or x.shape[1] != sets[0].shape[1]:
-            raise ValueError(f"features must be [N, D] of one encoder, got shapes {[x.shape for x in sets]}")
-        if len(x) < least:
-            raise TooSmall(f"n too small to say: {len(x)} tiles on one side, KID needs at least {least}")
-        if not np.isfinite(x).all():
-            raise ValueError(f"{(~np.isfinite(x).all(1)).sum()} of {len(x)} feature rows hold NaN or infinity; check the encoder")
-    return sets
+def shots(train_counts):
+    """Label ids by number of *real* training tiles: `many` (> 100), `medium` (20 to 100), `few` (< 20); Liu et al. (2019), arXiv:1904.05160.
+
+    Mean recall over a group is `balanced_accuracy(confusion, group)`, NaN for an empty one.
+    """
+    counts = np.asarray(train_counts)
+    groups = {"many": counts > 100, "medium": (counts >= 20) & (counts <= 100), "few": counts < 20}
+    return {name: np.flatnonzero(chosen).tolist() for name, chosen in groups.items()}
 
 
-def _mmd(kxx, kyy, kxy):
-    """Unbiased squared maximum mean discrepancy from three kernel blocks."""
-    n, m = len(kxx), len(kyy)
-    within = (kxx.sum() - np.trace(kxx)) / (n * (n - 1)) + (kyy.sum() - np.trace(kyy)) / (m * (m - 1))
-    return within - 2 * kxy.mean()
+# --- detection of the rare classes -----------------------------------------------------------------------------------
 
 
-def kid(x, y):
-    """Kernel Inception Distance of two feature sets: 0 expected for equal distributions, lower is better.
+def _two_sides(score, is_tail):
+    score, is_tail = np.asarray(score, float), np.asarray(is_tail, bool)
+    if score.shape != is_tail.shape or score.ndim != 1:
+        raise ValueError(f"one tail score per tile is needed, got {score.shape} scores and {is_tail.shape} labels")
+    if np.isnan(score).any():
+        raise ValueError(f"{np.isnan(score).sum()} of {len(score)} tail scores are NaN; look at the classifier, do not drop them")
+    return score[~is_tail], score[is_tail]
 
-    The unbiased estimate over the full sets (no subsets): its mean does not depend on n, its noise does, and it is negative about
-    every second time when the truth is 0. It is never clipped. Only comparable within one encoder. arXiv:1801.01401, eq. 4.
+
+def tail_missed(score, is_tail, keep=0.95):
+    """tail_missed@95head: share of tail tiles at or below the least threshold that keeps 95 % of head tiles unflagged; lower is better.
+
+    In [0, 1]; NaN without tiles on either side. LoGex calls this FPR-OOD with head as the positive class.
 
     Args:
-        x: [N, D] float, N >= 10.
-        y: [M, D] float, M >= 10.
-
-    Raises:
-        TooSmall: fewer than ten tiles on a side. ValueError: other widths, NaN.
+        score: [N] float, higher is more tail: the sum of the tail classes' probabilities.
+        is_tail: [N] bool.
+        keep: share of head tiles at or below the threshold, reached or passed (no interpolation between tiles).
     """
-    x, y = _features(x, y)
-    return float(_mmd(_cubic(x, x), _cubic(y, y), _cubic(x, y)))
+    head, tail = _two_sides(score, is_tail)
+    if not (len(head) and len(tail)):
+        return float("nan")
+    return float((tail <= np.quantile(head, keep, method="inverted_cdf")).mean())
 
 
-def kid_test(x, y, permutations=1000, seed=0):
-    """KID of two sets and the share p in (0, 1] of relabellings that give as much or more; small p: the sets differ.
+def head_flagged(score, is_tail, catch=0.95):
+    """head_flagged@95tail: share of head tiles flagged by the greatest threshold that catches 95 % of tail tiles; lower is better.
 
-    Exact at tile level. Tiles of one case are alike, so a small p may only say "other cases"; read it beside `kid_beside_floor`.
-
-    Args:
-        x: [N, D] float.
-        y: [M, D] float.
-
-    Returns:
-        (KID, p); p is never below 1 / (permutations + 1).
+    In [0, 1]; NaN without tiles on either side. The clinical reading: false alarms at a sensitivity of 95 %. With fewer than a hundred
+    tail tiles its own noise is above 0.08. OpenOOD calls this FPR95.
     """
-    x, y = _features(x, y)
-    pooled = np.concatenate([x, y])
-    kernel = _cubic(pooled, pooled)
-    n, m = len(x), len(y)
-    rng = np.random.default_rng(seed)
-    left = np.zeros((n + m, permutations + 1))  # 1 where a tile is called x; column 0 is the truth
-    left[:n, 0] = 1
-    for column in left.T[1:]:
-        column[rng.permutation(n + m)[:n]] = 1
-    diagonal = np.diag(kernel)
-    across = kernel @ left  # [N + M, P + 1]
-    xx = (left * across).sum(0)
-    xy = ((1 - left) * across).sum(0)
-    yy = kernel.sum() - xx - 2 * xy
-    dx = diagonal @ left
-    values = (xx - dx) / (n * (n - 1)) + (yy - (diagonal.sum() - dx)) / (m * (m - 1)) - 2 * xy / (n * m)
-    slack = 1e-9 * np.abs(values).max()  # equal relabellings must count as equal
-    return float(values[0]), float((values >= values[0] - slack).mean())
+    head, tail = _two_sides(score, is_tail)
+    if not (len(head) and len(tail)):
+        return float("nan")
+    return float((head >= -np.quantile(-tail, catch, method="inverted_cdf")).mean())
 
 
-def halves(groups, repeats=100, seed=0):
-    """Random splits of tiles into two sides that share no group (case), as even as the groups allow.
+def tail_ranking(score, is_tail):
+    """AUROC and average precision of finding tail tiles by score, both in [0, 1], higher is better, chance 0.5 and the share of tail.
 
-    Args:
-        groups: [N] case of each tile.
-
-    Returns:
-        List of `repeats` pairs of index arrays. A single group gives an empty second side.
+    (NaN, NaN) without tiles on either side.
     """
-    groups = np.unique(np.asarray(groups).astype(str), return_inverse=True)[1]
-    rng = np.random.default_rng(seed)
-    splits = []
-    for _ in range(repeats):
-        sides = [[], []]
-        for group in rng.permutation(groups.max() + 1):
-            shorter = 0 if len(sides[0]) <= len(sides[1]) else 1
-            sides[shorter].extend(rng.permutation(np.flatnonzero(groups == group)))
-        splits.append(tuple(np.array(rng.permutation(side), int) for side in sides))
-    return splits
+    from sklearn import metrics as sk
+
+    head, tail = _two_sides(score, is_tail)
+    if not (len(head) and len(tail)):
+        return float("nan"), float("nan")
+    return float(sk.roc_auc_score(is_tail, score)), float(sk.average_precision_score(is_tail, score))
 
 
-def kid_beside_floor(real, synthetic, groups, repeats=100, seed=0):
-    """KID of synthetic against real tiles, and of real against real tiles of other cases, both at the same n.
+def auroc(y_true, probabilities):
+    """One-vs-rest AUROC of each class, [C] in [0, 1], higher is better; NaN where a class has no tile or all of them."""
+    from sklearn import metrics as sk
 
-    Each repeat splits the real cases in two: `floor` compares the halves, `value` compares one half with as many synthetic tiles.
-    The spread over repeats is that of subsets, not a confidence interval.
+    y_true, p = _probabilities(y_true, probabilities)
+    mixed = [0 < (y_true == c).sum() < len(y_true) for c in range(p.shape[1])]
+    return np.array([sk.roc_auc_score(y_true == c, p[:, c]) if mixed[c] else np.nan for c in range(p.shape[1])])
 
-    Args:
-        real: [N, D] float.
-        synthetic: [M, D] float.
-        groups: [N] case of each real tile.
 
-    Returns:
-        value [repeats], floor [repeats], n tiles per side.
+# --- calibration -----------------------------------------------------------------------------------------------------
 
-    Raises:
-        TooSmall: fewer than ten tiles on a side once the cases are split.
+
+def _probabilities(y_true, p):
+    y_true, p = np.asarray(y_true), np.asarray(p, float)
+    if p.ndim != 2 or len(p) != len(y_true):
+        raise ValueError(f"probabilities must be [N, C] with one row per label, got {p.shape} for {len(y_true)} labels")
+    off = np.abs(p.sum(1) - 1) if len(p) else np.zeros(0)
+    if not np.isfinite(p).all() or (off > 1e-3).any():
+        raise ValueError(f"probabilities must be finite and sum to 1 a row; the worst row sums to 1 +- {off.max():.3g}")
+    return y_true, p
+
+
+def _calibration_gap(confidence, right, bins):
+    """Mean over tiles of |share right - mean confidence| of their equal-width bin (low, high]."""
+    which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gap = np.bincount(which, weights=right - confidence, minlength=bins)
+    return float(np.abs(gap).sum() / len(confidence)) if len(confidence) else float("nan")
+
+
+def ece(y_true, probabilities, bins=15):
+    """Expected calibration error of the called class, in [0, 1], lower is better; Guo et al. (2017), arXiv:1706.04599, eq. 3.
+
+    Biased upwards below about 500 tiles: read it beside its bootstrap, and for the tail apart.
     """
-    splits = halves(groups, repeats, seed)
-    n = min([len(synthetic)] + [len(side) for split in splits for side in split])
-    if n < MIN_KID:
-        raise TooSmall(f"n too small to say: {n} tiles on a side when the real cases are halved, KID needs at least {MIN_KID}")
-    real, synthetic = _features(real, synthetic)
-    rr, ss, rs = _cubic(real, real), _cubic(synthetic, synthetic), _cubic(real, synthetic)
-    rng = np.random.default_rng(seed)
-    value, floor = np.zeros((2, repeats))
-    for i, (a, b) in enumerate(splits):
-        a, b, s = a[:n], b[:n], rng.permutation(len(synthetic))[:n]
-        floor[i] = _mmd(rr[np.ix_(a, a)], rr[np.ix_(b, b)], rr[np.ix_(a, b)])
-        value[i] = _mmd(rr[np.ix_(a, a)], ss[np.ix_(s, s)], rs[np.ix_(a, s)])
-    return value, floor, n
+    y_true, p = _probabilities(y_true, probabilities)
+    return _calibration_gap(p.max(1), (p.argmax(1) == y_true).astype(float), bins)
 
 
-def nearest(queries, keys, k=1, block=2048):
-    """The k nearest rows of `keys` for each query by Euclidean distance, in float64 and blocks.
+def classwise_ece(y_true, probabilities, bins=15):
+    """Calibration error of each class's own probability, [C] in [0, 1], lower is better; Kull et al. (2019), arXiv:1910.12656, eq. 3."""
+    y_true, p = _probabilities(y_true, probabilities)
+    return np.array([_calibration_gap(p[:, c], (y_true == c).astype(float), bins) for c in range(p.shape[1])])
 
-    Args:
-        queries: [B, D] float.
-        keys: [N, D] float, N >= k.
 
-    Returns:
-        distance [B, k] ascending, index [B, k] int64 into `keys`.
-    """
-    queries, keys = _features(queries, keys, least=0)
-    if len(keys) < k:
-        raise ValueError(f"nearest needs at least k = {k} keys, got {len(keys)}")
-    distance, index = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
-    for start in range(0, len(queries), block):
-        some = slice(start, start + block)
-        squared = (queries[some] ** 2).sum(1)[:, None] - 2 * queries[some] @ keys.T + (keys**2).sum(1)
-        near = np.argpartition(squared, min(2 * k, len(keys) - 1), axis=1)[:, : 2 * k]
-        # measured again from differences, because a copy must come out at exactly 0 and the expanded square does not
-        exact = np.linalg.norm(queries[some][:, None] - keys[near], axis=-1)
-        order = np.argsort(exact, axis=1, kind="stable")[:, :k]
-        distance[some], index[some] = np.take_along_axis(exact, order, 1), np.take_along_axis(near, order, 1)
-    return distance, index
+def brier(y_true, probabilities):
+    """Mean squared distance of the probabilities from the truth, summed over classes: in [0, 2], lower is better; Brier (1950)."""
+    y_true, p = _probabilities(y_true, probabilities)
+    return float(((p - np.eye(p.shape[1])[y_true]) ** 2).sum(1).mean())
+
+
+def nll(y_true, probabilities):
+    """Mean negative log likelihood in nats, >= 0, lower is better; a probability counts as at least 1e-12."""
+    y_true, p = _probabilities(y_true, probabilities)
+    return float(-np.log(p[np.arange(len(p)), y_true].clip(1e-12)).mean())
+
+
+# --- segmentation ----------------------------------------------------------------------------------------------------
+
+
+def dice(tp, fp, fn):
+    """2 TP / (2 TP + FP + FN), in [0, 1], higher is better; any shape. NaN where there is no foreground in truth or prediction."""
+    tp, fp, fn = (np.asarray(n, float) for n in (tp, fp, fn))
+    whole = 2 * tp + fp + fn
+    return np.divide(2 * tp, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+
+
+def iou(tp, fp, fn):
+    """TP / (TP + FP + FN), in [0, 1], higher is better; any shape. NaN where there is no foreground in truth or prediction."""
+    tp, fp, fn = (np.asarray(n, float) for n in (tp, fp, fn))
+    whole = tp + fp + fn
+    return np.divide(tp, whole, out=np.full(whole.shape, np.nan), where=whole > 0)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from histokit import backbone, encoders, files, ldm, machine, metrics, places, sampling, training
+from histokit import backbone, encoders, files, ldm, machine, places, sampling, set_metrics, training
 
 VERSION = 1
 WORDS = (  # so that a class no one has trained on still has words of its own; SD's vocabulary would have them
@@ -243,7 +243,7 @@ def fidelity(folder, held, count, seed=0, device="cpu", spaces=("colour-texture"
         of_real = encoder(_pixels(real)).numpy()
         found = {}
         for name, images in drawn.items():
-            kid, floor, n = metrics.kid_beside_floor(of_real, encoder(images).numpy(), held.cases)
+            kid, floor, n = set_metrics.kid_beside_floor(of_real, encoder(images).numpy(), held.cases)
             found |= {name: float(1000 * kid.mean())} | ({"floor": float(1000 * floor.mean()), "n": n} if name == "samples" else {})
         excess = max(found["samples"] - found["floor"], 0.0)
         facts["kid"][space] = found | {"nearer": (found["untrained"] - found["floor"]) / excess if excess else float("inf")}

@@ -13,22 +13,6 @@ def labels(seed=0, n=400, n_classes=5):
     return true, np.where(rng.random(n) < 0.6, true, rng.integers(0, n_classes, n))
 
 
-def gaussians(n, m, shift=0.0, width=6, seed=0):
-    rng = np.random.default_rng(seed)
-    return rng.normal(size=(n, width)), rng.normal(size=(m, width)) + shift
-
-
-def kid_by_double_loop(x, y):
-    def kernel(a, b):
-        return (float(np.dot(a, b)) / len(a) + 1) ** 3
-
-    def within(z):
-        n = len(z)
-        return sum(kernel(z[i], z[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
-
-    return within(x) + within(y) - 2 * sum(kernel(a, b) for a in x for b in y) / (len(x) * len(y))
-
-
 def test_classification_metrics_agree_with_scikit_learn():
     true, called = labels()
     matrix = metrics.confusion(true, called, 5)
@@ -67,75 +51,88 @@ def test_labels_outside_the_class_list_are_refused(true, called):
         metrics.confusion(true, called, 3)
 
 
-def test_kid_agrees_with_a_double_loop():
-    x, y = gaussians(12, 17, shift=0.3)
-    np.testing.assert_allclose(metrics.kid(x, y), kid_by_double_loop(x, y), rtol=1e-12)
-    np.testing.assert_allclose(metrics.kid_test(x, y, permutations=5)[0], kid_by_double_loop(x, y), rtol=1e-9)
+def probabilities(seed=0, n=600, n_classes=4, sharpness=1.5):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(n, n_classes)) * sharpness
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    return np.array([rng.choice(n_classes, p=row) for row in p]), p
 
 
-def test_kid_is_unbiased_and_keeps_its_sign():
-    values = [metrics.kid(*gaussians(15, 15, seed=s)) for s in range(400)]
-    assert abs(np.mean(values)) < 3 * np.std(values) / 20
-    assert 0.3 < np.mean(np.array(values) < 0) < 0.8
+def test_mcc_agrees_with_scikit_learn_also_for_one_called_class():
+    true, called = labels()
+    assert float(metrics.mcc(metrics.confusion(true, called, 5))) == pytest.approx(sk.matthews_corrcoef(true, called))
+    assert metrics.mcc(metrics.confusion(true, np.zeros_like(true), 5)) == 0
 
 
-def test_kid_p_is_uniform_when_nothing_differs_and_small_after_a_shift():
-    p = [metrics.kid_test(*gaussians(12, 12, seed=s), permutations=99, seed=s)[1] for s in range(200)]
-    assert 0.01 <= np.mean(np.array(p) <= 0.05) <= 0.10
-    assert metrics.kid_test(*gaussians(40, 40, shift=1.0), permutations=199)[1] == 1 / 200
+def test_a_class_is_many_medium_or_few_by_its_real_training_tiles():
+    groups = metrics.shots([101, 100, 20, 19, 0])
+    assert groups == {"many": [0], "medium": [1, 2], "few": [3, 4]}
+    matrix = metrics.confusion([0, 0, 1], [0, 2, 1], 3)
+    assert np.isnan(metrics.balanced_accuracy(matrix, metrics.shots([500, 500, 500])["few"])), "an empty group is not zero"
 
 
-def test_kid_of_a_set_with_itself_is_not_significant():
-    x, _ = gaussians(20, 20)
-    assert metrics.kid_test(x, x, permutations=99)[1] > 0.9
+def test_operating_points_are_those_of_a_search_over_all_thresholds():
+    rng = np.random.default_rng(3)
+    is_tail = rng.random(300) < 0.2
+    score = np.round(np.where(is_tail, rng.beta(3, 2, 300), rng.beta(2, 4, 300)), 2)  # rounded, so that there are ties
+    head, tail = score[~is_tail], score[is_tail]
+    thresholds = np.unique(score)
+    keeping = min(t for t in thresholds if (head <= t).mean() >= 0.95)
+    catching = max(t for t in thresholds if (tail >= t).mean() >= 0.95)
+    assert metrics.tail_missed(score, is_tail) == (tail <= keeping).mean()
+    assert metrics.head_flagged(score, is_tail) == (head >= catching).mean()
 
 
-def test_kid_refuses_what_n_cannot_carry_and_broken_features():
-    x, y = gaussians(9, 30)
-    with pytest.raises(ValueError, match="n too small to say: 9 tiles"):
-        metrics.kid(x, y)
-    with pytest.raises(ValueError, match="one encoder"):
-        metrics.kid(np.ones((20, 3)), np.ones((20, 4)))
-    y[3, 2] = np.nan
-    with pytest.raises(ValueError, match="1 of 30 feature rows"):
-        metrics.kid(y, y)
+def test_operating_points_at_their_limits():
+    is_tail = np.array([0, 0, 0, 1, 1, 1], bool)
+    apart = np.array([0.1, 0.2, 0.3, 0.7, 0.8, 0.9])
+    assert metrics.tail_missed(apart, is_tail) == metrics.head_flagged(apart, is_tail) == 0
+    assert metrics.tail_missed(1 - apart, is_tail) == metrics.head_flagged(1 - apart, is_tail) == 1
+    assert metrics.tail_ranking(apart, is_tail) == (1, 1)
+    for number in (metrics.tail_missed, metrics.head_flagged):
+        assert np.isnan(number(apart, np.zeros(6, bool))) and np.isnan(number(apart, np.ones(6, bool)))
+        with pytest.raises(ValueError, match="1 of 6 tail scores are NaN"):
+            number(np.where(apart == 0.3, np.nan, apart), is_tail)
 
 
-def test_halves_share_no_case_and_lose_no_tile():
-    groups = np.repeat(["a", "b", "c", "d", "e"], [3, 8, 5, 1, 6])
-    for left, right in metrics.halves(groups, repeats=20):
-        assert not set(groups[left]) & set(groups[right])
-        assert sorted([*left, *right]) == list(range(23))
+def test_auroc_of_each_class_agrees_with_scikit_learn_and_an_absent_class_is_nan():
+    true, p = probabilities()
+    assert metrics.auroc(true, p).mean() == pytest.approx(sk.roc_auc_score(true, p, multi_class="ovr"))
+    absent = metrics.auroc(true[true != 2], p[true != 2])
+    assert np.isnan(absent[2]) and not np.isnan(absent[[0, 1, 3]]).any()
 
 
-def test_the_floor_is_that_of_other_cases():
-    # each case has its own colour: real tiles of other cases are far apart, and synthetic tiles of the same kind are no farther
-    rng = np.random.default_rng(0)
-    groups = np.repeat(np.arange(12), 8)
-    real = rng.normal(size=(96, 6)) + rng.normal(size=(12, 6))[groups]
-    same = rng.normal(size=(96, 6)) + rng.normal(size=(12, 6))[groups]
-    value, floor, n = metrics.kid_beside_floor(real, same, groups, repeats=40)
-    assert n >= 40 and np.median(floor) > metrics.kid(real[::2], real[1::2])
-    assert (value > floor).mean() < 0.9
-    value, floor, _ = metrics.kid_beside_floor(real, same + 2, groups, repeats=40)
-    assert (value > floor).all()
+def test_calibration_agrees_with_torchmetrics():
+    torchmetrics = pytest.importorskip("torchmetrics.functional.classification")
+    import torch
+
+    true, p = probabilities()
+    theirs = torchmetrics.multiclass_calibration_error(torch.from_numpy(p), torch.from_numpy(true), num_classes=4, n_bins=15, norm="l1")
+    assert metrics.ece(true, p) == pytest.approx(float(theirs), abs=1e-6)
 
 
-def test_floor_needs_ten_tiles_in_each_half_of_the_cases():
-    x, y = gaussians(60, 30)
-    with pytest.raises(ValueError, match="n too small to say: 5 tiles"):
-        metrics.kid_beside_floor(x, y, ["big"] * 55 + ["small"] * 5)
-    with pytest.raises(ValueError, match="n too small to say: 0 tiles"):
-        metrics.kid_beside_floor(x, y, ["only"] * 60)
+def test_calibration_of_honest_overconfident_and_certain_probabilities():
+    true, p = probabilities(n=20_000)
+    assert metrics.ece(true, p) < 0.02 and metrics.classwise_ece(true, p).max() < 0.02, "drawn from these very probabilities"
+    sharper = p**3 / (p**3).sum(1, keepdims=True)
+    assert metrics.ece(true, sharper) > 0.1 > 5 * metrics.ece(true, p)
+    assert metrics.ece(true, np.eye(4)[true]) == 0 and metrics.ece(true, np.eye(4)[(true + 1) % 4]) == 1
+    assert metrics.brier(true, np.eye(4)[true]) == 0 and metrics.brier(true, np.eye(4)[(true + 1) % 4]) == 2
+    assert metrics.nll(true, np.full((len(true), 4), 0.25)) == pytest.approx(np.log(4))
+    assert metrics.nll(true, p) == pytest.approx(sk.log_loss(true, p))
 
 
-def test_nearest_finds_copies_at_distance_zero():
-    keys, queries = gaussians(50, 9, seed=3)
-    queries[4] = keys[31]
-    distance, index = metrics.nearest(queries, keys, k=3, block=4)
-    brute = np.linalg.norm(queries[:, None] - keys, axis=-1)
-    assert (index == np.argsort(brute, axis=1)[:, :3]).all()
-    np.testing.assert_allclose(distance, np.sort(brute, axis=1)[:, :3])
-    assert distance[4, 0] == 0 and index[4, 0] == 31
-    with pytest.raises(ValueError, match="at least k = 3"):
-        metrics.nearest(queries, keys[:2], k=3)
+@pytest.mark.parametrize("broken", [np.full((4, 3), 0.5), np.full((4, 3), np.nan), np.full((3, 3), 1 / 3)])
+def test_probabilities_that_are_none_are_refused(broken):
+    with pytest.raises(ValueError, match="probabilities must be"):
+        metrics.ece([0, 1, 2, 0], broken)
+
+
+def test_overlap_counts_pixels_and_leaves_out_what_holds_no_foreground():
+    truth, called = np.zeros((2, 4, 4), bool)
+    truth[:2], called[1:3] = True, True
+    tp, fp, fn = (truth & called).sum(), (~truth & called).sum(), (truth & ~called).sum()
+    assert metrics.dice(tp, fp, fn) == pytest.approx(sk.f1_score(truth.ravel(), called.ravel()))
+    assert metrics.iou(tp, fp, fn) == pytest.approx(sk.jaccard_score(truth.ravel(), called.ravel()))
+    np.testing.assert_equal(metrics.dice([0, 3, 0], [0, 0, 2], [0, 0, 0]), [np.nan, 1, 0])
+    np.testing.assert_equal(metrics.iou([0, 3, 0], [0, 0, 2], [0, 0, 0]), [np.nan, 1, 0])

@@ -10,7 +10,7 @@ import planted
 import pytest
 from planted import CLASSES, dataset, predict, predicted, tiles
 
-from histokit import claims, files, likeness, metrics, predictions, verdict
+from histokit import claims, files, likeness, metrics, predictions, set_metrics, verdict
 
 ROWS = tiles([20, 15, 12, 10])
 
@@ -303,7 +303,7 @@ def test_a_tile_without_a_score_has_none():
 
 
 def test_a_picture_of_few_tiles_is_refused():
-    with pytest.raises(metrics.TooSmall, match="9 real tiles"):
+    with pytest.raises(set_metrics.TooSmall, match="9 real tiles"):
         likeness.umap(np.ones((9, 3)), np.ones((2, 3)))
 
 
