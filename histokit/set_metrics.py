@@ -30,6 +30,7 @@ def _features(*sets, least, what):
             raise ValueError(f"{(~np.isfinite(x).all(1)).sum()} of {len(x)} feature rows hold NaN or infinity; check the encoder")
     return sets
 
+
 # --- Frechet distance ------------------------------------------------------------------------------------------------
 
 

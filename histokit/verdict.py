@@ -64,11 +64,11 @@ def measure(predictions, held, *, resamples=2000, seed=0):
         return np.concatenate([metrics.recall(confusion), np.stack(groups, -1)], -1)
 
     strata = stats.strata(p.y, p.case)
-    weights, (without, block) = stats.resample(strata, len(p.seeds), resamples, seed), stats.leave_out(strata, len(p.seeds), seed=seed)
+    weights, (without, block) = stats.resample(strata, p.runs, resamples, seed), stats.leave_out(strata, p.runs, seed=seed)
     value, drawn, left = {}, {}, {}
     for arm, called in zip(p.arms, p.called, strict=True):
         by_case = stats.confusion_by_case(p.y, called, p.case, len(names))
-        value[arm] = stats.estimate(by_case, statistic, len(p.seeds), len(names))
+        value[arm] = stats.estimate(by_case, statistic, len(names))
         drawn[arm] = stats.replicates(by_case, weights, statistic, len(names))
         left[arm] = stats.replicates(by_case, without, statistic, len(names))
     return Measured(p, dict(held.roles), classes_of, left_out, value, drawn, left, block, resamples)
