@@ -1,10 +1,10 @@
 """Differences between arms, with intervals that hold when cases and training seeds are drawn anew.
 
 The unit is the case: tiles of one case are no independent evidence. Cases, draws of the rare tiles (or, with one draw, generator
-seeds) and classifier seeds are resampled together, the same resamples for every arm, so arms subtract replicate by replicate. A case is a weight: what a resample needs is one weighted sum of
-per-case confusion counts, which makes 2,000 resamples a sparse matrix product. Plain percentile intervals are too narrow at
-eight cases (83 to 93 % coverage, simulated in tests); drawing n - 1 of n units and Student's t with effective degrees of freedom
-are not. Nothing here knows a class name or an arm.
+seeds) and classifier seeds are resampled together, the same resamples for every arm, so arms subtract replicate by replicate. A case
+is a weight: what a resample needs is one weighted sum of per-case confusion counts, which makes 2,000 resamples a sparse matrix
+product. Plain percentile intervals are too narrow at eight cases (83 to 93 % coverage, simulated in tests); drawing n - 1 of n units
+and Student's t with effective degrees of freedom are not. Nothing here knows a class name or an arm.
 """
 
 from typing import NamedTuple
@@ -80,7 +80,7 @@ def resample(strata, runs, n=2000, seed=0):
 
 
 def redrawn(runs):
-    """What is resampled of `runs` besides cases: {"classifier seeds": level [R], "draws" or "generator seeds": level [R]}, two levels or more."""
+    """What is resampled besides cases: level [R] of each run by "classifier seeds" and "draws" or "generator seeds", if two or more."""
     draw, generator, seed = (np.unique(column, return_inverse=True)[1] for column in np.asarray(runs).T)
     levels = {"classifier seeds": seed} | ({"draws": draw} if draw.max() else {"generator seeds": generator})
     return {name: level for name, level in levels.items() if level.max()}
@@ -151,7 +151,8 @@ def estimate(by_case, statistic, n_classes):
 def degrees_of_freedom(left_out, block):
     """Effective degrees of freedom [E] of a stratified mean; infinite when nothing varies.
 
-    Satterthwaite (1946): (sum v_h)^2 / sum(v_h^2 / (n_h - 1)) with v_h the jackknife variance of block h, seeds and draws being a block each.
+    Satterthwaite (1946): (sum v_h)^2 / sum(v_h^2 / (n_h - 1)) with v_h the jackknife variance of block h; seeds and draws are
+    a block each.
 
     Args:
         left_out: [R, E] jackknife replicates (of a difference: replicates of one arm minus the other).
