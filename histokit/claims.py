@@ -31,8 +31,8 @@ class Difference:
     high: float
     tiles: int
     cases: int
-    seeds: int
-    found: list  # tiles found, per seed
+    seeds: int  # classifier seeds
+    found: list  # tiles found, per run: a draw, a generator seed and a classifier seed
     base_found: list
     smallest: int = MIN_CASES  # test cases of the class with the fewest
     p: float = np.nan  # sign flips over cases
@@ -77,10 +77,10 @@ def points(difference, low=np.nan, high=np.nan):
 
 
 def counts(found, tiles):
-    """How many were found: `5 of 14`, or where seeds differ `5.2 of 14 (4 to 7 over 6 seeds)`."""
+    """How many were found: `5 of 14`, or where runs differ `5.2 of 14 (4 to 7 over 6 runs)`."""
     if min(found) == max(found):
         return f"{found[0]:.0f} of {tiles}"
-    return f"{np.mean(found):.1f} of {tiles} ({min(found):.0f} to {max(found):.0f} over {len(found)} seeds)"
+    return f"{np.mean(found):.1f} of {tiles} ({min(found):.0f} to {max(found):.0f} over {len(found)} runs)"
 
 
 def scope(draws=1, generators=1):

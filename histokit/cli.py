@@ -34,8 +34,14 @@ def parser():
         sub.add_argument("recipe", help="YAML file, for example params/demo.yaml")
         sub.add_argument("-p", "--parameter", action="append", default=[], metavar="[STEP.]NAME=VALUE", help="wins over the recipe")
 
+    def replicated(sub):
+        text = "also runs of other {}, for an interval that holds their luck (default 1)"
+        sub.add_argument("--draws", type=int, default=1, metavar="N", help=text.format("tiles of the classes made rare"))
+        sub.add_argument("--generator-seeds", type=int, default=1, metavar="N", help=text.format("generator seeds"))
+
     run = command("run", _run, "run what is not done yet of a recipe")
     recipe(run)
+    replicated(run)
     run.add_argument("-n", "--dry-run", action="store_true", help="show jobs, estimated time and disk, and each papermill command")
     run.add_argument("--only", nargs="+", default=[], metavar="STEP", help="keep to these step ids")
     run.add_argument("--classes", nargs="+", default=[], metavar="CLASS", help="keep to these classes")
@@ -43,7 +49,9 @@ def parser():
     run.add_argument("-j", "--jobs", type=int, default=1, metavar="N", help="jobs at a time; the cores are shared out (default 1)")
     run.add_argument("-y", "--yes", action="store_true", help="redo more than ten minutes of finished work without asking")
 
-    recipe(command("status", _status, "what is done, stale (and why) or missing, and the time to redo it"))
+    status = command("status", _status, "what is done, stale (and why) or missing, and the time to redo it")
+    recipe(status)
+    replicated(status)
 
     doctor = command("doctor", _doctor, "versions, device, memory, and weights found or missing")
     doctor.add_argument("--base", default="", metavar="PATH", help="also draw a sample with this base model into outputs/doctor.png")
@@ -67,32 +75,62 @@ def _read(arguments):
     return recipe.read(arguments.recipe, arguments.parameter)
 
 
+def _study(arguments):
+    """The recipe and, after it, its replicates: what --draws and --generator-seeds ask for."""
+    from histokit import recipe
+
+    return recipe.study(_read(arguments), arguments.draws, arguments.generator_seeds)
+
+
+def _parts(arguments):
+    """(recipe, step ids to keep to, step ids to redo) of each replicate that has any of them; RecipeError for an id none has."""
+    from histokit import recipe
+
+    found = _study(arguments)
+    every = list(dict.fromkeys(id for one in found for id in one.steps))
+    for id in (*arguments.only, *arguments.force):
+        if id not in every:
+            raise recipe.RecipeError(f"no step {id!r} in {arguments.recipe}{recipe.nearest(id, every)}")
+    for one in found:
+        only, force = ([id for id in asked if id in one.steps] for asked in (arguments.only, arguments.force))
+        if only or not arguments.only:
+            yield one, only, force
+
+
 def _run(arguments):
     from histokit import batch
 
-    recipe = _read(arguments)
-    if arguments.dry_run:
-        return _dry_run(arguments, recipe)
     if arguments.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {arguments.jobs}")
+    parts = list(_parts(arguments))
+    if arguments.dry_run:
+        return max(_dry_run(arguments, *part, several=len(parts) > 1) for part in parts)
     live = sys.stdout.isatty()
     clear = "\r\x1b[K" if live else ""
-    results = batch.run(
-        recipe, only=arguments.only, classes=arguments.classes, force=arguments.force, workers=arguments.jobs, yes=arguments.yes,
-        ask=input if sys.stdin.isatty() else None, say=lambda line: print(clear + line, flush=True),
-        tick=(lambda line: print(clear + line[: os.get_terminal_size().columns - 1], end="", flush=True)) if live else None,
-    )  # fmt: skip
-    print(*batch.summary(results, recipe), sep="\n")
-    return int(any(r.state in ("failed", "not run") for r in results.values()))
+    failed = False
+    for recipe, only, force in parts:
+        if len(parts) > 1:
+            print(f"\n{recipe.experiment}", flush=True)
+        results = batch.run(
+            recipe, only=only, classes=arguments.classes, force=force, workers=arguments.jobs, yes=arguments.yes,
+            ask=input if sys.stdin.isatty() else None, say=lambda line: print(clear + line, flush=True),
+            tick=(lambda line: print(clear + line[: os.get_terminal_size().columns - 1], end="", flush=True)) if live else None,
+        )  # fmt: skip
+        print(*batch.summary(results, recipe), sep="\n")
+        failed |= any(r.state in ("failed", "not run") for r in results.values())
+        if failed and recipe is not parts[-1][0]:
+            print("not run for that reason: the other replicates and what compares them")
+            break
+    return int(failed)
 
 
-def _dry_run(arguments, recipe):
+def _dry_run(arguments, recipe, only, force, several=False):
     from histokit import batch, files, jobs, notebooks
 
-    found = jobs.expand(recipe)
-    batch.select(recipe, found, only=arguments.force)
-    states = [jobs.look(j) for j in batch.select(recipe, found, arguments.only, arguments.classes)]
-    again = {s.job.id for s in batch.redo(states, arguments.force)}
+    if several:
+        print(f"\n{recipe.experiment}")
+    states = [jobs.look(j) for j in batch.select(recipe, jobs.expand(recipe), only, arguments.classes)]
+    again = {s.job.id for s in batch.redo(states, force)}
     todo = [s for s in states if s.state != "done" or s.job.id in again]
     width = _width(states)
     seconds, room, unknown = 0, 0, 0
@@ -131,11 +169,16 @@ def _short(path, root):
 def _status(arguments):
     from histokit import batch, jobs
 
-    states = [jobs.look(j) for j in jobs.expand(_read(arguments))]
-    width = _width(states)
-    for s in states:
-        takes = s.seconds if s.seconds is not None else jobs.expected(s.job)[0]
-        print(f"{s.job.name:<{width}}  {'' if s.state == 'unknown' else s.state:<11}  {batch.duration(takes):>7}  {s.why}".rstrip())
+    states, study = [], _study(arguments)
+    for recipe in study:
+        if len(study) > 1:
+            print(f"\n{recipe.experiment}")
+        mine = [jobs.look(j) for j in jobs.expand(recipe)]
+        width = _width(mine)
+        for s in mine:
+            takes = s.seconds if s.seconds is not None else jobs.expected(s.job)[0]
+            print(f"{s.job.name:<{width}}  {'' if s.state == 'unknown' else s.state:<11}  {batch.duration(takes):>7}  {s.why}".rstrip())
+        states += mine
     counts = {state: sum(s.state == state for s in states) for state in dict.fromkeys(s.state for s in states)}
     print("\n" + ", ".join(f"{n} {'not yet known' if state == 'unknown' else state}" for state, n in counts.items()))
     return 0

@@ -59,7 +59,7 @@ def expand(recipe, root=None):
         classes_of[step.id] = names
         for name in names:
             part = "all" if step.pinned else files.slug(name) if name and known else ""
-            above = tuple((p, c) for p in step.parents for c in _matching(classes_of[p], name))
+            above = tuple((p, c) for p in step.parents if p in classes_of for c in _matching(classes_of[p], name))
             parameters = recipes.parameters(recipe, step, name)
             jobs.append(Job(step.id, name, step.notebook, home / step.id / part, parameters, above, known))
     if problems:
@@ -98,7 +98,7 @@ def _classes(recipe, step, home, problems):
 
 def _dataset(recipe, step, home, problems):
     """(classes, roles, dataset.json) of a step's data; before 00 has run, the description's classes and roles None."""
-    frozen = home / step.dataset / "dataset.json"
+    frozen = home.parent / recipe.source / step.dataset / "dataset.json"
     if step.dataset and frozen.exists():
         dataset = files.read_json(frozen)
         return dataset["classes"], dataset["roles"], frozen
@@ -106,6 +106,8 @@ def _dataset(recipe, step, home, problems):
         return [], None, frozen
     from histokit import describe
 
+    if step.dataset not in recipe.steps:  # a replicate, looked at before what it inherits from has run
+        return [], None, frozen
     given = recipes.parameters(recipe, recipe.steps[step.dataset])
     try:
         return describe.describe(given["dataset"], given.get("data_root", ""), given.get("budget")).classes, None, frozen

@@ -11,6 +11,7 @@ from pathlib import Path
 from histokit import files, keys, locks
 
 RECORD = "run.json"
+GENERATOR = re.compile(r"-g\d+$")  # a replicate of the generator alone; it reads what it has not made itself from the experiment before
 
 
 def folder(experiment, step, class_name="", shard=""):
@@ -34,19 +35,36 @@ def read(folder):
 
 
 def find(experiment, step, class_name):
-    """The folder of a finished run of `step`: of the class, else over all, else the step itself; None without one."""
+    """The folder of a finished run of `step`: of the class, else over all, else the step itself; None without one.
+
+    A generator replicate, <experiment>-g1, has only what its seed changes; the rest is found in <experiment>.
+    """
     wanted = [class_name] if class_name else []
-    places = [folder(experiment, step, name) for name in (*wanted, "all", "")]
+    places = [folder(name, step, part) for name in lineage(experiment) for part in (*wanted, "all", "")]
     return next((place for place in places if (read(place) or {}).get("status") == "done"), None)
 
 
+def replicate(experiment, draw=0, generator=0):
+    """The name of a replicate's experiment; draw 0 and generator 0 are the experiment itself."""
+    return experiment + (f"-d{draw}" if draw else "") + (f"-g{generator}" if generator else "")
+
+
+def lineage(experiment):
+    """The experiment, and the one it replicates with another generator seed."""
+    return list(dict.fromkeys((experiment, GENERATOR.sub("", experiment))))
+
+
 def find_all(experiment, step):
-    top, found = folder(experiment, step), {}
-    for path in sorted([top, *top.glob("*/")]):
-        record = read(path)
-        if record and record["status"] == "done":
-            found[record.get("class_name", "")] = path
-    return found
+    """{class name: folder} of every finished run of `step`, in the experiment or else in the one it replicates."""
+    for name in lineage(experiment):
+        top, found = folder(name, step), {}
+        for path in sorted([top, *top.glob("*/")]):
+            record = read(path)
+            if record and record["status"] == "done":
+                found[record.get("class_name", "")] = path
+        if found:
+            return found
+    return {}
 
 
 def output_files(folder):

@@ -16,17 +16,17 @@ COLUMNS = ("tile_id", "case_id", "split", "arm", "seed", "gen_seed", "y")
 
 @dataclass(frozen=True)
 class Predictions:
-    """What every arm said about the same test tiles."""
+    """What every arm said about the same test tiles, in every run: a draw of the rare tiles, a generator seed, a classifier seed."""
 
     classes: list
     arms: list  # [A]
-    seeds: list  # [S], common to all arms
+    runs: np.ndarray  # [R, 3] int, common to all arms, see `stats.crossed`
     tile_id: np.ndarray  # [N] str
     case_id: np.ndarray  # [N] str
     y: np.ndarray  # [N] int label ids
-    called: np.ndarray  # [A, S, N] int label ids
-    gen_seeds: dict  # arm -> generator seeds seen in its files
-    hashes: dict  # "arm/seed" -> sha256 of the file
+    called: np.ndarray  # [A, R, N] int label ids
+    probabilities: np.ndarray  # [A, R, N, C] float
+    hashes: dict  # "arm/seed", after "experiment/" for a replicate -> sha256 of the file
     notes: list  # what was left out, in words
 
     @property
@@ -34,12 +34,21 @@ class Predictions:
         """[N] int, the case of each tile."""
         return np.unique(self.case_id, return_inverse=True)[1]
 
+    def levels(self, column):
+        """The distinct draws (0), generator seeds (1) or classifier seeds (2)."""
+        return sorted(set(self.runs[:, column].tolist()))
 
-def read(folder, classes, arms=()):
-    """The test predictions below the folder of a finished 06_classifier.
+    @property
+    def seeds(self):
+        return self.levels(2)
+
+
+def read(folders, classes, arms=()):
+    """The test predictions below the folders of finished 06_classifier steps.
 
     Args:
-        folder: holds `<arm>/<seed>/predictions.parquet`.
+        folders: one folder, or {(draw, generator): folder}; each holds `<arm>/<seed>/predictions.parquet`. An arm that generator 0 of
+            a draw alone has, for want of synthetic tiles, stands for every generator of that draw.
         classes: class list of the dataset; a file with another one is refused.
         arms: names in the order to show them; others found follow.
 
@@ -47,41 +56,69 @@ def read(folder, classes, arms=()):
         FileNotFoundError: no predictions, or none of a named arm.
         ValueError: names the file and what is wrong with it: other tiles, other labels, other classes, NaN, a tile twice.
     """
+    folders = folders if isinstance(folders, dict) else {(0, 0): folders}
+    tables, hashes = {}, {}
+    for (draw, generator), folder in folders.items():
+        own, sums = _tables(folder, classes)
+        shared = (
+            {key: tables[draw, 0, *key] for key in _keys(tables, draw, 0) if key[0] not in {arm for arm, _ in own}} if generator else {}
+        )
+        tables |= {(draw, generator, *key): table for key, table in (own | shared).items()}
+        where = "" if (draw, generator) == (0, 0) else f"{Path(folder).parent.name}/"
+        hashes |= {(draw, generator, *key): (f"{where}{key[0]}/{key[1]}", value) for key, value in sums.items()}
+    first_folder = next(iter(folders.values()))
+    found = list(dict.fromkeys(arm for _, _, arm, _ in tables))
+    missing = [arm for arm in arms if arm not in found]
+    if missing or not tables:
+        what, held = f"arm {missing[0]!r}" if missing else "any arm", ", ".join(found) or "nothing"
+        raise FileNotFoundError(f"{first_folder} holds no predictions.parquet of {what} (found: {held}); run that step again")
+    order = [*arms, *(arm for arm in found if arm not in arms)]
+    of = {arm: {(d, g, s) for d, g, a, s in tables if a == arm} for arm in order}
+    runs = sorted(set.intersection(*of.values()))
+    if not runs:
+        raise ValueError(f"{first_folder}: no classifier seed is common to all arms ({of}); arms are compared seed by seed")
+    more = {arm: sorted(held - set(runs)) for arm, held in of.items() if held - set(runs)}
+    notes = [f"{_said(dropped)} of {arm} are left out: not every arm has them" for arm, dropped in more.items()]
+    d, g, s = runs[0]
+    first_key, first = (order[0], d, g, s), tables[d, g, order[0], s]
+    for arm in order:
+        for d, g, s in runs:
+            _same_tiles(first_folder, (arm, d, g, s), tables[d, g, arm, s], first_key, first)
+    scores = [f"p_{name}" for name in classes]
+    p = np.array([[tables[d, g, arm, s][scores].to_numpy() for d, g, s in runs] for arm in order])
+    return Predictions(
+        classes=list(classes),
+        arms=order,
+        runs=np.array(runs),
+        tile_id=first["tile_id"].to_numpy(str),
+        case_id=first["case_id"].to_numpy(str),
+        y=first["y"].to_numpy(int),
+        called=p.argmax(-1),
+        probabilities=p,
+        hashes=dict(hashes[d, g, arm, s] for arm in order for d, g, s in runs if (d, g, arm, s) in hashes),
+        notes=notes,
+    )
+
+
+def _keys(tables, draw, generator):
+    return [(arm, seed) for d, g, arm, seed in tables if (d, g) == (draw, generator)]
+
+
+def _said(runs):
+    """Runs in words: `seeds [4, 5]`, or with their draw and generator where there are several."""
+    plain = all((d, g) == (0, 0) for d, g, _ in runs)
+    return f"seeds {[s for _, _, s in runs]}" if plain else "runs " + ", ".join(f"draw {d} generator {g} seed {s}" for d, g, s in runs)
+
+
+def _tables(folder, classes):
+    """{(arm, seed): test rows} and {(arm, seed): sha256} of one folder."""
     tables, hashes = {}, {}
     for path in sorted(Path(folder).glob("*/*/predictions.parquet")):
         table, key = _checked(path, classes)
         if key in tables:
             raise ValueError(f"{path}: arm {key[0]!r}, seed {key[1]} is already in another folder; remove the copy")
-        tables[key], hashes[f"{key[0]}/{key[1]}"] = table, files.sha256(path)
-    found = list(dict.fromkeys(arm for arm, _ in tables))
-    missing = [arm for arm in arms if arm not in found]
-    if missing or not tables:
-        what, held = f"arm {missing[0]!r}" if missing else "any arm", ", ".join(found) or "nothing"
-        raise FileNotFoundError(f"{folder} holds no predictions.parquet of {what} (found: {held}); run that step again")
-    order = [*arms, *(arm for arm in found if arm not in arms)]
-    seeds_of = {arm: {seed for a, seed in tables if a == arm} for arm in order}
-    seeds = sorted(set.intersection(*seeds_of.values()))
-    if not seeds:
-        raise ValueError(f"{folder}: no classifier seed is common to all arms ({seeds_of}); arms are compared seed by seed")
-    more = {arm: sorted(held - set(seeds)) for arm, held in seeds_of.items() if held - set(seeds)}
-    notes = [f"seeds {dropped} of {arm} are left out: not every arm has them" for arm, dropped in more.items()]
-    first = tables[order[0], seeds[0]]
-    for arm in order:
-        for seed in seeds:
-            _same_tiles(folder, (arm, seed), tables[arm, seed], (order[0], seeds[0]), first)
-    scores = [f"p_{name}" for name in classes]
-    return Predictions(
-        classes=list(classes),
-        arms=order,
-        seeds=seeds,
-        tile_id=first["tile_id"].to_numpy(str),
-        case_id=first["case_id"].to_numpy(str),
-        y=first["y"].to_numpy(int),
-        called=np.array([[tables[arm, seed][scores].to_numpy().argmax(1) for seed in seeds] for arm in order]),
-        gen_seeds={arm: sorted({int(g) for s in seeds for g in tables[arm, s]["gen_seed"].unique()}) for arm in order},
-        hashes={f"{arm}/{seed}": hashes[f"{arm}/{seed}"] for arm in order for seed in seeds},
-        notes=notes,
-    )
+        tables[key], hashes[key] = table, files.sha256(path)
+    return tables, hashes
 
 
 def _checked(path, classes):
@@ -111,7 +148,7 @@ def _checked(path, classes):
 def _same_tiles(folder, key, table, first_key, first):
     for column in ("tile_id", "case_id", "y"):
         if len(table) != len(first) or (table[column] != first[column]).any():
-            one, other = ("/".join(map(str, k)) for k in (key, first_key))
+            one, other = ("/".join(map(str, (k[0], k[3]))) + (f" of draw {k[1]}, generator {k[2]}" * any(k[1:3])) for k in (key, first_key))
             raise ValueError(
                 f"{folder}: {one} and {other} do not hold the same test tiles ({len(table)} and {len(first)} rows, "
                 f"first differing in {column}); arms are compared tile by tile, so run that step again"

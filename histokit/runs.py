@@ -152,13 +152,16 @@ class Run:
         self._save()
         return places.restored(name)
 
-    def parent(self, step, class_name=None):
-        """The folder of the finished run of `step` for this class: its own, else `all`, else the step's only one."""
+    def parent(self, step, class_name=None, experiment=""):
+        """The folder of the finished run of `step` for this class: its own, else `all`, else the step's only one.
+
+        `experiment`: another one than the run's own, such as a replicate of it.
+        """
         wanted = self.class_name if class_name is None else class_name
-        found = places.find(self.experiment, step, wanted)
+        found = places.find(experiment or self.experiment, step, wanted)
         if found is None:
-            raise FileNotFoundError(_missing(self, step, wanted))
-        self._record_parent(step, wanted, {places.relative(found): places.read(found)["outputs_sha256"]})
+            raise FileNotFoundError(_missing(self, step, wanted, experiment or self.experiment))
+        self._record_parent(step, wanted, {places.relative(found): places.read(found)["outputs_sha256"]}, experiment)
         return found
 
     def parents(self, step):
@@ -169,8 +172,8 @@ class Run:
         self._record_parent(step, "*", {places.relative(path): places.read(path)["outputs_sha256"] for path in found.values()})
         return found
 
-    def _record_parent(self, step, class_name, hashes):
-        request = {"step": step, "class_name": class_name, "found": hashes}
+    def _record_parent(self, step, class_name, hashes, experiment=""):
+        request = {"step": step, "class_name": class_name, "found": hashes} | ({"experiment": experiment} if experiment else {})
         if request not in self.record["parents"]:
             self.record["parents"].append(request)
             self._save()
@@ -280,8 +283,8 @@ def _changes(record, key):
         if not keys.same(places.restored(name), facts):
             changes.append(f"input {name} changed" if places.restored(name).exists() else f"input {name} is gone")
     for request in record.get("parents", []):
-        step, wanted = request["step"], request["class_name"]
-        found = places.find_all(record["experiment"], step).values() if wanted == "*" else [places.find(record["experiment"], step, wanted)]
+        step, wanted, whose = request["step"], request["class_name"], request.get("experiment", record["experiment"])
+        found = places.find_all(whose, step).values() if wanted == "*" else [places.find(whose, step, wanted)]
         if None in found or not found:
             changes.append(f"parent {step} is not there or not finished")
         elif {places.relative(path): places.read(path)["outputs_sha256"] for path in found} != request["found"]:
@@ -289,14 +292,16 @@ def _changes(record, key):
     return changes
 
 
-def _missing(run, step, class_name):
-    top = places.folder(run.experiment, step)
+def _missing(run, step, class_name, experiment=""):
+    experiment = experiment or run.experiment
+    top = places.folder(experiment, step)
     half = [path for path in (top, *top.glob("*/")) if (places.read(path) or {}).get("status") in ("running", "failed")]
     state = f"; {places.relative(half[0])} is {places.read(half[0])['status']}" if half else ""
     others = "" if class_name else "; per-class results are read with run.parents"
-    how = f"`histokit run {run.recipe} --only {step}`" if run.recipe else f"the notebook of {step} with experiment {run.experiment!r}"
+    how = f"`histokit run {run.recipe} --only {step}`" if run.recipe else f"the notebook of {step} with experiment {experiment!r}"
+    how = how if experiment == run.experiment else f"`histokit run {run.recipe or 'RECIPE'} --draws N --generator-seeds N`"
     where = f" for class {class_name!r}" if class_name not in ("", "all") else ""
-    return f"no finished run of {step}{where} in outputs/{run.experiment}{state}. Make it with {how}{others}"
+    return f"no finished run of {step}{where} in outputs/{experiment}{state}. Make it with {how}{others}"
 
 
 def _announce(run, changes, resume):

@@ -147,11 +147,12 @@ def _place_unlabelled(manifest, unit, fractions, seed):
     manifest.loc[loose, "split"] = unit[loose].map(known).fillna("train")
 
 
-def budget(manifest, limits, seed):
+def budget(manifest, limits, seed, draw=0):
     """The manifest with training tiles beyond the budget marked `use = withheld`; val and test stay whole.
 
     Args:
         limits: {class: {"tiles": 15, "cases": 3}}; without `cases`, tiles of as many cases as chance picks.
+        draw: another number keeps other tiles, by another chance.
 
     Raises:
         ValueError: the class has fewer training tiles or cases than its budget asks for.
@@ -169,7 +170,7 @@ def budget(manifest, limits, seed):
                 + f"; it has {len(train)} of {len(sizes)}" + (f", and its {cases} largest hold {largest}" if cases else "")
                 + "; lower the budget"
             )  # fmt: skip
-        rng = np.random.default_rng(files.seed(seed, "budget", name))
+        rng = np.random.default_rng(files.seed(seed, "budget", name, *([draw] if draw else [])))
         chosen = train.index if cases is None else train.index[train["case_id"].isin(_pick_cases(sizes, cases, tiles, rng))]
         keep = _pick_tiles(train.loc[chosen, "case_id"], tiles, rng, even=cases is not None)
         manifest.loc[train.index.difference(keep), "use"] = "withheld"

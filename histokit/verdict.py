@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 
-from histokit import claims, metrics, stats
+from histokit import claims, metrics, places, stats
 
 VERSION = 2
 LEVEL = 0.95
@@ -87,7 +87,7 @@ def difference(m, arm, baseline, endpoint):
     p, e = m.predictions, m.endpoints.index(endpoint)
     mask, cases, smallest = _counts(m, endpoint)
     a, b = p.called[p.arms.index(arm)], p.called[p.arms.index(baseline)]
-    hits, base_hits = a == p.y, b == p.y  # [S, N]
+    hits, base_hits = a == p.y, b == p.y  # [R, N]
     low = high = chance = np.nan
     value, base = m.value[arm][e], m.value[baseline][e]
     if cases >= stats.MIN_CASES and smallest >= 2 and len(p.seeds) >= stats.MIN_SEEDS:
@@ -206,7 +206,13 @@ def cast(specs, arms, baseline="", judged=""):
     return Roles(baseline, judged, rivals, judged in made, spec.get("synthetic", ""), spec.get("status", "kept"))
 
 
-def conclude(m, parts, held, made=None, *, demo=False, draws=1, generators=1):
+def folders(run, step, draws=1, generators=1):
+    """{(draw, generator): folder of the finished `step`} of the experiment and its replicates, see `recipe.study`."""
+    replicates = [(d, g) for d in range(draws) for g in range(generators)]
+    return {(d, g): run.parent(step, experiment=places.replicate(run.experiment, d, g) if d or g else "") for d, g in replicates}
+
+
+def conclude(m, parts, held, made=None, *, demo=False):
     """Everything results.json holds: the sentence first, the numbers behind it, how they were made.
 
     `made`: the synthetic tiles the judged arm trained on; a rare class without any is named in the sentence.
@@ -214,7 +220,7 @@ def conclude(m, parts, held, made=None, *, demo=False, draws=1, generators=1):
     p, every = m.predictions, differences(m, parts.baseline)
     rivals = [difference(m, parts.judged, rival, TAIL) for rival in parts.rivals]
     mine = every[parts.judged]
-    generators = generators if parts.generated else 0
+    draws, generators = len(p.levels(0)), len(p.levels(1)) if parts.generated else 0
     lacking = [name for name in held.tail if name not in set(made["label"])] if made is not None and parts.generated else []
     count = {"rare": bool(held.tail), "draws": draws, "generators": generators, "has_cases": held.has_cases}
     return {
@@ -224,10 +230,9 @@ def conclude(m, parts, held, made=None, *, demo=False, draws=1, generators=1):
         "baseline": parts.baseline,
         "demo": demo,
         "n": {"tiles": len(p.y), "cases": len(set(p.case)) if held.has_cases else None, "seeds": len(p.seeds), **count},
-        "seeds": p.seeds,
-        "generator_seeds": p.gen_seeds,
+        "runs": p.runs.tolist(),
         "interval": {
-            "method": "bootstrap over cases (stratified by class) and classifier seeds together, n - 1 of n units, "
+            "method": f"bootstrap over {', '.join(['cases (stratified by class)', *stats.redrawn(p.runs)])} together, n - 1 of n units, "
             "Student's t with Satterthwaite degrees of freedom",
             "level": LEVEL,
             "B": m.resamples,
