@@ -91,7 +91,7 @@ def mcc(confusion):
 def shots(train_counts):
     """Label ids by number of *real* training tiles: `many` (> 100), `medium` (20 to 100), `few` (< 20).
 
-    The groups of Liu et al. (2019), arXiv:1904.05160. Mean recall over a group is `balanced_accuracy(confusion, group)`, NaN for an empty one.
+    The groups of Liu et al. (2019), arXiv:1904.05160. Mean recall over one is `balanced_accuracy(confusion, group)`, NaN if empty.
     """
     counts = np.asarray(train_counts)
     groups = {"many": counts > 100, "medium": (counts >= 20) & (counts <= 100), "few": counts < 20}

@@ -60,9 +60,8 @@ def read(folders, classes, arms=()):
     tables, hashes = {}, {}
     for (draw, generator), folder in folders.items():
         own, sums = _tables(folder, classes)
-        shared = (
-            {key: tables[draw, 0, *key] for key in _keys(tables, draw, 0) if key[0] not in {arm for arm, _ in own}} if generator else {}
-        )
+        mine = {arm for arm, _ in own}
+        shared = {(arm, s): t for (d, g, arm, s), t in tables.items() if (d, g) == (draw, 0) and arm not in mine} if generator else {}
         tables |= {(draw, generator, *key): table for key, table in (own | shared).items()}
         where = "" if (draw, generator) == (0, 0) else f"{Path(folder).parent.name}/"
         hashes |= {(draw, generator, *key): (f"{where}{key[0]}/{key[1]}", value) for key, value in sums.items()}
@@ -98,10 +97,6 @@ def read(folders, classes, arms=()):
         hashes=dict(hashes[d, g, arm, s] for arm in order for d, g, s in runs if (d, g, arm, s) in hashes),
         notes=notes,
     )
-
-
-def _keys(tables, draw, generator):
-    return [(arm, seed) for d, g, arm, seed in tables if (d, g) == (draw, generator)]
 
 
 def _said(runs):

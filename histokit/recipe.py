@@ -361,7 +361,7 @@ def study(recipe, draws=1, generators=1):
     rest = _keep(recipe, [id for id in recipe.steps if id not in judges])
     runs = [_replicate(rest, made, d, g) for d in range(draws) for g in range(generators)]
     last = _keep(recipe, judges)
-    return [*runs, _given(last, dict.fromkeys(judges, {"draws": draws, "generators": generators}))] if judges else runs
+    return [*runs, _given(last, {id: {"draws": draws, "generators": generators} for id in judges})] if judges else runs
 
 
 def _replicate(recipe, made, draw, generator):

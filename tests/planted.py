@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pandas as pd
 
-from histokit import data, files, runs
+from histokit import data, files, runs, stats
 from histokit.predictions import Predictions
 
 CLASSES = ["Adeno, mucinous", "Normal", "Polyp", "Serrated"]
@@ -36,8 +36,8 @@ def _own(kind, name):
     return np.random.default_rng(files.seed(kind, name) % 2**32).normal()
 
 
-def scores(rows, shift, seed, classes=CLASSES, noise=0.3, spread=0.7):
-    """Class scores [N, C] of one classifier; `shift` {class: raise of its right answers} is what an arm is better at.
+def scores(rows, shift, seed, classes=CLASSES, noise=0.3, spread=0.7, luck=0.0):
+    """Class scores [N, C] of one classifier; `shift` {class: raise of its right answers} is what an arm is better at, `luck` a raise of all.
 
     Cases share a part of their difficulty in all arms and seeds, tiles another, so pairs of arms are alike as in life.
     """
@@ -46,7 +46,7 @@ def scores(rows, shift, seed, classes=CLASSES, noise=0.3, spread=0.7):
     own = rng.normal(0, noise, len(classes))  # training noise, one number per class
     logits = rng.normal(0, 0.4, (len(rows), len(classes)))
     y = rows["label"].map(classes.index).to_numpy()
-    right = 1.2 + case + tile + np.array([shift.get(c, 0.0) for c in classes])[y] + own[y]
+    right = 1.2 + luck + case + tile + np.array([shift.get(c, 0.0) for c in classes])[y] + own[y]
     logits[np.arange(len(rows)), y] += right
     return np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
 
@@ -63,10 +63,10 @@ def predict(folder, rows, arms, seeds=6, classes=CLASSES, **how):
 
 def predicted(rows, arms, seeds=6, classes=CLASSES, **how):
     """The same as `predictions.read` gives it, without the files."""
-    called = {(arm, s): p.argmax(1) for arm, s, p in _every(rows, arms, seeds, classes, how)}
+    found = {(arm, s): p for arm, s, p in _every(rows, arms, seeds, classes, how)}
     y, (tile, case) = rows["label"].map(classes.index).to_numpy(), (rows[name].to_numpy(str) for name in ("tile_id", "case_id"))
-    stack = np.array([[called[arm, s] for s in range(seeds)] for arm in arms])
-    return Predictions(list(classes), list(arms), list(range(seeds)), tile, case, y, stack, {arm: [0] for arm in arms}, {}, [])
+    p = np.array([[found[arm, s] for s in range(seeds)] for arm in arms])
+    return Predictions(list(classes), list(arms), stats.crossed(seeds=seeds), tile, case, y, p.argmax(-1), p, {}, [])
 
 
 def _every(rows, arms, seeds, classes, how):

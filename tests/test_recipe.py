@@ -412,3 +412,50 @@ def test_every_recipe_we_ship_is_sound(repository, monkeypatch):
         jobs.expand(
             recipe.read(repository / "params/majority_to_minority.yaml", ["dataset=params/datasets/none.yaml", "experiment=never-run"])
         )
+
+
+@pytest.fixture
+def replicable(house):
+    stubs.notebook(house, "00_dataset", ["dataset: str = 'params/datasets/tiles.yaml'", "budget: dict = {}", "draw: int = 0"])
+    stubs.notebook(house, "07_evaluate", ["arms_of: str = '06_classifier'", "draws: int = 1", "generators: int = 1"])
+    return house
+
+
+def test_one_draw_and_one_generator_is_the_recipe_itself(replicable):
+    found = read(replicable, MAIN)
+    assert recipe.study(found) == [found]
+
+
+def test_replicates_redo_what_their_luck_changes_and_the_verdict_comes_last(replicable):
+    text = MAIN.replace("- 00_dataset", "- 00_dataset: {budget: {fat: {tiles: 2}}}")
+    study = recipe.study(read(replicable, text), draws=2, generators=2)
+    assert [one.experiment for one in study] == ["study", "study-g1", "study-d1", "study-d1-g1", "study"]
+    every = ["00_dataset", "judge", "02_lora", "plain", "keep", "06_classifier"]
+    again = ["02_lora", "plain", "keep", "06_classifier"]
+    assert [list(one.steps) for one in study] == [every, again, every, again, ["07_evaluate"]]
+    said = lambda one, id: recipe.parameters(one, one.steps[id])  # noqa: E731
+    assert [said(one, "plain")["seed"] for one in study[:4]] == [3, 4, 3, 4]
+    assert [said(one, "06_classifier")["seed"] for one in study[:4]] == [3] * 4, "classifier seeds are those of every replicate"
+    assert list(said(study[1], "06_classifier")["arms"]) == ["augmented"], "real arms do not depend on a generator"
+    assert [said(one, "00_dataset")["draw"] for one in (study[0], study[2])] == [0, 1]
+    assert (said(study[4], "07_evaluate")["draws"], said(study[4], "07_evaluate")["generators"]) == (2, 2)
+    assert study[3].inherits == "study-d1"
+
+
+def test_a_generator_replicate_reads_classes_and_steps_of_the_one_before(replicable):
+    study = recipe.study(read(replicable, MAIN), generators=2)
+    assert [j.name for j in jobs.expand(study[1])][1] == "plain/<rare classes, known after 00_dataset>"
+    freeze(replicable)
+    names = [j.name for j in jobs.expand(study[1])]
+    assert names == ["02_lora/all", "plain/fat", "plain/mucin", "keep/fat", "keep/mucin", "06_classifier"]
+    assert [j.parents for j in jobs.expand(study[1])][1] == (("02_lora", "all"),)
+
+
+def test_replicates_of_nothing_are_refused(replicable):
+    with pytest.raises(recipe.RecipeError, match="--draws needs a `budget`"):
+        recipe.study(read(replicable, MAIN), draws=3)
+    alone = MAIN.replace("augmented: {synthetic: keep}", "more: {}")
+    with pytest.raises(recipe.RecipeError, match="--generator-seeds needs an arm with synthetic tiles"):
+        recipe.study(read(replicable, alone), generators=2)
+    with pytest.raises(recipe.RecipeError, match="must be at least 1, got 0 and 1"):
+        recipe.study(read(replicable, MAIN), draws=0)

@@ -10,7 +10,7 @@ import planted
 import pytest
 from planted import CLASSES, dataset, predict, predicted, tiles
 
-from histokit import claims, files, likeness, metrics, predictions, set_metrics, verdict
+from histokit import claims, files, likeness, metrics, predictions, set_metrics, stats, verdict
 
 ROWS = tiles([20, 15, 12, 10])
 
@@ -179,7 +179,7 @@ def test_a_cast_that_makes_no_comparison_is_refused(arms, options, said):
 def test_predictions_come_back_as_they_were_planted(tmp_path):
     arms = {"real": {}, "augmented": {"Polyp": 1}}
     read, made = predictions.read(predict(tmp_path, ROWS, arms, seeds=2), CLASSES, list(arms)), predicted(ROWS, arms, seeds=2)
-    assert (read.arms, read.seeds, read.gen_seeds) == (made.arms, made.seeds, made.gen_seeds)
+    assert read.arms == made.arms and (read.runs == made.runs).all()
     order = np.argsort(made.tile_id, kind="stable")
     assert (read.tile_id == made.tile_id[order]).all() and (read.called == made.called[:, :, order]).all()
 
@@ -225,6 +225,47 @@ def test_seeds_that_not_every_arm_has_are_left_out_and_said(tmp_path):
     read = predictions.read(tmp_path, CLASSES)
     assert read.seeds == [0, 1, 3] and "seeds [2] of augmented are left out" in read.notes[0]
     assert read.called.shape == (2, 3, len(ROWS))
+
+
+def replicated(tmp_path, luck, draws=3, generators=2, gain=0.0):
+    """Folders of `draws` x `generators` replicates: synthetic tiles of each are worth `gain` plus its own luck of deviation `luck`."""
+    folders, rng = {}, np.random.default_rng(0)
+    for d in range(draws):
+        for g in range(generators):
+            folders[d, g] = tmp_path / f"study-d{d}-g{g}" / "06_classifier"
+            shift = dict.fromkeys(["Polyp", "Serrated"], gain + rng.normal(0, luck))
+            predict(folders[d, g], ROWS, {"augmented": shift} | ({} if g else {"real": {}}), seeds=3)
+    return folders
+
+
+def test_replicates_are_read_together_and_an_arm_without_a_generator_stands_for_all(tmp_path):
+    folders = replicated(tmp_path, luck=0.5)
+    read = predictions.read(folders, CLASSES, ["real", "augmented"])
+    assert read.runs.tolist() == stats.crossed(3, 2, 3).tolist() and read.called.shape == (2, 18, len(ROWS))
+    real = read.called[0].reshape(3, 2, 3, -1)
+    assert (real[:, 0] == real[:, 1]).all(), "one real arm for both generators of a draw"
+    assert len(read.hashes) == 3 * 2 * 3 + 3 * 3
+    shutil.rmtree(folders[2, 1] / "augmented" / "1")
+    fewer = predictions.read(folders, CLASSES, ["real", "augmented"])
+    assert len(fewer.runs) == 17 and "draw 2 generator 1 seed 1 of real are left out" in fewer.notes[0]
+
+
+def test_helps_is_said_of_a_gain_over_three_draws_and_two_generators(tmp_path):
+    found = judge({}, read=predictions.read(replicated(tmp_path, luck=0.1, gain=2.0), CLASSES, ["real", "augmented"]),
+                  specs={"real": {}, "augmented": {"synthetic": "keep"}})  # fmt: skip
+    assert found["sentence"].startswith(
+        "augmented helps: over 3 draws and 2 generator seeds it finds the rare classes more often than real"
+    )
+    assert "classifier seeds, draws together" in found["interval"]["method"] and found["n"]["draws"] == 3
+
+
+def test_luck_of_the_draw_is_not_called_help(tmp_path):
+    roles = {"real": {}, "augmented": {"synthetic": "keep"}}
+    folders = replicated(tmp_path, luck=2.0, gain=1.0)
+    everything = judge({}, read=predictions.read(folders, CLASSES, ["real", "augmented"]), specs=roles)
+    one = judge({}, read=predictions.read({(0, 0): folders[0, 0]}, CLASSES, ["real", "augmented"]), specs=roles)
+    wide, narrow = (f["differences"]["augmented"][verdict.TAIL] for f in (everything, one))
+    assert wide["high"] - wide["low"] > 1.5 * (narrow["high"] - narrow["low"])
 
 
 def pictures(n_real=120, n_made=60, shift=0.0, cases=12, seed=0):
