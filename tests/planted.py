@@ -36,8 +36,8 @@ def _own(kind, name):
     return np.random.default_rng(files.seed(kind, name) % 2**32).normal()
 
 
-def scores(rows, shift, seed, classes=CLASSES, noise=0.3, spread=0.7, luck=0.0):
-    """Class scores [N, C] of one classifier; `shift` {class: raise of its right answers} is what an arm is better at, `luck` a raise of all.
+def scores(rows, shift, seed, classes=CLASSES, noise=0.3, spread=0.7):
+    """Class scores [N, C] of one classifier; `shift` {class: raise of its right answers} is what an arm is better at.
 
     Cases share a part of their difficulty in all arms and seeds, tiles another, so pairs of arms are alike as in life.
     """
@@ -46,14 +46,17 @@ def scores(rows, shift, seed, classes=CLASSES, noise=0.3, spread=0.7, luck=0.0):
     own = rng.normal(0, noise, len(classes))  # training noise, one number per class
     logits = rng.normal(0, 0.4, (len(rows), len(classes)))
     y = rows["label"].map(classes.index).to_numpy()
-    right = 1.2 + luck + case + tile + np.array([shift.get(c, 0.0) for c in classes])[y] + own[y]
+    right = 1.2 + case + tile + np.array([shift.get(c, 0.0) for c in classes])[y] + own[y]
     logits[np.arange(len(rows)), y] += right
     return np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
 
 
-def predict(folder, rows, arms, seeds=6, classes=CLASSES, **how):
-    """Write `<arm>/<seed>/predictions.parquet` for arms {name: {class: shift}}; arms named alike but for a number get the same scores."""
-    for arm, s, p in _every(rows, arms, seeds, classes, how):
+def predict(folder, rows, arms, seeds=6, classes=CLASSES, replicate=(), **how):
+    """Write `<arm>/<seed>/predictions.parquet` for arms {name: {class: shift}}; arms named alike but for a number get the same scores.
+
+    `replicate`: numbers of a draw and a generator, which give the same seeds another training.
+    """
+    for arm, s, p in _every(rows, arms, seeds, classes, how, replicate):
         table = rows[["tile_id", "case_id", "split"]].assign(arm=arm, seed=s, gen_seed=0, y=rows["label"].map(classes.index))
         (folder / arm / str(s)).mkdir(parents=True, exist_ok=True)
         table = pd.concat([table, pd.DataFrame(p, columns=[f"p_{c}" for c in classes], index=rows.index)], axis=1)
@@ -69,10 +72,10 @@ def predicted(rows, arms, seeds=6, classes=CLASSES, **how):
     return Predictions(list(classes), list(arms), stats.crossed(seeds=seeds), tile, case, y, p.argmax(-1), p, {}, [])
 
 
-def _every(rows, arms, seeds, classes, how):
+def _every(rows, arms, seeds, classes, how, replicate=()):
     for arm, shift in arms.items():
         for s in range(seeds):
-            yield arm, s, scores(rows, shift, files.seed(arm.rstrip("0123456789"), s) % 2**32, classes, **how)
+            yield arm, s, scores(rows, shift, files.seed(arm.rstrip("0123456789"), s, *replicate) % 2**32, classes, **how)
 
 
 def picture(label, case, rng, px=32, classes=CLASSES):
