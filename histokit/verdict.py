@@ -91,8 +91,8 @@ def difference(m, arm, baseline, endpoint):
     low = high = chance = np.nan
     value, base = m.value[arm][e], m.value[baseline][e]
     if cases >= stats.MIN_CASES and smallest >= 2 and len(p.seeds) >= stats.MIN_SEEDS:
-        df = stats.degrees_of_freedom(m.left[arm][:, [e]] - m.left[baseline][:, [e]], m.block)
-        ends = stats.interval([value - base], m.drawn[arm][:, [e]] - m.drawn[baseline][:, [e]], df, LEVEL)
+        drawn, left = (held[arm][:, [e]] - held[baseline][:, [e]] for held in (m.drawn, m.left))
+        ends = stats.interval([value - base], drawn, left, m.block, LEVEL)
         low, high = (float(end[0]) for end in ends)
         if endpoint != F1:
             ids = m.classes_of[endpoint]
@@ -120,8 +120,8 @@ def levels(m):
         for arm, called in zip(p.arms, p.called, strict=True):
             low = high = [np.nan]
             if cases >= stats.MIN_CASES and smallest >= 2 and len(p.seeds) >= stats.MIN_SEEDS:
-                df = stats.degrees_of_freedom(m.left[arm][:, [e]], m.block)
-                low, high = stats.interval(m.value[arm][[e]], m.drawn[arm][:, [e]], df, LEVEL, bounds=(0, 1))
+                drawn, left = m.drawn[arm][:, [e]], m.left[arm][:, [e]]
+                low, high = stats.interval(m.value[arm][[e]], drawn, left, m.block, LEVEL, bounds=(0, 1))
             found = (called == p.y)[:, mask].sum(1).tolist()
             row = {"endpoint": endpoint, "role": m.roles.get(endpoint, "all"), "tiles": int(mask.sum()), "cases": cases, "arm": arm}
             rows.append(row | {"value": m.value[arm][e], "low": low[0], "high": high[0], "found": found})
@@ -233,7 +233,7 @@ def conclude(m, parts, held, made=None, *, demo=False):
         "runs": p.runs.tolist(),
         "interval": {
             "method": f"bootstrap over {', '.join(['cases (stratified by class)', *stats.redrawn(p.runs)])} together, n - 1 of n units, "
-            "Student's t with Satterthwaite degrees of freedom",
+            "Student's t with Satterthwaite degrees of freedom, those of draws and generators apart",
             "level": LEVEL,
             "B": m.resamples,
             "unit": "case" if held.has_cases else "tile, for want of case ids: intervals are too narrow",

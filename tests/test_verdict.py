@@ -235,7 +235,7 @@ def replicated(tmp_path, luck, draws=3, generators=2, gain=0.0):
         for g in range(generators):
             folders[d, g] = tmp_path / f"study-d{d}-g{g}" / "06_classifier"
             shift = dict.fromkeys(["Polyp", "Serrated"], gain + rng.normal(0, luck))
-            predict(folders[d, g], ROWS, {"augmented": shift} | ({} if g else {"real": {}}), seeds=3, replicate=(d, g))
+            predict(folders[d, g], ROWS, {"augmented": shift} | ({} if g else {"real": {}}), seeds=3, replicate=(d, g), noise=0.1)
     return folders
 
 
