@@ -1,0 +1,140 @@
+"""Whether a generator copied the tiles it was trained on, and whether what it made may leave the house.
+
+Works on distances to the nearest training tile, the least over the 8 flips and turns, in two spaces at least: one that sees content and
+one that sees pixels. What counts as near is taken from held-out real tiles of other cases, checked on a second half of them, and the
+detector has to find planted copies before it may say that there are none. Never "private": "no copies found by this detector at this
+sensitivity". Dar et al. (2025), doi 10.1038/s41551-025-01468-8, found most samples of medical diffusion models to be copies; Somepalli
+et al. (2023), arXiv:2212.03860, compare with training tiles among themselves as here. Arrays in, numbers out; `screening` measures.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from histokit import set_metrics, stats
+
+VERSION = 1
+FALSE_ALARMS = 0.05  # share of held-out real tiles that the cut calls copies
+STRICT = 0.01  # the same for the planted controls, which must be found with hardly a false alarm
+FOUND = 0.95  # share of each kind of planted copy that a fit detector finds
+ENOUGH = 20  # held-out tiles of a class below which nothing is calibrated on it
+EXCESS = 0.05  # the excess copy rate, by the upper end of its interval, that still passes
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A cut on the distance in one space, and what it does to real tiles and planted copies."""
+
+    space: str
+    cut: float  # below it a tile counts as a copy
+    strict: float  # the same at one false alarm in a hundred
+    real_rate: float  # share of a second half of the held-out tiles below the cut; about 0.05 where the cut holds
+    real_tiles: int
+    real_cases: int
+    found: dict  # kind of planted copy -> share below the strict cut
+
+    def fit(self, kind):
+        return self.found.get(kind, 0.0) >= FOUND
+
+
+def calibrate(space, held_out, cases, planted, seed=0):
+    """The Detector of one space.
+
+    Args:
+        held_out: [H] distance of held-out real tiles to the nearest training tile; none may share a case with those.
+        cases: [H] case of each.
+        planted: {kind: [P] distance of planted copies of training tiles}: exact, flip, crop, JPEG ...
+
+    Raises:
+        set_metrics.TooSmall: fewer than 20 held-out tiles, or all of one case.
+    """
+    held_out, cases = np.asarray(held_out, float), np.asarray(cases)
+    if len(held_out) < ENOUGH or len(set(cases)) < 2:
+        raise set_metrics.TooSmall(
+            f"n too small to say: {len(held_out)} held-out tiles of {len(set(cases))} cases; a copy detector cannot be calibrated below "
+            f"{ENOUGH} tiles of two cases"
+        )
+    [(first, second)] = set_metrics.halves(cases, repeats=1, seed=seed)
+    cut, strict = (float(np.quantile(held_out[first], share, method="lower")) for share in (FALSE_ALARMS, STRICT))
+    rate = float((held_out[second] < cut).mean())
+    found = {kind: float((np.asarray(distance) < strict).mean()) for kind, distance in planted.items()}
+    return Detector(space, cut, strict, rate, len(second), len(set(cases[second])), found)
+
+
+def unfit(detectors):
+    """Kinds of planted copies that no detector finds; while there are any, "no copies" may not be said."""
+    kinds = dict.fromkeys(kind for detector in detectors for kind in detector.found)
+    return [kind for kind in kinds if not any(detector.fit(kind) for detector in detectors)]
+
+
+def excess(copied, tiles, real_rate, real_tiles, level=0.95):
+    """Copy rate of synthetic tiles minus that of held-out real ones, and its interval; Newcombe (1998), method 10.
+
+    Args:
+        copied, tiles: synthetic tiles below the cut, and all.
+        real_rate, real_tiles: of a Detector; give its cases for tiles where tiles of a case are alike, and the interval stays honest.
+    """
+    one, other = copied / tiles, real_rate
+    low, high = stats.wilson(copied, tiles, level)
+    real_low, real_high = stats.wilson(round(real_rate * real_tiles), real_tiles, level)
+    difference = one - other
+    down, up = np.hypot(one - low, max(real_high - other, 0)), np.hypot(high - one, max(other - real_low, 0))
+    return difference, max(-1.0, difference - down), min(1.0, difference + up)
+
+
+def copied_from(distance, nearest, cut, training):
+    """How copies spread over the training tiles: (share of training tiles with a copy, most copied row or -1, its copies).
+
+    Args:
+        distance: [M] of each synthetic tile to its nearest training tile; nearest: [M] row of that tile.
+        training: number of training tiles.
+    """
+    sources = np.asarray(nearest)[np.asarray(distance) < cut]
+    if not len(sources):
+        return 0.0, -1, 0
+    counts = np.bincount(sources, minlength=training)
+    return float((counts > 0).mean()), int(counts.argmax()), int(counts.max())
+
+
+def ratio(distance, neighbours):
+    """Distance to the nearest training tile over the mean distance to the 50 nearest real tiles of any case; small means a copy.
+
+    For classes with too few held-out tiles to calibrate on: a dense class is not called copied because its tiles are alike.
+
+    Args:
+        distance: [M]. neighbours: [M, K] distances to real tiles, the nearest K = 50 or as many as there are.
+    """
+    around = np.asarray(neighbours, float).mean(1)
+    return np.divide(distance, around, out=np.ones(len(around)), where=around > 0)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Whether the synthetic tiles of a class may be exported: pass, blocked or uncalibrated, and why."""
+
+    state: str
+    reasons: list
+
+
+def gate(detectors, high, closest, smallest_real):
+    """The Gate of one class.
+
+    Args:
+        detectors: of every space; empty where none could be calibrated.
+        high: upper end of the excess copy rate in each of their spaces.
+        closest: {space: least distance of a synthetic tile to a training tile}.
+        smallest_real: {space: least distance between real tiles of different cases}; a pair below it is no coincidence.
+    """
+    below = [
+        f"a pair in {space} is nearer than any two real tiles of different cases"
+        for space in closest
+        if closest[space] < smallest_real[space]
+    ]
+    if not detectors:
+        return Gate("blocked" if below else "uncalibrated", below or [f"fewer than {ENOUGH} held-out tiles of this class"])
+    reasons = [f"detector not fit: planted copies by {kind} are not found" for kind in unfit(detectors)]
+    for detector, top in zip(detectors, high, strict=True):
+        if top > EXCESS:
+            reasons.append(f"up to {100 * top:.1f} points more copies in {detector.space} than among real tiles, {100 * EXCESS:.0f} pass")
+    reasons += below
+    return Gate("blocked" if reasons else "pass", reasons)
