@@ -55,7 +55,7 @@ def test_fewer_than_eight_cases_give_counts_and_range_and_no_interval():
     said = claims.sentence(few(found=[3, 5, 7], base=[4, 4, 4]), head())
     assert said.startswith(
         "Too few cases to say, for this one draw and generator, whether augmented finds the rare classes more often than real: "
-        "found 5.0 of 14 (3 to 7 over 3 seeds) with augmented, 4 of 14 with real (14 tiles, 3 cases, 3 classifier seeds; no interval below "
+        "found 5.0 of 14 (3 to 7 over 3 runs) with augmented, 4 of 14 with real (14 tiles, 3 cases, 3 classifier seeds; no interval below "
         "8 cases); "
     )
     tail_part = said.partition(";")[0]
