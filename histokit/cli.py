@@ -77,9 +77,9 @@ def _read(arguments):
 
 def _study(arguments):
     """The recipe and, after it, its replicates: what --draws and --generator-seeds ask for."""
-    from histokit import recipe
+    from histokit import replicates
 
-    return recipe.study(_read(arguments), arguments.draws, arguments.generator_seeds)
+    return replicates.study(_read(arguments), arguments.draws, arguments.generator_seeds)
 
 
 def _parts(arguments):

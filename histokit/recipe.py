@@ -6,10 +6,10 @@ Reading and checking only: no kernel, torch or papermill, so a typing error is a
 
 import difflib
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from histokit import files, notebooks, places
+from histokit import files, notebooks
 
 FILLED = ("experiment", "step", "recipe")  # written by the runner, never by a recipe
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -45,7 +45,7 @@ class Recipe:
     shared: dict
     classes: dict  # class -> step id -> values
     given: dict = field(default_factory=dict)  # -p: name or (step id, name) -> text
-    inherits: str = ""  # experiment whose finished steps are read where this one has none; see `study`
+    inherits: str = ""  # experiment whose finished steps are read where this one has none; see `replicates`
 
     @property
     def source(self):
@@ -331,87 +331,3 @@ def _texts(value, trail, expected):
     elif isinstance(value, list):
         for v in value:
             yield from _texts(v, trail, expected)
-
-
-# --- replicates ------------------------------------------------------------------------------------------------------
-
-COMMON = ("00_dataset", "06_classifier", "10_morphology_prompts", "20_pretrain")  # no generator seed changes these
-
-
-def study(recipe, draws=1, generators=1):
-    """The recipes to run, in order, so that 07 can set `draws` draws of the rare tiles and `generators` generator seeds against chance.
-
-    Each replicate is an experiment of its own. <experiment>-d1 keeps other tiles of the budgeted classes and does everything again;
-    <experiment>-g1 gives another seed to the steps that synthetic tiles come from, trains the arms that use them, and reads the rest
-    from the experiment without -g1. Last comes what compares: the steps that declare `draws` and `generators`.
-
-    Raises:
-        RecipeError: nothing to draw or nothing generated.
-    """
-    if min(draws, generators) < 1:
-        raise RecipeError(f"--draws and --generator-seeds must be at least 1, got {draws} and {generators}")
-    if draws == generators == 1:
-        return [recipe]
-    judges = [id for id, step in recipe.steps.items() if {"draws", "generators"} <= set(step.declared)]
-    made = _generated(recipe)
-    if generators > 1 and not made:
-        raise RecipeError(f"{recipe.path}: --generator-seeds needs an arm with synthetic tiles; every arm here trains on real ones alone")
-    if draws > 1:
-        _check_draws(recipe)
-    rest = _keep(recipe, [id for id in recipe.steps if id not in judges])
-    runs = [_replicate(rest, made, d, g) for d in range(draws) for g in range(generators)]
-    last = _keep(recipe, judges)
-    return [*runs, _given(last, {id: {"draws": draws, "generators": generators} for id in judges})] if judges else runs
-
-
-def _replicate(recipe, made, draw, generator):
-    datasets = [id for id, step in recipe.steps.items() if step.notebook.stem == "00_dataset"]
-    told = {id: {"draw": draw} for id in datasets} if draw else {}
-    found = replace(_given(recipe, told), experiment=places.replicate(recipe.experiment, draw, generator))
-    if not generator:
-        return found
-    arms = {id: {arm: spec for arm, spec in _arms(recipe, id).items() if (spec or {}).get("synthetic")} for id in recipe.steps}
-    seeds = {id: {"seed": parameters(recipe, recipe.steps[id])["seed"] + generator} for id in made}
-    found = replace(_keep(found, [*made, *(id for id, some in arms.items() if some)]), inherits=places.replicate(recipe.experiment, draw))
-    return _given(found, seeds | {id: {"arms": some} for id, some in arms.items() if some})
-
-
-def _arms(recipe, id):
-    return parameters(recipe, recipe.steps[id]).get("arms", {}) if "arms" in recipe.steps[id].declared else {}
-
-
-def _generated(recipe):
-    """Ids of the steps that synthetic tiles of an arm come from, in order."""
-    wanted = {spec["synthetic"] for id in recipe.steps for spec in _arms(recipe, id).values() if (spec or {}).get("synthetic")}
-    for id in reversed(recipe.steps):
-        if id in wanted:
-            wanted |= set(recipe.steps[id].parents)
-    return [id for id, step in recipe.steps.items() if id in wanted and step.notebook.stem not in COMMON and "seed" in step.declared]
-
-
-def _check_draws(recipe):
-    from histokit import describe
-
-    for step in recipe.steps.values():
-        if step.notebook.stem == "00_dataset":
-            said = parameters(recipe, step)
-            if not describe.describe(said["dataset"], said.get("data_root", ""), said.get("budget")).budget:
-                raise RecipeError(
-                    f"{recipe.path}: --draws needs a `budget` ({step.id} or the description): without one every rare tile is in use, "
-                    "and there is nothing to draw anew"
-                )
-
-
-def _keep(recipe, ids):
-    """The recipe with some of its steps; what they read was made by another."""
-    classes = {c: {id: values for id, values in steps.items() if id in ids} for c, steps in recipe.classes.items()}
-    steps = {id: step for id, step in recipe.steps.items() if id in ids}
-    return replace(recipe, steps=steps, classes={c: steps for c, steps in classes.items() if steps})
-
-
-def _given(recipe, told):
-    """The recipe with values {step id: {name: value}} that win over everything said before."""
-    given = dict(recipe.given)
-    for id, values in told.items():
-        given[id, True] = given.get((id, True), {}) | values
-    return replace(recipe, given=given)

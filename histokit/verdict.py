@@ -207,7 +207,7 @@ def cast(specs, arms, baseline="", judged=""):
 
 
 def folders(run, step, draws=1, generators=1):
-    """{(draw, generator): folder of the finished `step`} of the experiment and its replicates, see `recipe.study`."""
+    """{(draw, generator): folder of the finished `step`} of the experiment and its replicates, see `replicates.study`."""
     replicates = [(d, g) for d in range(draws) for g in range(generators)]
     return {(d, g): run.parent(step, experiment=places.replicate(run.experiment, d, g) if d or g else "") for d, g in replicates}
 

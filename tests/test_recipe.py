@@ -7,7 +7,7 @@ import shutil
 import pytest
 import stubs
 
-from histokit import files, jobs, notebooks, recipe
+from histokit import files, jobs, notebooks, recipe, replicates
 
 
 @pytest.fixture
@@ -423,12 +423,12 @@ def replicable(house):
 
 def test_one_draw_and_one_generator_is_the_recipe_itself(replicable):
     found = read(replicable, MAIN)
-    assert recipe.study(found) == [found]
+    assert replicates.study(found) == [found]
 
 
 def test_replicates_redo_what_their_luck_changes_and_the_verdict_comes_last(replicable):
     text = MAIN.replace("- 00_dataset", "- 00_dataset: {budget: {fat: {tiles: 2}}}")
-    study = recipe.study(read(replicable, text), draws=2, generators=2)
+    study = replicates.study(read(replicable, text), draws=2, generators=2)
     assert [one.experiment for one in study] == ["study", "study-g1", "study-d1", "study-d1-g1", "study"]
     every = ["00_dataset", "judge", "02_lora", "plain", "keep", "06_classifier"]
     again = ["02_lora", "plain", "keep", "06_classifier"]
@@ -443,7 +443,7 @@ def test_replicates_redo_what_their_luck_changes_and_the_verdict_comes_last(repl
 
 
 def test_a_generator_replicate_reads_classes_and_steps_of_the_one_before(replicable):
-    study = recipe.study(read(replicable, MAIN), generators=2)
+    study = replicates.study(read(replicable, MAIN), generators=2)
     assert [j.name for j in jobs.expand(study[1])][1] == "plain/<rare classes, known after 00_dataset>"
     freeze(replicable)
     names = [j.name for j in jobs.expand(study[1])]
@@ -453,9 +453,9 @@ def test_a_generator_replicate_reads_classes_and_steps_of_the_one_before(replica
 
 def test_replicates_of_nothing_are_refused(replicable):
     with pytest.raises(recipe.RecipeError, match="--draws needs a `budget`"):
-        recipe.study(read(replicable, MAIN), draws=3)
+        replicates.study(read(replicable, MAIN), draws=3)
     alone = MAIN.replace("augmented: {synthetic: keep}", "more: {}")
     with pytest.raises(recipe.RecipeError, match="--generator-seeds needs an arm with synthetic tiles"):
-        recipe.study(read(replicable, alone), generators=2)
+        replicates.study(read(replicable, alone), generators=2)
     with pytest.raises(recipe.RecipeError, match="must be at least 1, got 0 and 1"):
-        recipe.study(read(replicable, MAIN), draws=0)
+        replicates.study(read(replicable, MAIN), draws=0)
