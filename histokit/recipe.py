@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from histokit import files, notebooks
+from histokit import files, notebooks, places
 
 FILLED = ("experiment", "step", "recipe")  # written by the runner, never by a recipe
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -115,6 +115,8 @@ def read(path, given=(), root=None):
     _read_given(recipe, given, problems)
     if not EXPERIMENT.fullmatch(recipe.experiment):
         problems.append(f"{path}: experiment {recipe.experiment!r} becomes a folder: letters, digits, dot, dash and underscore only")
+    if places.GENERATOR.search(recipe.experiment):
+        problems.append(f"{path}: experiment {recipe.experiment!r} ends like a replicate that --generator-seeds makes; choose another end")
 
     _read_shared(recipe, tree.get("shared") or {}, at, problems)
     _read_classes(recipe, tree.get("classes") or {}, at, problems)

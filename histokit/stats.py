@@ -184,7 +184,7 @@ def interval(estimate, replicates, left_out, block, level=0.95, bounds=(-1.0, 1.
     Half the width is sqrt(t^2 v + t'^2 v'): v' and t' of the few draws or generator seeds (n - 1 degrees of freedom), v and t of all
     else (Satterthwaite's), after Graybill and Wang (1980), JASA 75:869. Of 300 simulated studies without effect, 20 cases a class,
     one t for both, with Satterthwaite's degrees of freedom over everything, missed zero in 8 to 10 % with three draws and 12 to 16 %
-    with two generators where luck was large (0.3 to 0.8 of the tile's own spread); this one in 4 to 7 % and 2 to 6 %.
+    with two generators where luck was large (deviation 0.3 to 0.8, a tile's 0.6); this one in 4 to 7 % and 2 to 6 %.
 
     Args:
         estimate: [E]. replicates: [B, E] of `replicates` under `resample`. left_out, block: the same under `leave_out`.

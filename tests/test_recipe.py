@@ -459,3 +459,5 @@ def test_replicates_of_nothing_are_refused(replicable):
         replicates.study(read(replicable, alone), generators=2)
     with pytest.raises(recipe.RecipeError, match="must be at least 1, got 0 and 1"):
         replicates.study(read(replicable, MAIN), draws=0)
+    with pytest.raises(recipe.RecipeError, match="'study-g1' ends like a replicate"):
+        read(replicable, MAIN, "experiment=study-g1")
