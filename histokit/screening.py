@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from histokit import augment, classifiers, copies, data, features, files, selection
 
-VERSION = 2
+VERSION = 3
 SAMPLE = 300  # real tiles that stand for all in the calibration of cuts
 VERDICTS = ("keep", "reject")
 
@@ -59,7 +59,7 @@ def screen(run, made, tiles, panel, encoder_name, thresholds):
 
     Returns:
         manifest (the rows with scores, status, reason), scores DataFrame (one row per tile, with class and decision),
-        cuts DataFrame (with class), real DataFrame (the likeness, contrast and rank of real tiles that the cuts come from).
+        cuts DataFrame (with class), real DataFrame (the likeness and contrast of real tiles and their probability that the cuts come from).
     """
     encoder, verdicts = features.load(encoder_name, run.device), reviews(run)
     if place := features.source(encoder_name):
@@ -136,15 +136,15 @@ def _real(training, name, encoder):
 
 
 def _judged(tiles, name, panel):
-    """What the judge makes of real validation tiles of a class, which it has not been trained on; at most 300."""
-    held = tiles[tiles["split"].eq("val") & tiles["use"].eq("labelled") & tiles["label"].eq(name) & tiles["source"].eq("real")]
-    held = held.sample(min(SAMPLE, len(held)), random_state=0)
-    if held.empty:
-        return pd.DataFrame(columns=["judge", "judge_rank"], dtype=float)
-    asked = panel[0].classes.index(name)
-    probabilities = np.mean([judge.predict_tiles(held) for judge in panel], axis=0)
-    ranks = selection.rank_of(probabilities, asked)
-    return pd.DataFrame({"tile_id": held["tile_id"], "label": name, "judge": probabilities[:, asked], "judge_rank": ranks})
+    """What the judge makes of real validation tiles, on which it has not been trained; at most 300 of the class and 300 of others."""
+    held = tiles[tiles["split"].eq("val") & tiles["use"].eq("labelled") & tiles["source"].eq("real")]
+    parts = []
+    for column, rows in (("judge", held[held["label"].eq(name)]), ("judge_of_others", held[held["label"].ne(name)])):
+        rows = rows.sample(min(SAMPLE, len(rows)), random_state=0)
+        if len(rows):
+            probabilities = np.mean([judge.predict_tiles(rows) for judge in panel], axis=0)[:, panel[0].classes.index(name)]
+            parts.append(pd.DataFrame({"tile_id": rows["tile_id"], "label": rows["label"], column: probabilities}))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["judge", "judge_of_others"], dtype=float)
 
 
 class KnownCopy:

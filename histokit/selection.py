@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from histokit import copies
 
-VERSION = 2
+VERSION = 3
 THRESHOLDS = {"judge_rank": 0, "judge_p": 0.0, "copy": 0.0, "duplicate": 0.0, "picture": copies.THRESHOLD, "contrast": 0.0}
 TYPICAL = 0.99  # share of real tiles that a calibrated cut lets pass
 CAUGHT = 0.95  # share of known copies that it still finds
-NAMED = 0.75  # share of real validation tiles that the judge's cut lets pass
+PASSED = 0.75  # share of real validation tiles of the class that the judge's cut lets pass
 ENOUGH = 20  # real tiles below which a cut cannot be calibrated on one class
 
 
@@ -104,28 +104,25 @@ def rank_of(probabilities, asked):
 def calibrate(thresholds, real):
     """Cuts as a table: name, cut, and where it comes from.
 
-    A threshold of 0 for `judge_rank`, `copy`, `duplicate` or `contrast` asks what real tiles are like. A judge of a class with ten
-    tiles names few real ones, so a synthetic tile passes where three in four real validation tiles do: with the asked class among
-    the judge's first k. A copy is nearer to a training tile than
+    A threshold of 0 for `copy`, `duplicate` or `contrast`, and 0 for both `judge_p` and `judge_rank`, asks what real tiles are like.
+    A judge of a class with ten tiles names few real ones, so a synthetic tile passes where three in four real validation tiles do
+    (a conformal p-value of 0.25 of the class, Vovk et al. 2005, section 4.5); the source tells how many tiles of other classes would
+    pass too: where they are as many, the judge is blind. A copy is nearer to a training tile than
     99 % of real tiles are to one of another case, and as near as 95 % of known copies are to their originals; a duplicate the
     same, with any other real tile instead. A tile is blank with less than half the contrast of the palest real one.
 
     Args:
         thresholds: dict, any of `THRESHOLDS`; an unknown key raises ValueError.
         real: DataFrame, one row per real tile: similarity `across_cases`, `anywhere` and `known_copy`, and `contrast` of the
-            class's own tiles, and `judge_rank` of its validation tiles; NaN where a tile has no such number.
+            class's own tiles; of validation tiles the judge's probability of the asked class, `judge` where they are of that class,
+            `judge_of_others` where they are not; NaN where a tile has no such number.
     """
     unknown = [key for key in thresholds if key not in THRESHOLDS]
     if unknown:
         raise ValueError(f"thresholds has no {unknown[0]!r}; expected any of {', '.join(THRESHOLDS)}")
     given = {**THRESHOLDS, **thresholds}
-    ranks = real["judge_rank"].dropna() if "judge_rank" in real else pd.Series(dtype=float)
-    rows = [("judge_rank", *((given["judge_rank"], "set by hand") if given["judge_rank"] else _first(ranks)))]
-    said = {
-        "judge_p": "least probability of the asked class",
-        "picture": "correlation of outlines; different real tiles stay below 0.55, copies of all kinds above 0.95",
-    }
-    rows += [(name, given[name], text) for name, text in said.items()]
+    rows = _agreement(given, real)
+    rows.append(("picture", given["picture"], "correlation of outlines; different real tiles stay below 0.55, copies of all kinds above 0.95"))
     for name, column, whose in (("copy", "across_cases", "one of another case"), ("duplicate", "anywhere", "any other")):
         values, known = real[column].dropna(), real["known_copy"].dropna()
         if given[name]:
@@ -146,14 +143,18 @@ def calibrate(thresholds, real):
     return pd.DataFrame(rows, columns=["name", "cut", "source"])
 
 
-def _first(ranks, few=5):
-    """How many of the judge's first answers count as agreement, and why; from the ranks of real validation tiles."""
-    if len(ranks) < few:
-        return 1, f"only {len(ranks)} real validation tiles to calibrate on: the judge's first answer"
-    first = int(np.quantile(ranks, NAMED, method="inverted_cdf"))
-    share = f"{ranks.le(first).mean():.0%} of {len(ranks)} real validation tiles have the asked class"
-    place = "as the judge's first answer" if first == 1 else f"among the judge's first {first}; it names {ranks.eq(1).mean():.0%} of them"
-    return first, f"{share} {place}"
+def _agreement(given, real, few=5):
+    """The two rows of the judge: least place and least probability of the asked class, 0 where not asked for."""
+    if given["judge_rank"] or given["judge_p"]:
+        return [(name, given[name], "set by hand" if given[name] else "not asked for") for name in ("judge_rank", "judge_p")]
+    own, others = (real[name].dropna() if name in real else pd.Series(dtype=float) for name in ("judge", "judge_of_others"))
+    if len(own) < few:
+        why = f"only {len(own)} real validation tiles to calibrate on"
+        return [("judge_rank", 1, f"{why}: the judge's first answer"), ("judge_p", 0.0, why)]
+    least = float(np.quantile(own, 1 - PASSED, method="inverted_cdf"))
+    passed = f"{own.ge(least).mean():.0%} of {len(own)} real validation tiles of the class pass"
+    wrong = f", and {others.ge(least).mean():.0%} of {len(others)} of other classes" if len(others) else ""
+    return [("judge_rank", 0, "not asked for"), ("judge_p", least, passed + wrong)]
 
 
 def decide(scores, cuts, asked, reviews=None):
@@ -183,9 +184,10 @@ def decide(scores, cuts, asked, reviews=None):
             if twin >= repeated:
                 why.append(f"repeats {row[f'twin_of_{space}']}: {space} {twin:.3f}, cut {repeated:.3f}")
         if cut["judge_rank"] and row["judge_rank"] > cut["judge_rank"]:
-            why.append(f"judge sees {row['judge_class']}: {asked} only {row['judge']:.2f}")
+            why.append(f"judge sees {row['judge_class']}: {asked} in place {row['judge_rank']}, cut {cut['judge_rank']:.0f}")
         elif row["judge"] < cut["judge_p"]:
-            why.append(f"judge unsure: {asked} only {row['judge']:.2f}")
+            seen = "judge unsure" if row["judge_class"] == asked else f"judge sees {row['judge_class']}"
+            why.append(f"{seen}: {asked} only {row['judge']:.2g}, cut {cut['judge_p']:.2g}")
         status = "quarantined" if copy else "rejected" if why else "kept"
         verdict, note = (reviews or {}).get(row["sha256"], ("", ""))
         if verdict:

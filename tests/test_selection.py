@@ -84,18 +84,22 @@ def test_where_real_tiles_differ_widely_a_copy_must_be_as_near_as_copies_are():
     assert cuts["cut"]["copy"] == pytest.approx(0.905) and "95% of 101 known copies" in cuts["source"]["copy"]
 
 
-def test_the_judge_passes_what_it_passes_of_real_tiles():
-    ranks = pd.DataFrame({"judge_rank": [1] * 4 + [2] * 4 + [3] * 4 + [6] * 4})
-    cuts = selection.calibrate({}, pd.concat([real_scores([0.5] * 3), ranks])).set_index("name")
-    assert cuts["cut"]["judge_rank"] == 3, "three in four real tiles pass"
-    assert (
-        cuts["source"]["judge_rank"]
-        == "75% of 16 real validation tiles have the asked class among the judge's first 3; it names 25% of them"
+def judged(own, others=()):
+    return pd.concat([NONE, pd.DataFrame({"judge": own}), pd.DataFrame({"judge_of_others": others})])
+
+
+def test_the_judge_passes_three_in_four_of_the_class_and_tells_how_many_of_others():
+    own = np.linspace(0.01, 0.20, 20)  # names none of them: an absolute cut would turn all down
+    cuts = selection.calibrate({}, judged(own, np.linspace(0, 0.1, 101))).set_index("name")
+    assert (own >= cuts["cut"]["judge_p"]).mean() == pytest.approx(0.75, abs=0.051) and cuts["cut"]["judge_rank"] == 0
+    assert cuts["source"]["judge_p"] == "80% of 20 real validation tiles of the class pass, and 50% of 101 of other classes"
+    blind = np.random.default_rng(0).random(2000)
+    assert "75% of 1000 real validation tiles of the class pass, and 7" in (
+        selection.calibrate({}, judged(blind[:1000], blind[1000:])).set_index("name")["source"]["judge_p"]
     )
-    sure = selection.calibrate({}, pd.concat([NONE, pd.DataFrame({"judge_rank": [1] * 9 + [4]})])).set_index("name")
-    assert sure["cut"]["judge_rank"] == 1 and "as the judge's first answer" in sure["source"]["judge_rank"]
-    by_hand = selection.calibrate({"judge_rank": 2}, ranks.assign(across_cases=np.nan, anywhere=np.nan, known_copy=np.nan, contrast=np.nan))
-    assert by_hand.set_index("name")["cut"]["judge_rank"] == 2
+    for by_hand in ({"judge_rank": 2}, {"judge_p": 0.4}):  # one gate by the judge, not two
+        cuts = selection.calibrate(by_hand, judged(own)).set_index("name")["cut"][["judge_rank", "judge_p"]]
+        assert cuts.to_dict() == {"judge_rank": 0, "judge_p": 0} | by_hand
 
 
 def test_too_few_real_tiles_calibrate_nothing():
@@ -118,8 +122,8 @@ GOOD = {
     [
         ({}, "kept", ""),
         ({"contrast": 1.0}, "rejected", "blank or black: contrast 1.0 below 4.0"),
-        ({"judge_rank": 2, "judge": 0.3, "judge_class": "red"}, "rejected", "judge sees red: blue only 0.30"),
-        ({"judge": 0.1}, "rejected", "judge unsure: blue only 0.10"),
+        ({"judge": 0.1, "judge_class": "red"}, "rejected", "judge sees red: blue only 0.1, cut 0.2"),
+        ({"judge": 0.1}, "rejected", "judge unsure: blue only 0.1, cut 0.2"),
         ({"similarity_feature": 0.99}, "quarantined", "copy of r1: feature 0.990, cut 0.950"),
         (
             {"similarity_picture": 0.97, "contrast": 1.0},
@@ -133,6 +137,12 @@ def test_every_reject_keeps_its_reason(change, status, reason):
     cuts = selection.calibrate({"copy": 0.95, "duplicate": 0.97, "judge_p": 0.2, "contrast": 4.0}, NONE)
     found = selection.decide(pd.DataFrame([GOOD | change]), cuts, "blue").iloc[0]
     assert (found["status"], found["reason"]) == (status, reason)
+
+
+def test_a_place_set_by_hand_rejects_what_lies_behind():
+    cuts = selection.calibrate({"judge_rank": 1}, NONE)
+    found = selection.decide(pd.DataFrame([GOOD, GOOD | {"judge_rank": 2, "judge_class": "red"}]), cuts, "blue")
+    assert found["reason"].tolist() == ["", "judge sees red: blue in place 2, cut 1"]
 
 
 def test_a_person_wins_over_every_score_and_the_scores_stay_readable():
@@ -212,7 +222,7 @@ def test_planted_faults_are_found_and_named(study):
     flipped = augment.symmetry(torch.from_numpy(train[3]).permute(2, 0, 1), 6).permute(1, 2, 0).numpy()
     noisy_twin = (fresh[0] + np.random.default_rng(0).normal(0, 3, fresh[0].shape)).clip(0, 255).astype(np.uint8)
     planted = [train[1], flipped, noisy_twin, np.zeros_like(train[0]), squares.tile("red", 4001)]
-    run, (manifest, scores, cuts, real) = screen(fresh + planted)
+    run, (manifest, scores, cuts, real) = screen(fresh + planted, {"judge_rank": 1})
     status, reason = manifest["status"].tolist(), manifest["reason"].tolist()
     assert status[1:6] == ["kept"] * 5
     assert status[6] == "quarantined" and "copy of train/blue/1.png" in reason[6]
@@ -254,14 +264,14 @@ def test_no_tile_at_all_gives_an_empty_manifest_with_its_columns(study):
 
 def test_a_verdict_in_the_review_file_wins_and_makes_the_run_stale(study):
     made = [squares.tile("red", 4001), squares.tile("blue", 5001)]
-    run, (manifest, *_) = screen(made)
+    run, (manifest, *_) = screen(made, {"judge_rank": 1})
     assert manifest["status"].tolist() == ["rejected", "kept"]
     screening.add_review("exp", manifest["sha256"][0], "reject", "A. B.", "first thought")
     screening.add_review("exp", manifest["sha256"][0], "keep", "A. B.", "a rare stain, see slide 4")
     table = files.read_table(study / "params" / "reviews" / "exp.csv")
     assert table["verdict"].tolist() == ["reject", "keep"]  # nothing is overwritten
     run.finish(data.without_memory(manifest))
-    run, (manifest, *_) = screen(made)
+    run, (manifest, *_) = screen(made, {"judge_rank": 1})
     assert manifest["status"].tolist() == ["kept", "kept"] and manifest["reason"][0].startswith("person: keep, a rare stain, see slide 4")
     with pytest.raises(ValueError, match="expected keep or reject"):
         screening.add_review("exp", manifest["sha256"][0], "maybe")
