@@ -60,6 +60,16 @@ def parser():
     init.add_argument("folder", help="class folders, train/val/test/CLASS folders, or a folder with a table")
     init.add_argument("-o", "--output", default="", help="file to write; params/datasets/<folder>.yaml by default")
 
+    check = command("verify", _verify, "hash the files of a run, or of all runs below a folder, again; exit status 1 if one changed")
+    check.add_argument("place", nargs="?", default="outputs", help="run folder, experiment or outputs (default)")
+
+    trace = command("trace", _trace, "where a synthetic tile comes from: job, base, LoRA, training tiles, cases")
+    trace.add_argument("tile", help="picture, tile_id, or sha256 of the picture's file")
+
+    without = command("without-case", _without_case, "everything below outputs/ that a withdrawn patient's tiles touched")
+    without.add_argument("case", help="case or patient id, as in the dataset")
+    without.add_argument("--dataset", default="", metavar="NAME", help="where two datasets use the same ids")
+
     show = command("open", _open, "open one step in JupyterLab with the recipe's values")
     recipe(show)
     show.add_argument("step", help="step id")
@@ -194,6 +204,38 @@ def _init(arguments):
     from histokit import draft
 
     return draft.draft(arguments.folder, arguments.output)
+
+
+def _verify(arguments):
+    from histokit import files, provenance
+
+    checked, found = provenance.verify(files.root() / arguments.place)
+    for odd in found:
+        print(f"{odd.what:10} {odd.run}: {odd.name}")
+    print(f"{checked:,} files hashed again, {len(found) or 'nothing'} not as recorded")
+    return 1 if found else 0
+
+
+def _trace(arguments):
+    from histokit import provenance
+
+    for found in provenance.trace(arguments.tile):
+        print("\n".join(provenance.told(found)))
+
+
+def _without_case(arguments):
+    from histokit import provenance
+
+    found = provenance.without_case(arguments.case, arguments.dataset)
+    for row in found.itertuples():
+        print(f"{row.tiles or '':>6}  {row.run}: {row.how}")
+    if not len(found):
+        print(f"no run below outputs/ holds a case or patient {arguments.case!r}")
+        return 1
+    print(
+        "\nTo withdraw it: take its tiles out of the data, delete the folders above and outputs/.cache, then `histokit run` the recipes again.\n"
+        "Files that were copied elsewhere, exported or published are not known here."
+    )
 
 
 def _open(arguments):

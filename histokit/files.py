@@ -245,11 +245,11 @@ def read_metadata(path):
 # ---- hashes, seeds, names
 
 
-def sha256(path):
-    """64 hex digits of a file's content; for large files (weights) remembered until their size or time changes."""
+def sha256(path, fresh=False):
+    """64 hex digits of a file's content; for large files (weights) remembered until their size or time changes, unless `fresh`."""
     status = os.stat(path)
     known = None
-    if status.st_size >= LARGE:
+    if status.st_size >= LARGE and not fresh:
         known = cache("sha256") / f"{digest(os.path.realpath(path), status.st_size, status.st_mtime_ns)}.txt"
         if known.exists():
             return known.read_text()

@@ -122,7 +122,9 @@ def calibrate(thresholds, real):
         raise ValueError(f"thresholds has no {unknown[0]!r}; expected any of {', '.join(THRESHOLDS)}")
     given = {**THRESHOLDS, **thresholds}
     rows = _agreement(given, real)
-    rows.append(("picture", given["picture"], "correlation of outlines; different real tiles stay below 0.55, copies of all kinds above 0.95"))
+    rows.append(
+        ("picture", given["picture"], "correlation of outlines; different real tiles stay below 0.55, copies of all kinds above 0.95")
+    )
     for name, column, whose in (("copy", "across_cases", "one of another case"), ("duplicate", "anywhere", "any other")):
         values, known = real[column].dropna(), real["known_copy"].dropna()
         if given[name]:

@@ -94,8 +94,9 @@ def test_the_judge_passes_three_in_four_of_the_class_and_tells_how_many_of_other
     assert (own >= cuts["cut"]["judge_p"]).mean() == pytest.approx(0.75, abs=0.051) and cuts["cut"]["judge_rank"] == 0
     assert cuts["source"]["judge_p"] == "80% of 20 real validation tiles of the class pass, and 50% of 101 of other classes"
     blind = np.random.default_rng(0).random(2000)
-    assert "75% of 1000 real validation tiles of the class pass, and 7" in (
-        selection.calibrate({}, judged(blind[:1000], blind[1000:])).set_index("name")["source"]["judge_p"]
+    assert (
+        "75% of 1000 real validation tiles of the class pass, and 7"
+        in (selection.calibrate({}, judged(blind[:1000], blind[1000:])).set_index("name")["source"]["judge_p"])
     )
     for by_hand in ({"judge_rank": 2}, {"judge_p": 0.4}):  # one gate by the judge, not two
         cuts = selection.calibrate(by_hand, judged(own)).set_index("name")["cut"][["judge_rank", "judge_p"]]
