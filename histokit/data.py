@@ -18,8 +18,8 @@ from histokit.describe import Description, describe, nearest
 from histokit.scan import scan
 
 __all__ = [
-    "Dataset", "Description", "dataset", "describe", "freeze", "load", "pixels", "read_frozen", "scan", "to_float", "to_uint8",
-    "training", "um_per_px",     "without_memory",
+    "Dataset", "Description", "dataset", "describe", "freeze", "load", "pixels", "read_frozen", "scan", "shown", "to_float",
+    "to_uint8", "training", "um_per_px", "without_memory",
 ]  # fmt: skip
 VERSION = 1
 MEMORY = ("path", "tile_px", "fit")  # columns that `load` adds and no file holds
@@ -154,8 +154,10 @@ def load(run, step="00_dataset", class_name=None, dataset_step="00_dataset"):
         folders = [run.parent(step, class_name)]
     else:
         folders = list(run.parents(step).values())
-    tables = [files.read_table(_manifest(Path(folder))) for folder in folders]
-    return located(pd.concat(tables, ignore_index=True), dataset(run, dataset_step), files.root() / "outputs" / run.experiment)
+    tables = pd.concat([files.read_table(_manifest(Path(folder))) for folder in folders], ignore_index=True)
+    if class_name and step != dataset_step:  # a step that made all classes in one folder
+        tables = tables[tables["label"].eq(class_name)].reset_index(drop=True) if class_name != "all" else tables
+    return located(tables, dataset(run, dataset_step), files.root() / "outputs" / run.experiment)
 
 
 def _manifest(folder):
@@ -231,6 +233,14 @@ def pixels(tiles, tile_px=None, fit=None):
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             list(pool.map(lambda job: read(*job), jobs))
     return result
+
+
+def shown(row):
+    """What of a file the pixels of a manifest row show, as part of a key: `fit`, and the scale where the fit asks for it."""
+    if getattr(row, "source", "") == "synthetic":
+        return ["resize", ""]
+    fit = str(getattr(row, "fit", "") or "resize")
+    return [fit, str(getattr(row, "mpp", "")) if fit.startswith("resample") else ""]
 
 
 def _synthetic(tiles):

@@ -12,12 +12,13 @@ import torch
 
 from histokit import augment as augmentation
 from histokit import data, files
-from histokit.encoders import Encoder, SmallCNN, load, source
+from histokit.encoders import Encoder, SmallCNN, load, source, weights
 
-__all__ = ["VIEWS", "Encoder", "SmallCNN", "embed", "load", "source", "stacked"]
+__all__ = ["VIEWS", "Encoder", "SmallCNN", "embed", "load", "source", "stacked", "weights"]
 
-VERSION = 1
+VERSION = 2
 IN_MEMORY = 2**29  # bytes above which features live in a file
+BUDGET_GB = 20.0  # disk that the cache may take; what was used least recently goes first
 VIEWS = {"none": 1, "symmetries": 8, "stain": 8}  # how many views of a tile an augmentation has
 
 
@@ -29,7 +30,8 @@ def embed(encoder, tiles, run=None, *, tile_px=None, fit=None, augment="none", c
         tiles: manifest rows as `data.load` returns them; `sha256` is taken from the file where it is empty.
         run: where tiles have no columns tile_px and fit, its dataset gives them.
         augment: "none", "symmetries" (the 8 flips and rotations) or "stain" (the same, each with its own fixed stain jitter).
-        codec: optional function on uint8 [B, H, W, 3] with a dict `identity`, such as a VAE round trip, applied first.
+        codec: optional function on uint8 [B, H, W, 3] with a dict `identity`, such as a VAE round trip, applied first; where it has
+            `reads_px`, tiles are read that wide.
 
     Returns:
         float32 [N, dim] for "none", else [N, 8, dim]; above half a gigabyte it lives in a file.
@@ -41,13 +43,15 @@ def embed(encoder, tiles, run=None, *, tile_px=None, fit=None, augment="none", c
     elif tile_px is None and run is not None:
         dataset = data.dataset(run)
         tile_px, fit = dataset.tile_px, dataset.fit
+    read_px = getattr(codec, "reads_px", tile_px)
     made_of = [VERSION, encoder.identity, tile_px, fit, augment, augmentation.VERSION, codec.identity if codec else None]
     folder = files.cache("features") / files.digest(*made_of)[:24]
     keys = [_key(row, fit) for row in tiles.itertuples()]
     known = _index(folder)
     missing = {key: position for position, key in enumerate(keys) if key not in known}
     if missing:
-        _compute(folder, missing, lambda rows: data.pixels(tiles.iloc[rows], tile_px, fit), encoder, augment, codec)
+        _compute(folder, missing, lambda rows: data.pixels(tiles.iloc[rows], read_px, fit), encoder, augment, codec)
+        files.prune("features", BUDGET_GB, keep=list(folder.glob("*.safetensors")))
         known = _index(folder)
     out = _gather(known, keys, (len(keys), VIEWS[augment], encoder.dim))
     return out[:, 0] if augment == "none" else out

@@ -4,12 +4,14 @@ Keyed by content: the tile's bytes, how it was resized, and the weights that enc
 a tile, memory-mapped on reading, so memory stays flat however many tiles there are. Nothing here trains or denoises.
 """
 
+import os
+
 import numpy as np
 import torch
 
-from histokit import backbone, data, files
+from histokit import backbone, data, decode, files
 
-VERSION = 1
+VERSION = 2
 SYMMETRIES = 8
 
 
@@ -30,10 +32,10 @@ class Latents:
         symmetries: how many of the 8 are used, from 1 (the tile as it is) to 8.
     """
 
-    def __init__(self, model, tiles, *, budget_gb=20.0, symmetries=SYMMETRIES, batch_size=8, fit=None):
+    def __init__(self, model, tiles, *, budget_gb=20.0, symmetries=SYMMETRIES, batch_size=8):
         if not 1 <= symmetries <= SYMMETRIES:
             raise ValueError(f"symmetries must be 1 to {SYMMETRIES}, got {symmetries}")
-        self.model, self.tiles, self.symmetries, self.fit = model.need("vae"), tiles.reset_index(drop=True), symmetries, fit
+        self.model, self.tiles, self.symmetries = model.need("vae"), tiles.reset_index(drop=True), symmetries
         side = model.tile_px // model.factor
         self.shape = (model.vae.config.latent_channels, side, side)
         size = len(tiles) * symmetries * 2 * int(np.prod(self.shape)) * 4 / 1e9
@@ -52,6 +54,9 @@ class Latents:
         if not self.stored:
             images = [symmetry(self._images([row])[0], int(k)) for row, k in zip(rows, symmetries, strict=True)]
             return backbone.encode(self.model, torch.stack(images))
+        gone = [row for row in dict.fromkeys(map(int, rows)) if not self.paths[row].exists()]
+        if gone:  # another job needed the room
+            self._encode(gone)
         pairs = [self._read(self.paths[row], int(k)) for row, k in zip(rows, symmetries, strict=True)]
         return tuple(torch.stack(part).to(self.model.device) for part in zip(*pairs, strict=True))
 
@@ -61,22 +66,29 @@ class Latents:
         return backbone.latents(mean, logvar, self.model.scaling, generator)
 
     def _images(self, rows):
-        return data.to_float(data.pixels(self.tiles.iloc[list(rows)], self.model.tile_px, fit=self.fit))
+        return data.to_float(data.pixels(self.tiles.iloc[list(rows)], self.model.tile_px))
 
     def _path(self, row):
-        content = row.sha256 or files.sha256(row.path)
-        key = files.digest("latents", content, self.model.identity["vae"], self.model.tile_px, self.fit, self.symmetries)
+        made_of = [VERSION, decode.VERSION, self.model.identity["vae"], self.model.tile_px, self.symmetries]
+        key = files.digest("latents", row.sha256 or files.sha256(row.path), data.shown(row), made_of)
         return self.folder / key[:2] / f"{key}.safetensors"
 
     def _fill(self, batch_size):
-        missing = [i for i, path in enumerate(self.paths) if not path.exists()]
+        missing = []
+        for i, path in enumerate(self.paths):
+            if path.exists():
+                os.utime(path)  # what was used least recently is pruned first
+            else:
+                missing.append(i)
         for start in range(0, len(missing), batch_size):
-            rows = missing[start : start + batch_size]
-            images = self._images(rows)
-            views = torch.stack([symmetry(images, k) for k in range(self.symmetries)], dim=1)  # [b, K, 3, H, W]
-            encoded = [backbone.encode(self.model, view) for view in views]
-            for row, (mean, logvar) in zip(rows, encoded, strict=True):
-                files.write_tensors(self.paths[row], {"mean": mean.float().cpu(), "logvar": logvar.float().cpu()}, {})
+            self._encode(missing[start : start + batch_size])
+
+    def _encode(self, rows):
+        images = self._images(rows)
+        views = torch.stack([symmetry(images, k) for k in range(self.symmetries)], dim=1)  # [b, K, 3, H, W]
+        encoded = [backbone.encode(self.model, view) for view in views]
+        for row, (mean, logvar) in zip(rows, encoded, strict=True):
+            files.write_tensors(self.paths[row], {"mean": mean.float().cpu(), "logvar": logvar.float().cpu()}, {})
 
     @staticmethod
     def _read(path, k):
@@ -97,6 +109,7 @@ class Prompts:
         rows = backbone.fingerprint(model.text_encoder.get_input_embeddings()) if model.placeholders else ""
         self.key = (model.identity["tokenizer"], model.identity["text_encoder"], model.placeholders, rows, str(model.dtype))
         self.known = {}
+        files.prune("prompts", 1.0)
 
     def __call__(self, prompts):
         """Embeddings [B, L, D] of a list of prompts."""
@@ -110,5 +123,6 @@ class Prompts:
                 with torch.no_grad():
                     embedding = backbone.embed(self.model, [prompt])[0]
                 files.write_tensors(path, {"embedding": embedding.cpu().contiguous()}, {"prompt": prompt})
+            os.utime(path)
             self.known[prompt] = files.read_tensors(path)["embedding"].to(self.model.device)
         return self.known[prompt]
