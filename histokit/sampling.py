@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from histokit import backbone
 
-VERSION = 1
+VERSION = 2
 
 
 def schedule(scheduler, num_inference_steps, strength=1.0):
@@ -33,7 +33,8 @@ def schedule(scheduler, num_inference_steps, strength=1.0):
         raise ValueError(f"{num_inference_steps} steps at strength {strength} are no denoising step at all; raise {remedy}")
     fresh = type(scheduler).from_config(scheduler.config)  # set_timesteps writes into its scheduler
     fresh.set_timesteps(num_inference_steps)
-    timesteps = fresh.timesteps.cpu()[num_inference_steps - count :]
+    # trailing spacing counts down in floats and for some numbers of steps (61, 103, 121 ...) goes one too far, to -1
+    timesteps = fresh.timesteps.cpu()[num_inference_steps - count : num_inference_steps]
     if timesteps[0] >= scheduler.config.num_train_timesteps:
         raise ValueError(f"{num_inference_steps} steps reach past the {scheduler.config.num_train_timesteps} trained ones; use fewer")
     return timesteps

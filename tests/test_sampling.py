@@ -179,3 +179,12 @@ def test_gradients_flow_and_checkpointing_changes_none_of_them(model):
 def test_eta_needs_generators(model):
     with pytest.raises(ValueError, match="one generator per image"):
         sampling.denoise(lambda *_: 0, start(model), model.scheduler, sampling.schedule(model.scheduler, 2), eta=1.0)
+
+
+@pytest.mark.parametrize("n", [25, 61, 103, 121, 122, 1000])
+def test_a_trailing_schedule_ends_in_the_picture_whatever_the_number_of_steps(n):
+    # diffusers counts down in floats: for 61 steps and some sixty other numbers it goes one too far, to timestep -1
+    timesteps = sampling.schedule(ldm.schedule(), n)
+    assert len(timesteps) == n and timesteps[0] == 999 and timesteps[-1] >= 0
+    assert (timesteps.diff() < 0).all()
+    assert len(sampling.schedule(ldm.schedule(), n, 0.5)) == n // 2
