@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from histokit import files, machine
+from histokit import files, machine, seen
 
 VERSION = 1
 
@@ -75,7 +75,7 @@ class Model:
 # --- loading ---------------------------------------------------------------------------------------------------------
 
 
-def load(name, device="cpu", dtype=torch.float32):
+def load(name, device="cpu", dtype=torch.float32, tiles=None):
     """Load a base model, frozen and in eval mode.
 
     Args:
@@ -83,6 +83,7 @@ def load(name, device="cpu", dtype=torch.float32):
             hub id such as "stable-diffusion-v1-5/stable-diffusion-v1-5"; only a hub id may use the network.
         device: torch device.
         dtype: of the weights; keep float32 for anything that is trained.
+        tiles: this experiment's manifest; a base that learned from what it keeps from training is refused, see `seen`.
 
     Returns:
         Model; parts without a subfolder are None.
@@ -90,6 +91,8 @@ def load(name, device="cpu", dtype=torch.float32):
     Raises FileNotFoundError naming where to put a missing base, ValueError for a base that is no SD 1.x / 2.x.
     """
     folder = locate(name)
+    if tiles is not None:
+        seen.refuse(folder, tiles, f"base model {name!r}")
     parts, identity = {}, {}
     for part in PARTS:
         if (folder / part).is_dir():

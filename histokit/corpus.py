@@ -6,15 +6,17 @@ picture hashes travels with the weights, so that anyone can check which tiles a 
 
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 
 from histokit import data, decode, files, splits, toy, toy_words
+from histokit.seen import pixels_hash
 
-VERSION = 1
+VERSION = 2
+PER_TILE = 2**18  # bytes of latents of a real tile in 20_pretrain, eight views of it, beside its pixels
 TEMPLATES = ("{}", "an H&E tile of {}", "a histology image of {}", "H&E stained {}", "a microscopy tile showing {}")
 
 
@@ -37,22 +39,18 @@ class Corpus:
         return [text for captions in self.captions for text in captions]
 
 
-def pixels_hash(image):
-    """sha256 of a picture's size and RGB bytes; the same whatever file format holds it."""
-    return sha256(f"{image.shape[0]}x{image.shape[1]}".encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
-
-
 def gather(sources, roots=None, seed=0, split="train"):
     """The corpus of `sources`, a dict of name -> settings.
 
     Args:
-        sources: a dataset description (path of a YAML file) with `classes` (default all) and `weight`; `toy` with
-            `classes`, `tiles` (a class) and `weight`; `looks` with `tiles` and `weight`.
+        sources: a dataset description (path of a YAML file) with `classes` (default all), `tiles` (at most so many a class) and
+            `weight`; `toy` with `classes`, `tiles` (a class) and `weight`; `looks` with `tiles` and `weight`. All of it is held in
+            memory.
         roots: name of a description's file, without its suffix -> folder of its tiles, in place of its root.
         split: `train`, or `val` for held-out tiles of the datasets; drawn sources hold out new pictures where there is no dataset.
 
     Raises:
-        ValueError: an unknown setting, or a toy class whose role is tail.
+        ValueError: an unknown setting, a toy class whose role is tail, or more tiles than memory holds.
     """
     corpus, held = Corpus(), split != "train"
     drawn = [name for name in sources if name in ("toy", "looks")]
@@ -81,9 +79,27 @@ def _tiles(name, settings, roots, split):
     rows = manifest[manifest["split"].eq(split) & manifest["use"].eq("labelled")]
     rows = rows[rows["label"].isin(settings.get("classes", described.classes))]
     captions = {c: tuple(t.format(described.terms[c]) for t in TEMPLATES) for c in described.classes}
-    images = [decode.rgb(described.root / file)[0] for file in rows["file_name"]]
-    rows = rows.assign(image=[np.asarray(image) for image in images])
-    return [(row.image, captions[row.label], row.label, row.case_id, row.file_name) for row in rows.itertuples()]
+    if settings.get("tiles"):  # by hash, so that more tiles hold the fewer
+        order = rows["file_name"].map(files.digest).sort_values(kind="stable").index
+        rows = rows.loc[order].groupby("label", sort=False).head(settings["tiles"]).sort_index()
+    _check_room(name, rows, described.root)
+    images = [np.asarray(decode.rgb(described.root / file)[0]) for file in rows["file_name"]]
+    return [
+        (image, captions[row.label], row.label, row.case_id, row.file_name) for image, row in zip(images, rows.itertuples(), strict=True)
+    ]
+
+
+def _check_room(name, rows, root):
+    """Raise ValueError where the tiles, as large as the first of them, would take more than three quarters of the free memory."""
+    if not len(rows):
+        return
+    need = len(rows) * (np.asarray(decode.rgb(root / rows["file_name"].iloc[0])[0]).nbytes + PER_TILE)
+    free = psutil.virtual_memory().available
+    if need > 0.75 * free:
+        raise ValueError(
+            f"source {name!r}: {len(rows):,} tiles need {need / 2**30:.0f} GiB of memory, {free / 2**30:.0f} are free; "
+            f"set tiles, at most so many a class, to {int(len(rows) * 0.7 * free / need / max(1, rows['label'].nunique())):,} or fewer"
+        )
 
 
 def _drawn(name, settings, seed, held):

@@ -110,7 +110,7 @@ class Encoder:
         return out
 
 
-def load(name, device="cpu", *, frozen=True, seed=0):
+def load(name, device="cpu", *, frozen=True, seed=0, dim=256):
     """Load an encoder, frozen and in eval mode.
 
     Args:
@@ -121,6 +121,7 @@ def load(name, device="cpu", *, frozen=True, seed=0):
             "torchvision:NAME" without weights.
         device: torch device.
         frozen: False allows random weights, drawn from `seed`, and leaves the network trainable.
+        dim: feature width of "cnn".
 
     Raises FileNotFoundError naming where to put what is missing, ValueError for a name of no known kind or for random weights
     where `frozen`.
@@ -140,7 +141,7 @@ def load(name, device="cpu", *, frozen=True, seed=0):
             net, identity = FIXED[name](), {"weights": f"none, version {texture.VERSION}"}
             encoder = Encoder(name, net, net.dim, identity, 0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "its own", "Apache-2.0")
         elif name == "cnn":
-            encoder = Encoder(name, SmallCNN(), 256, {"weights": "random"}, licence="Apache-2.0")
+            encoder = Encoder(name, SmallCNN(dim), dim, {"weights": "random"}, licence="Apache-2.0")
         elif kind == "timm":
             encoder = _timm(name, architecture, _weights_file(name, weights))
         elif kind == "torchvision":
@@ -161,6 +162,13 @@ def source(name):
         return _weights_file(name, name.partition("@")[2])
     found = [folder for folder in (Path(name).expanduser(), files.root() / name) if (folder / "config.json").is_file()]
     return found[0] if found else None
+
+
+def weights(name):
+    """Where the weights of an encoder made by 20_pretrain lie, its list of training tiles beside them; None for all other kinds."""
+    if name in ("mini-ssl", "mini-sup"):
+        return MINI
+    return _weights_file(name, name.partition("@")[2]) if name.startswith("cnn@") else None
 
 
 def _small_cnn(name, path, licence=""):

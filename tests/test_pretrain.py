@@ -1,9 +1,12 @@
 """20_pretrain by hand and headless: its three parts, from invented pictures to a base and an encoder that the other pages load."""
 
 import shutil
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from histokit import backbone, batch, corpus, encoders, files, ldm, package_mini, pretrain, recipe, sampling
 
@@ -151,3 +154,19 @@ def test_fidelity_stands_between_its_floor_and_the_untrained(monkeypatch, tmp_pa
     for kid in facts["kid"].values():
         assert kid["n"] == 20 and abs(kid["samples"] - kid["floor"]) < 0.1 * kid["untrained"] and kid["nearer"] > 10
     assert facts["kid"]["colour-texture"]["autoencoder"] > 3 * facts["kid"]["colour-texture"]["samples"]
+
+
+def test_a_dataset_lends_so_many_tiles_a_class_and_no_more_than_memory_holds(root, monkeypatch):
+    for name in "ab":
+        for i in range(12):
+            path = root / "tiles" / name / f"P{i}_0.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((40, 40, 3), 20 * i, np.uint8)).save(path)
+    files.write_text(root / "d.yaml", "root: tiles\nclasses: {a: {}, b: {}}\ntile_px: 32\ncase_pattern: '(?P<case_id>P[0-9]+)_'\n")
+    few, more = (corpus.gather({"d.yaml": {"tiles": n}}) for n in (2, 4))
+    assert [part.labels.count("d.yaml: a") for part in (few, more)] == [2, 4]
+    assert {row[2] for row in few.seen} < {row[2] for row in more.seen}
+    monkeypatch.setattr(corpus.psutil, "virtual_memory", lambda: SimpleNamespace(available=4 * (40 * 40 * 3 + corpus.PER_TILE)))
+    with pytest.raises(ValueError, match=r"source 'd.yaml': \d+ tiles need .* set tiles, at most so many a class, to 1 or fewer"):
+        corpus.gather({"d.yaml": {}})
+    assert len(corpus.gather({"d.yaml": {"tiles": 1}}).images) == 2
