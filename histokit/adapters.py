@@ -17,7 +17,7 @@ from torch import nn
 
 from histokit import backbone, files
 
-VERSION = 1
+VERSION = 2
 
 CARD = "adapter.json"
 LORA = "pytorch_lora_weights.safetensors"  # the name stock diffusers looks for
@@ -284,15 +284,20 @@ def load(model, *folders, tiles=None, dataset=""):
             _load_lora(model, folder)
             model.adapters.append({"kind": "lora", "folder": str(folder), "sha": files.sha256(folder / LORA)})
     shas = {name: files.sha256(path) for name, (_, path) in tokens.items()}
-    model.adapters.append({"kind": "tokens", "classes": classes, "sha": shas})
+    said = [text for card in cards.values() for text in _captions(card["settings"])]
+    model.adapters.append({"kind": "tokens", "classes": classes, "sha": shas, "captions": said})
     return model
 
 
-def read_tokens(*folders):
-    """{class name: (placeholder, rows [n, D])} of finished folders, without a model; a later folder wins."""
+def read_tokens(model, *folders, tiles=None, dataset=""):
+    """{class name: (placeholder, rows [n, D])} of finished folders; a later folder wins. Refuses what `load` refuses."""
     found = {}
     for folder in map(Path, folders):
-        for class_name, name in _card(folder)["classes"].items():
+        card = _card(folder)
+        _same_base(model, card, folder)
+        if tiles is not None:
+            _no_leak(tiles, dataset, card, folder)
+        for class_name, name in card["classes"].items():
             if name:
                 found[class_name] = (name, files.read_tensors(folder / "tokens" / f"{name.strip('<>')}.safetensors")[name])
     return found
@@ -335,6 +340,11 @@ def _card(folder):
     if not (folder / CARD).is_file():
         raise FileNotFoundError(f"{folder} holds no {CARD}; name a finished step of 01_textual_inversion or 02_lora")
     return files.read_json(folder / CARD)
+
+
+def _captions(settings):
+    """The templates an adapter was trained on, from its card."""
+    return [settings["prompt"]] if settings.get("prompt") else list(settings.get("templates", []))
 
 
 def _same_base(model, card, folder):

@@ -6,7 +6,7 @@ word then goes into prompts like any other; `adapters` writes and reads it.
 
 from histokit import adapters, backbone, training, tuning
 
-VERSION = 1
+VERSION = 2
 
 
 def train(
@@ -27,6 +27,7 @@ def train(
     balance="class+group",
     caption_dropout=0.0,
     min_snr_gamma=5.0,
+    loss="l2",
     hold_out=0.125,
     **options,
 ):
@@ -40,8 +41,9 @@ def train(
         n_vectors: vectors per token; each takes one of the prompt's 77 places.
         start: "spread" or "mean", see `adapters.initial_rows`.
         lr: step size as it is used, never scaled by batch or devices; no weight decay on the vectors.
-        templates: prompts with {label}, and {group} where `group_terms` say how to call the groups.
+        templates: prompts with {label}, and {group} where tiles have one; `group_terms` say what to call them, else their own names do.
         hold_out: share of a class's training cases whose loss picks the best step, where it has twenty tiles or more.
+        loss: "l2", or "l1" of the denoising error.
         options: for `training.fit`, such as `ema` or `checkpoint_every`.
 
     Returns:
@@ -57,7 +59,7 @@ def train(
     learn, held = tuning.hold_out(tiles, hold_out, seed)
 
     def texts(row):
-        group = (group_terms or {}).get(row["group"], "")
+        group = tuning.group_words(group_terms, row["group"])
         return [tuning.caption(template, classes[row["label"]], group) for template in templates]
 
     def embed(prompts):
@@ -66,15 +68,15 @@ def train(
     settings = {
         "method": "inversion", "phrases": phrases, "n_vectors": n_vectors, "start": start, "fixed_norm": fixed_norm, "lr": lr,
         "batch_size": batch_size, "templates": list(templates), "group_terms": group_terms or {}, "balance": balance,
-        "caption_dropout": caption_dropout, "min_snr_gamma": min_snr_gamma,
+        "caption_dropout": caption_dropout, "min_snr_gamma": min_snr_gamma, "loss": loss,
     }  # fmt: skip
     tokens.parameter.requires_grad_(True)
     try:
-        loss = tuning.loss(model, embed, caption_dropout=caption_dropout, min_snr_gamma=min_snr_gamma)
-        player = training.Player("tokens", [{"params": [tokens.parameter], "lr": lr, "weight_decay": 0.0}], loss)
+        error = tuning.loss(model, embed, caption_dropout=caption_dropout, min_snr_gamma=min_snr_gamma, kind=loss)
+        player = training.Player("tokens", [{"params": [tokens.parameter], "lr": lr, "weight_decay": 0.0}], error)
         history = tuning.run(
             model, [player], embed, learn, texts, steps=steps, seed=seed, folder=folder, batch_size=batch_size, balance=balance,
-            settings=settings, held=held, prompts=[tuning.caption(templates[0], token) for token in classes.values()], **options,
+            settings=settings, held=held, kind=loss, prompts=[tuning.caption(templates[0], token) for token in classes.values()], **options,
         )  # fmt: skip
     finally:
         tokens.parameter.requires_grad_(False)

@@ -7,7 +7,7 @@ tuning). `adapters` writes and reads the result.
 
 from histokit import adapters, backbone, latents, training, tuning
 
-VERSION = 1
+VERSION = 2
 
 
 def train(
@@ -33,6 +33,7 @@ def train(
     balance="class+group",
     caption_dropout=0.1,
     min_snr_gamma=5.0,
+    loss="l2",
     hold_out=0.125,
     **options,
 ):
@@ -48,8 +49,9 @@ def train(
         alpha: update scale times rank; None means alpha = rank.
         targets: "attn", "attn+ff" or "attn+conv"; `dora` takes about twice the time.
         lr, token_lr: step sizes of LoRA and vectors; no weight decay on the vectors.
-        prompt: caption with {label}, and {group} where `group_terms` say how to call the groups.
+        prompt: caption with {label}, and {group} where tiles have one; `group_terms` say what to call them, else their own names do.
         caption_dropout: share of empty captions, which keep the unconditional branch in step with the rest.
+        loss: "l2", or "l1" of the denoising error.
         options: for `training.fit`, such as `ema` or `checkpoint_every`.
 
     Returns:
@@ -70,8 +72,8 @@ def train(
     learn, held = tuning.hold_out(tiles, hold_out, seed)
 
     def texts(row):
-        group = (group_terms or {}).get(row["group"], "")
-        return [tuning.caption(prompt, classes[row["label"]] or terms[row["label"]], group)]
+        word = classes[row["label"]] or terms[row["label"]]
+        return [tuning.caption(prompt, word, tuning.group_words(group_terms, row["group"]))]
 
     def encode(prompts):
         return backbone.embed(model, prompts)
@@ -81,7 +83,7 @@ def train(
         "method": "lora", "terms": terms, "classes": classes, "joint": joint, "n_vectors": n_vectors, "rank": rank, "alpha": alpha or rank,
         "targets": targets, "dora": dora, "lr": lr, "token_lr": token_lr, "batch_size": batch_size, "prompt": prompt,
         "group_terms": group_terms or {}, "balance": balance, "caption_dropout": caption_dropout, "min_snr_gamma": min_snr_gamma,
-        "tokens": adapters.digest_rows(words),
+        "loss": loss, "tokens": adapters.digest_rows(words),
     }  # fmt: skip
     groups = [{"params": params, "lr": lr}]
     if joint:
@@ -90,10 +92,10 @@ def train(
     for p in trained:
         p.requires_grad_(True)
     try:
-        loss = tuning.loss(model, embed, caption_dropout=caption_dropout, min_snr_gamma=min_snr_gamma)
+        error = tuning.loss(model, embed, caption_dropout=caption_dropout, min_snr_gamma=min_snr_gamma, kind=loss)
         history = tuning.run(
-            model, [training.Player("lora", groups, loss)], embed, learn, texts, steps=steps, seed=seed, folder=folder,
-            batch_size=batch_size, balance=balance, settings=settings, held=held,
+            model, [training.Player("lora", groups, error)], embed, learn, texts, steps=steps, seed=seed, folder=folder,
+            batch_size=batch_size, balance=balance, settings=settings, held=held, kind=loss,
             prompts=[tuning.caption(prompt, classes[name] or terms[name]) for name in terms], **options,
         )  # fmt: skip
     finally:

@@ -1,7 +1,8 @@
 """Which real tile each new image starts from, and what its prompt asks for: one row per image, before any is made.
 
 Tables in, a table out. The two kinds of transfer stay apart by name: `same_class`, `diverse` and `majority_to_minority` keep
-the label of their source, `cross_class` and `nearest` take it from the prompt alone.
+the label of their source, `cross_class` and `nearest` take it from the prompt alone; `nearest` with minority groups is
+`majority_to_minority`, most alike first.
 """
 
 import numpy as np
@@ -10,16 +11,17 @@ import torch
 
 from histokit import adapters, data, files, sampling, tuning
 
-VERSION = 1
+VERSION = 2
 
 POLICIES = {
     "same_class": "tiles of the class itself, all equally often",
     "diverse": "tiles of the class itself, those that differ most first",
     "cross_class": "tiles of other (head) classes; the label comes from the prompt alone, so 05_select must check it",
-    "nearest": "tiles of other classes that look most like this one",
+    "nearest": "tiles of other classes that look most like this one; with minority groups, majority tiles of the class that look most so",
     "majority_to_minority": "tiles of the class in a majority group; the prompt asks for a minority group",
     "none": "no source: text-to-image",
 }
+LEAST = 0.6  # strength below which a tile of another class stays too much what it was for its label to come from the words
 SETTINGS = ("strength", "guidance_scale", "num_inference_steps")
 COLUMNS = [
     "job", "tile_id", "source_class", "source_group", "class", "target_group", "prompt", *SETTINGS, "true_steps", "number", "seed",
@@ -66,9 +68,15 @@ def job_table(
     """
     if policy not in POLICIES:
         raise ValueError(f"policy {policy!r} is unknown; use {', '.join(POLICIES)}")
-    if policy == "majority_to_minority" and not (minority and "{group}" in prompt):
-        raise ValueError("majority_to_minority needs `minority` groups and a prompt that names the {group}")
     strength = 1.0 if policy == "none" else float(strength)
+    transfer = policy == "majority_to_minority" or (policy == "nearest" and bool(minority))
+    if transfer:
+        _can_transfer(model, policy, prompt, minority)
+    elif policy in ("cross_class", "nearest") and strength < LEAST:
+        raise ValueError(
+            f"policy {policy} takes the label from the prompt alone, and at strength {strength:g} a tile of another class stays what it "
+            f"was; use {LEAST} or more, and let 05_select check the label"
+        )
     if strength:
         sampling.schedule(model.scheduler, num_inference_steps, strength)
     real = data.training(tiles)
@@ -83,9 +91,9 @@ def job_table(
         for i in range(count):
             source = pool.iloc[_turn(order, i, policy, seed, name)] if order is not None else None
             group = source["group"] if source is not None else ""
-            if policy == "majority_to_minority" and group not in minority:
+            if transfer and group not in minority:
                 group = wanted[i % len(wanted)]
-            text = tuning.caption(prompt, word, (group_terms or {}).get(group, group))
+            text = tuning.caption(prompt, word, tuning.group_words(group_terms, group))
             lora_sha, token_sha = adapters.shas(model, text)
             rows.append(
                 {
@@ -105,6 +113,17 @@ def job_table(
                 }
             )
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _can_transfer(model, policy, prompt, minority):
+    if not (minority and "{group}" in prompt):
+        raise ValueError(f"policy {policy} from majority to minority needs `minority` groups and a prompt that names the {{group}}")
+    learned = [text for adapter in model.adapters if adapter["kind"] == "tokens" for text in adapter.get("captions", [])]
+    if learned and not any("{group}" in text for text in learned):
+        raise ValueError(
+            f"the adapter learned the captions {learned[0]!r}, which name no {{group}}, so it cannot tell groups apart; train it "
+            f"again with prompt: {prompt!r} (in 01_textual_inversion: options: {{templates: [...]}})"
+        )
 
 
 def _pool(real, own, name, policy, head, majority, minority):

@@ -8,7 +8,7 @@ import torch
 
 from histokit import files, latents, sampling, training
 
-VERSION = 1
+VERSION = 2
 
 TEMPLATES = (
     "a histology image of {label}",
@@ -26,6 +26,11 @@ def caption(template, label, group=""):
     if "{label}" not in template:
         raise ValueError(f"the prompt {template!r} has no {{label}}; write for example 'a histology image of {{label}}'")
     return template.replace("{label}", label).replace("{group}", group).strip(" ,")
+
+
+def group_words(terms, group):
+    """How a caption calls a group: by `terms`, {group: words}, else by its own name; the same in training and in generation."""
+    return (terms or {}).get(group, group)
 
 
 def hold_out(tiles, share=0.125, seed=0, small=SMALL):
@@ -165,13 +170,16 @@ def sheet(model, prompts, seed, *, per_prompt=4, guidance_scale=2.0, num_inferen
     return drawn
 
 
-def run(model, players, embed, tiles, texts, *, steps, seed, folder, batch_size, balance, settings, held=None, prompts=(), **options):
+def run(
+    model, players, embed, tiles, texts, *, steps, seed, folder, batch_size, balance, settings, held=None, prompts=(), kind="l2", **options
+):
     """Train `players` on `tiles` and return the history of `training.fit`.
 
     Args:
         texts: `texts(row)` -> list of captions of one manifest row.
         held: tiles for the held-out loss, or None; with them the best step is kept, without them the last.
         prompts: what the sample sheets show.
+        kind: "l2" or "l1", of the held-out loss.
         settings: dict of what the result depends on, for resuming.
         options: handed to `training.fit`, such as `checkpoint_every`, `sheet_every`, `tensorboard`, `ema`.
     """
@@ -179,7 +187,7 @@ def run(model, players, embed, tiles, texts, *, steps, seed, folder, batch_size,
     options = {"validate_every": max(1, steps // 10), "sheet_every": max(1, steps // 4), **options}
     if held is not None and len(held):
         own = latents.Latents(model, held, symmetries=1)
-        options["validate"] = validation(model, embed, own, [texts(row) for _, row in held.iterrows()], seed)
+        options["validate"] = validation(model, embed, own, [texts(row) for _, row in held.iterrows()], seed, kind=kind)
     identity = {
         "base": model.identity,
         "tiles": files.digest([[row.tile_id, row.sha256] for row in tiles.itertuples()]),
