@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from histokit import data, files, latents, sampling, training
+from histokit import backbone, data, decode, files, latents, sampling, training
 from histokit.policies import POLICIES, SETTINGS, job_table
 
 __all__ = [
@@ -35,12 +35,12 @@ class Sources:
         lost = [tile for tile in wanted if tile not in rows.index]
         if lost:
             raise ValueError(f"source tile {lost[0]!r} is not in the manifest ({len(lost)} such); make the job table from this manifest")
-        leaks = rows[rows["split"].ne("train") | rows["source"].ne("real")]
+        leaks = rows[rows["split"].ne("train") | rows["source"].ne("real") | rows["use"].ne("labelled")]
         if len(leaks):
             first = leaks.iloc[0]
             raise ValueError(
-                f"source tile {first['tile_id']!r} is a {first['source']} tile of {first['split'] or 'no split'}; "
-                f"only real training tiles may be re-rendered ({len(leaks)} such)"
+                f"source tile {first['tile_id']!r} is a {first['source']} tile of {first['split'] or 'no split'}, {first['use']}; "
+                f"only real labelled training tiles may be re-rendered ({len(leaks)} such)"
             )
         self.model, self.rows = model, rows.loc[wanted]
         self.cache = latents.Latents(model, self.rows, symmetries=1, batch_size=1) if wanted else None
@@ -142,9 +142,10 @@ def _key(model, row, sources):
     source = ""
     if row.tile_id:
         tile = sources.rows.loc[row.tile_id]
-        source = [tile["sha256"] or files.sha256(tile["path"]), tile.get("fit", ""), tile.get("tile_px", 0), str(tile.get("mpp", ""))]
+        source = [tile["sha256"] or files.sha256(tile["path"]), data.shown(tile)]
     settings = [getattr(row, name) for name in SETTINGS]
-    return files.digest("img2img", VERSION, model.identity, row.lora_sha, row.token_sha, row.prompt, row.seed, settings, source)
+    versions = [VERSION, *(module.VERSION for module in (sampling, backbone, latents, decode, data))]
+    return files.digest("img2img", versions, model.identity, row.lora_sha, row.token_sha, row.prompt, row.seed, settings, source)
 
 
 def _there(path, key, run):

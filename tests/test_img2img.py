@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from tiny import tiny_model
 
-from histokit import adapters, backbone, data, files, img2img, runs
+from histokit import adapters, backbone, data, files, img2img, latents, runs, sampling
 
 TERMS = {"blue": "blue gland"}
 FEW = {"strength": 0.5, "num_inference_steps": 4, "guidance_scale": 2.0}
@@ -54,7 +54,8 @@ def test_every_tile_of_the_class_is_used_equally_often_and_never_one_of_val_or_t
     assert set(used.index) == set(data.training(tiles, "blue")["tile_id"]) and set(used) == {2, 3}
     assert table["tile_id"].iloc[:6].nunique() == 6
     for policy in ("same_class", "cross_class", "diverse", "nearest", "majority_to_minority"):
-        table = jobs(model, tiles, 30, policy=policy, minority=["5"], prompt="{label}, {group}", embed=lambda rows: rng(rows))
+        options = {"minority": ["5"]} if policy == "majority_to_minority" else {}
+        table = jobs(model, tiles, 30, policy=policy, prompt="{label}, {group}", strength=0.75, embed=rng, **options)
         assert set(tiles.set_index("tile_id").loc[table["tile_id"], "split"]) == {"train"}
 
 
@@ -64,7 +65,7 @@ def rng(rows):
 
 def test_asking_for_more_images_keeps_the_first_ones(model, tiles):
     for policy in ("same_class", "cross_class", "diverse", "nearest"):
-        few, many = (jobs(model, tiles, n, policy=policy, embed=rng) for n in (7, 20))
+        few, many = (jobs(model, tiles, n, policy=policy, embed=rng, strength=0.75) for n in (7, 20))
         pd.testing.assert_frame_equal(few, many.head(7))
 
 
@@ -77,9 +78,15 @@ def test_rows_have_their_own_seeds_and_say_everything(model, tiles):
 
 
 def test_cross_class_takes_head_classes_and_keeps_the_wanted_label(model, tiles):
-    table = jobs(model, tiles, 12, policy="cross_class", head=["red"])
+    table = jobs(model, tiles, 12, policy="cross_class", head=["red"], strength=0.75)
     assert set(table["source_class"]) == {"red"} and set(table["class"]) == {"blue"}
-    assert set(jobs(model, tiles, 12, policy="cross_class")["source_class"]) == {"red", "green"}
+    assert set(jobs(model, tiles, 12, policy="cross_class", strength=0.75)["source_class"]) == {"red", "green"}
+
+
+def test_a_label_from_words_alone_needs_strength(model, tiles):
+    for policy in ("cross_class", "nearest"):
+        with pytest.raises(ValueError, match=f"policy {policy} takes the label from the prompt alone, and at strength 0.5"):
+            jobs(model, tiles, policy=policy, embed=rng)
 
 
 def test_majority_to_minority_names_the_group_it_asks_for(model, tiles):
@@ -94,6 +101,26 @@ def test_majority_to_minority_names_the_group_it_asks_for(model, tiles):
         jobs(model, tiles, policy="majority_to_minority", minority=["5"], majority=["9"], prompt="{label} {group}")
 
 
+def test_nearest_with_a_minority_stays_in_the_class_and_asks_for_the_minority(model, tiles):
+    table = jobs(model, tiles, 8, policy="nearest", minority=["5"], prompt="{label}, scanner {group}", embed=rng)
+    assert set(table["source_class"]) == {"blue"} and set(table["source_group"]) == {"1"} and set(table["target_group"]) == {"5"}
+    assert set(table["prompt"]) == {"blue gland, scanner 5"}
+
+
+def test_an_adapter_that_never_heard_of_groups_is_not_asked_for_one(tiles, tmp_path):
+    asked = {"policy": "majority_to_minority", "minority": ["5"], "prompt": "{label}, scanner {group}"}
+    for prompt, refused in (("a histology image of {label}", True), ("{label}, scanner {group}", False)):
+        model = tiny_model()
+        adapters.add_lora(model, 2)
+        adapters.save(tmp_path / str(refused), model, {"blue": ""}, tiles.head(1), lora=True, settings={"prompt": prompt})
+        loaded = adapters.load(tiny_model(), tmp_path / str(refused))
+        if refused:
+            with pytest.raises(ValueError, match=r"learned the captions 'a histology image of \{label\}', which name no \{group\}"):
+                jobs(loaded, tiles, **asked)
+        else:
+            assert set(jobs(loaded, tiles, **asked)["target_group"]) == {"5"}
+
+
 def test_nearest_takes_the_most_similar_and_diverse_the_least(model, tiles):
     place = {name: k for k, name in enumerate(sorted(tiles["tile_id"]))}
 
@@ -102,13 +129,13 @@ def test_nearest_takes_the_most_similar_and_diverse_the_least(model, tiles):
         return np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
     anchors = [place[name] for name in data.training(tiles, "blue")["tile_id"]]
-    order = jobs(model, tiles, 8, policy="nearest", embed=embed)["tile_id"]
+    order = jobs(model, tiles, 8, policy="nearest", embed=embed, strength=0.75)["tile_id"]
     gaps = [min(abs(place[name] - a) for a in anchors) for name in order]
     assert gaps == sorted(gaps)
     first = jobs(model, tiles, 3, policy="diverse", embed=embed)["tile_id"]
     assert {place[name] for name in first} >= {min(anchors), max(anchors)}
     with pytest.raises(ValueError, match="needs `embed`"):
-        jobs(model, tiles, policy="nearest")
+        jobs(model, tiles, policy="nearest", strength=0.75)
 
 
 def test_a_quota_fills_a_class_up(model, tiles):
@@ -191,6 +218,18 @@ def test_an_image_of_other_settings_is_not_reused(model, tiles, change):
     assert run.record["notes"]["images_reused"] == 0
 
 
+def test_images_are_remade_when_the_code_that_made_them_changed(model, tiles, monkeypatch):
+    run = start()
+    img2img.render(model, jobs(model, tiles, 2), run, tiles)
+    run.finish()
+    for module in (sampling, latents):
+        monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
+        run = start(other=module.__name__)
+        img2img.render(model, jobs(model, tiles, 2), run, tiles)
+        assert run.record["notes"]["images_reused"] == 0
+        run.finish()
+
+
 def test_images_are_remade_when_the_weights_or_the_source_changed(tiles):
     model = tiny_model()
     run = start()
@@ -236,8 +275,11 @@ def test_a_val_or_test_tile_is_refused_even_if_a_table_names_it(model, tiles):
     table = jobs(model, tiles, 2)
     for split in ("val", "test"):
         leak = tiles.loc[tiles["split"].eq(split), "tile_id"].iloc[0]
-        with pytest.raises(ValueError, match=f"tile of {split}; only real training tiles"):
+        with pytest.raises(ValueError, match=f"tile of {split}, labelled; only real labelled training tiles"):
             img2img.render(model, table.assign(tile_id=leak), start(split), tiles)
+    withheld = tiles.assign(use=tiles["use"].where(tiles["tile_id"].ne(table["tile_id"][0]), "withheld"))
+    with pytest.raises(ValueError, match="tile of train, withheld; only real labelled"):
+        img2img.render(model, table, start("withheld"), withheld)
     with pytest.raises(ValueError, match="is not in the manifest"):
         img2img.render(model, table.assign(tile_id="gone"), start("gone"), tiles)
 
