@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from histokit import augment, data, features, files, training
 
-VERSION = 1
+VERSION = 2
 MODES = {"linear": 1e-2, "head": 1e-3, "knn": 0.0, "prototype": 0.0, "full": 1e-3}  # learning rate where none is given; 0: nothing to learn
 UNSEEN = -1e4  # logit of a class that a knn or prototype head has no example of
 
@@ -90,7 +90,7 @@ class Neighbours(nn.Module):
     def fit(self, feats, targets, shares):
         self.origin.copy_(feats.mean(dim=0))
         self.bank, self.targets = F.normalize(feats - self.origin, dim=1), targets.clone()
-        self.weight.copy_(shares / torch.bincount(targets, minlength=len(self.weight)).clamp(min=1) * len(targets))
+        self.weight.copy_(shares.to(targets.device) / torch.bincount(targets, minlength=len(self.weight)).clamp(min=1) * len(targets))
         return self
 
     def forward(self, feats):
@@ -129,7 +129,7 @@ class Classifier(nn.Module):
             torch.manual_seed(seed)
             self.head = HEADS[mode](encoder.dim, len(classes)).to(encoder.device)
         transform = {"tile_px": tile_px, "fit": fit, "size": encoder.size, "mean": list(encoder.mean), "std": list(encoder.std)}
-        named = {"encoder": encoder.name, "encoder_identity": encoder.identity, "licence": encoder.licence}
+        named = {"encoder": encoder.name, "encoder_identity": encoder.identity, "licence": encoder.licence, "dim": encoder.dim}
         self.facts = dict(classes=list(classes), mode=mode, **named, transform=transform, scale=1.0, temperature=1.0)
 
     classes = property(lambda self: self.facts["classes"])
@@ -182,7 +182,7 @@ def load(folder, device="cpu"):
     facts = files.read_json(path)
     full = facts["mode"] == "full"
     name = facts["encoder"].partition("@")[0] if full else facts["encoder"]  # its own weights replace those it started from
-    encoder = features.load(name, device, frozen=not full)
+    encoder = features.load(name, device, frozen=not full, dim=facts["dim"])
     changed = [key for key, value in files.plain(encoder.identity).items() if value != facts["encoder_identity"].get(key)]
     if changed and not full:
         raise ValueError(f"{path} was fitted on another {name!r} (its {', '.join(changed)} differs); run that step again")

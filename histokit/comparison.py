@@ -12,12 +12,12 @@ import pandas as pd
 
 from histokit import classifiers, data, features, files, longtail
 
-VERSION = 1
+VERSION = 2
 ARM = {
     "synthetic": "",  # step whose tiles are added, "" for none
     "status": "kept",  # which of them: kept, rejected, quarantined, or all
     "per_class": 0,  # at most so many per class, the same ones in every larger dose; 0 for all
-    "labels": "own",  # shuffled: synthetic labels permuted, a control that must not help
+    "labels": "own",  # shuffled: every synthetic tile gets a label not its own, a control that must not help
     "real_through": "none",  # vae: real training tiles pass through the autoencoder, so its traces tell no class
     "sampler": "natural",
     "augment": "symmetries",  # none, symmetries (8 flips and rotations), stain (with jittered stains too)
@@ -77,9 +77,11 @@ def assemble(run, tiles, arms):
         tiles: manifest of 00_dataset, from `data.load`.
         arms: from `settle`.
 
-    Raises ValueError for a synthetic class the dataset does not have, or a synthetic tile made from a validation or test tile.
+    Raises ValueError for a synthetic class the dataset does not have, a tile that is there twice, or one made from a tile that is kept
+    from training.
     """
-    real, held_out = data.training(tiles), set(tiles.loc[tiles["split"].isin(["val", "test"]), "tile_id"])
+    kept = tiles["split"].isin(["val", "test"]) | tiles["use"].eq("withheld")
+    real, held_out = data.training(tiles), set(tiles.loc[kept, "tile_id"])
     sets = {}
     for name, arm in arms.items():
         if not arm["synthetic"]:
@@ -105,8 +107,11 @@ def _check_origin(made, held_out, classes, step):
         seen = sorted(set(map(str, json.loads(sources or "[]"))) & held_out) if isinstance(sources, str) else []
         if seen:
             raise ValueError(
-                f"{step}: {tile_id} was made from {seen[0]!r}, a validation or test tile; make the tiles again from training tiles"
+                f"{step}: {tile_id} was made from {seen[0]!r}, a validation, test or withheld tile; make them again from training tiles"
             )
+    twice = made.loc[made["tile_id"].duplicated(), "tile_id"]
+    if len(twice):
+        raise ValueError(f"{step} lists {twice.iloc[0]} twice ({len(twice)} such); run that step again")
 
 
 def counts(sets, classes):
@@ -124,6 +129,12 @@ def remarks(arms, sets, tiles):
     for name, arm in arms.items():
         if arm["synthetic"] and not sets[name]["source"].eq("synthetic").any():
             said.append(f"Arm {name}: {arm['synthetic']} has no {arm['status']} tile, so it was trained on real tiles alone.")
+        borrowed = _unchecked(sets[name])
+        if borrowed:
+            said.append(
+                f"Arm {name}: {borrowed} synthetic tiles were made from tiles of another class, and no judge has looked at their labels; "
+                "name a 05_select step."
+            )
     idle = [name for name, arm in arms.items() if arm["mode"] in ("knn", "prototype")]
     if idle:
         said.append(f"Not trained, so outside the comparison at equal updates: {', '.join(idle)}.")
@@ -134,3 +145,13 @@ def remarks(arms, sets, tiles):
     elif missing:
         said.append(f"No validation tile of {', '.join(missing)}: these classes had no say in which weights were kept.")
     return said
+
+
+def _unchecked(rows):
+    """How many synthetic tiles have their label from words alone and no score of a judge."""
+    made = rows[rows["source"].eq("synthetic")]
+    if not len(made) or "settings" not in made:
+        return 0
+    origin = made["settings"].map(lambda text: json.loads(text or "{}").get("source_class", "") if isinstance(text, str) else "")
+    scored = made["scores"].astype(str).str.contains('"judge"') if "scores" in made else False
+    return int((origin.ne("") & origin.ne(made["label"]) & ~scored).sum())

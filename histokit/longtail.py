@@ -7,7 +7,7 @@ Losses and samplers on tensors. Which classes are rare is the dataset's business
 import torch
 from torch.nn import functional as F
 
-VERSION = 1
+VERSION = 2
 
 
 def cross_entropy(logits, targets, prior=None):
@@ -70,6 +70,23 @@ def draws(targets, n_classes, steps, batch_size, generator, sampler="natural"):
         slots = (classes == c).nonzero()[:, 0]
         out[slots] = _shuffles((targets == c).nonzero()[:, 0], len(slots), generator)
     return out.view(steps, batch_size)
+
+
+def misplaced(targets, n_classes, generator):
+    """Labels [N] int64 for targets [N], none of them right: the same labels on other tiles, a control that must not help.
+
+    Where one class has more than half of the tiles, what is left over gets labels of other classes at random.
+    """
+    targets = torch.as_tensor(targets)
+    if not len(targets):
+        return targets.clone()
+    order = torch.randperm(len(targets), generator=generator)
+    order = order[targets[order].argsort(stable=True)]
+    out = targets.clone()
+    out[order] = targets[order].roll(-int(torch.bincount(targets).max()))  # past the end of the longest run of one label
+    same = (out == targets).nonzero()[:, 0]
+    out[same] = (targets[same] + torch.randint(1, n_classes, (len(same),), generator=generator)) % n_classes
+    return out
 
 
 def _shuffles(items, total, generator):

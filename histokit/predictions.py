@@ -10,7 +10,7 @@ import numpy as np
 
 from histokit import files
 
-VERSION = 1
+VERSION = 2
 COLUMNS = ("tile_id", "case_id", "split", "arm", "seed", "gen_seed", "y")
 
 
@@ -28,6 +28,7 @@ class Predictions:
     probabilities: np.ndarray  # [A, R, N, C] float
     hashes: dict  # "arm/seed", after "experiment/" for a replicate -> sha256 of the file
     notes: list  # what was left out, in words
+    group: np.ndarray = None  # [N] str, of each tile; "" where it has none
 
     @property
     def case(self):
@@ -96,6 +97,7 @@ def read(folders, classes, arms=()):
         probabilities=p,
         hashes=dict(hashes[d, g, arm, s] for arm in order for d, g, s in runs if (d, g, arm, s) in hashes),
         notes=notes,
+        group=first["group"].fillna("").to_numpy(str) if "group" in first else np.full(len(first), ""),
     )
 
 

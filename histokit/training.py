@@ -116,11 +116,11 @@ def fit(
     if folder is not None:
         folder = Path(folder)
         state = _resume(folder / "checkpoint.safetensors", players, optimisers, shadow, identity) or state
-    device_type = players[0].params[0].device.type
     averaged = lambda: _swapped(players, shadow) if ema else nullcontext()  # noqa: E731
     writer = _tensorboard(folder) if tensorboard and folder else None
     progress, clock = Progress(steps), Clock(state["history"])
-    totals, seen = {key: [torch.tensor(v) for v in values] for key, values in state["pending"].items()}, 0
+    where = players[0].params[0].device
+    totals, seen = {key: [torch.tensor(v, device=where) for v in values] for key, values in state["pending"].items()}, 0
 
     def assess(step):
         if validate is not None and validate_every and (step % validate_every == 0 or step == steps):
@@ -153,7 +153,7 @@ def fit(
             generator = torch.Generator().manual_seed(files.seed(seed, player.name, step))
             for micro in range(accumulate):
                 batch = batches(step * accumulate + micro)
-                with torch.autocast(device_type, autocast) if autocast is not None else nullcontext():
+                with torch.autocast(where.type, autocast) if autocast is not None else nullcontext():
                     out = player.loss(batch, step, generator)
                 loss, logs = out if isinstance(out, tuple) else (out, {})
                 (loss / accumulate).backward()

@@ -12,27 +12,29 @@ import numpy as np
 import pandas as pd
 import torch
 
-from histokit import backbone, classifiers, data, decode, features, files, longtail
+from histokit import augment, backbone, classifiers, data, decode, encoders, features, files, longtail, seen, training
 
-VERSION = 1
+VERSION = 2
 
 
 class VaeRoundTrip:
-    """Tiles as the base model's autoencoder gives them back, at the size they came in: the codec every synthetic tile went through."""
+    """Tiles as the base model's autoencoder gives them back, `tile_px` wide: the way every synthetic tile has gone.
 
-    def __init__(self, model):
-        self.model = model.need("vae")
+    They are read at the base's own size, `reads_px`, and brought to the dataset's afterwards, as a synthetic tile's file is.
+    """
+
+    def __init__(self, model, tile_px):
+        self.model, self.tile_px, self.reads_px = model.need("vae"), tile_px, model.tile_px
         self.identity = {"vae": model.identity.get("vae", model.name), "tile_px": model.tile_px}
 
     def __call__(self, pixels):
-        px, size = pixels.shape[1], self.model.tile_px
         out = []
         for i in range(0, len(pixels), 4):
-            part = _resized(pixels[i : i + 4], size)
+            part = pixels[i : i + 4]
             part = np.concatenate([part, np.repeat(part[-1:], 4 - len(part), axis=0)])  # one fixed shape
             mean, logvar = backbone.encode(self.model, data.to_float(part))
             out.append(backbone.decode(self.model, backbone.latents(mean, logvar, self.model.scaling))[: len(pixels) - i])
-        return _resized(np.concatenate(out), px) if out else pixels
+        return _resized(np.concatenate(out), self.tile_px) if out else np.zeros((0, self.tile_px, self.tile_px, 3), np.uint8)
 
 
 def _resized(pixels, px):
@@ -66,8 +68,10 @@ def train(run, arms, sets, tiles, *, seeds, steps, batch_size, lr=0.0, base_mode
     for name, arm in arms.items():
         if place := features.source(arm["encoder"]):
             run.input(place)
+        if place := features.weights(arm["encoder"]):
+            seen.refuse(place, tiles, f"encoder {arm['encoder']!r}")
         if arm["real_through"] == "vae" and codec is None:
-            codec = VaeRoundTrip(backbone.load(base_model, run.device))
+            codec = VaeRoundTrip(backbone.load(base_model, run.device, tiles=tiles), dataset.tile_px)
         trial = _Trial(run, name, arm, sets[name], held_out, dataset, codec if arm["real_through"] == "vae" else None)
         rows += [trial.finished(s, steps, batch_size, lr) or trial.train(s, steps, batch_size, lr) for s in range(seeds)]
         val = [row["val_balanced_accuracy"] for row in rows[-seeds:]]
@@ -122,7 +126,8 @@ class _Trial:
         self.cached = None
         rows = [tiles[["sha256", "file_name", "label"]].values.tolist(), held_out[["sha256", "tile_id", "label", "split"]].values.tolist()]
         settings = {key: value for key, value in arm.items() if key not in ("synthetic", "status", "per_class")}  # the rows say it
-        versions = [module.VERSION for module in (classifiers, longtail, features)] + [VERSION]
+        modules = (classifiers, longtail, features, encoders, augment, training, decode, data, backbone)
+        versions = [VERSION, *(module.VERSION for module in modules)]
         size = [dataset.classes, dataset.tile_px, dataset.fit, codec.identity if codec else None]
         self.key = files.digest(versions, settings, self.encoder.identity, rows, size, run.seed)
 
@@ -219,8 +224,8 @@ class _Trial:
         if self.arm["labels"] == "own":
             return self.targets
         generator = torch.Generator().manual_seed(files.seed(self.run.seed, "shuffled labels", s))
-        made = self.targets[self.n_real :]
-        return torch.cat([self.targets[: self.n_real], made[torch.randperm(len(made), generator=generator)]])
+        made = longtail.misplaced(self.targets[self.n_real :], len(self.dataset.classes), generator)
+        return torch.cat([self.targets[: self.n_real], made])
 
     def _features(self):
         if self.cached is None:
@@ -242,7 +247,7 @@ class _Trial:
             out = data.pixels(self.tiles.iloc[rows])
             real = rows < self.n_real
             if self.codec and real.any():
-                out[real] = self.codec(out[real])
+                out[real] = self.codec(data.pixels(self.tiles.iloc[rows[real]], self.codec.reads_px))
             return out
 
         if len(self.tiles) * self.dataset.tile_px**2 * 3 > 2**30:
@@ -252,7 +257,7 @@ class _Trial:
 
     def _write_predictions(self, folder, s, probabilities):
         generator_seed = re.search(r"-g(\d+)$", self.run.experiment)
-        table = self.held_out[["tile_id", "case_id", "split"]].assign(
+        table = self.held_out[["tile_id", "case_id", "group", "split"]].assign(
             arm=self.name, seed=s, gen_seed=int(generator_seed[1]) if generator_seed else 0, y=self.y.numpy()
         )
         columns = {f"p_{name}": probabilities[:, i] for i, name in enumerate(self.dataset.classes)}

@@ -314,9 +314,12 @@ def test_a_class_without_validation_tiles_is_said_and_handled(study):
     assert table["val_balanced_accuracy"].isna().all() and table["temperature"].eq(1).all()
 
 
-def test_shuffled_labels_keep_real_ones_and_counts(study):
+def test_shuffled_labels_keep_real_ones_and_counts_and_none_is_right(study, monkeypatch):
     squares.synthetic({"blue": 5, "red": 5}, step="keep")
+    drawn, spy = [], longtail.draws
+    monkeypatch.setattr(longtail, "draws", lambda targets, *rest: drawn.append(targets) or spy(targets, *rest))
     run, _ = compare({"own": {"synthetic": "keep"}, "shuffled": {"synthetic": "keep", "labels": "shuffled"}}, steps=12)
+    assert torch.equal(drawn[0][:15], drawn[1][:15]) and (drawn[0][15:] != drawn[1][15:]).all() and len(drawn[0]) == 25
     facts = [files.read_json(run.folder / arm / "0" / "model.json") for arm in ("own", "shuffled")]
     assert facts[0]["class_counts"] == facts[1]["class_counts"] == [10, 5, 10]
     assert not np.allclose(*(predictions(run, arm).filter(like="p_") for arm in ("own", "shuffled")))
@@ -325,10 +328,70 @@ def test_shuffled_labels_keep_real_ones_and_counts(study):
 def test_real_training_tiles_can_pass_through_the_autoencoder(study, monkeypatch):
     from tiny import tiny_model
 
-    monkeypatch.setattr(backbone, "load", lambda name, device: tiny_model())
-    codec = trials.VaeRoundTrip(tiny_model())
-    pixels = np.stack([squares.tile("red", i) for i in range(5)])
-    assert codec(pixels).shape == pixels.shape and codec(pixels).dtype == np.uint8
+    monkeypatch.setattr(backbone, "load", lambda name, device, tiles: tiny_model())
+    codec = trials.VaeRoundTrip(tiny_model(), 64)
+    tiles = data.load(runs.start(experiment="exp", step="look")).head(5)
+    pixels = data.pixels(tiles, codec.reads_px)
+    assert codec(pixels).shape == (5, 64, 64, 3) and codec(pixels).dtype == np.uint8 and len(codec(pixels[:0])) == 0
     np.testing.assert_array_equal(codec(pixels)[3], codec(pixels[3:4])[0])  # neighbours do not matter
     run, _ = compare({"raw": {}, "coded": {"real_through": "vae"}}, base_model="tiny")
     assert not np.allclose(*(predictions(run, arm).filter(like="p_") for arm in ("raw", "coded")))
+
+
+def test_a_coded_real_tile_is_what_a_synthetic_one_of_strength_0_is(study, tmp_path):
+    from tiny import tiny_model
+
+    from histokit import img2img
+
+    model = tiny_model()  # 32 px tiles, for a dataset of 64
+    run = runs.start(experiment="exp", step="still", class_name="blue")
+    tiles = data.load(run)
+    still = {"strength": 0, "num_inference_steps": 4, "guidance_scale": 1.0}
+    table = img2img.job_table(model, tiles, {"blue": "blue"}, 3, **still)
+    made = img2img.render(model, table, run, tiles)
+    codec = trials.VaeRoundTrip(model, 64)
+    sources = tiles.set_index("tile_id", drop=False).loc[table["tile_id"]]
+    coded = codec(data.pixels(sources, codec.reads_px))
+    assert abs(coded.astype(int) - data.pixels(made, 64).astype(int)).max() <= 1
+
+
+def test_a_small_network_of_another_width_is_found_again(study, tmp_path):
+    torch.manual_seed(0)
+    net = encoders.SmallCNN(24)
+    files.write_tensors(tmp_path / "ssl.safetensors", net.state_dict(), {"dim": "24", "size": "64"})
+    encoder = features.load(f"cnn@{tmp_path / 'ssl.safetensors'}", frozen=False)
+    model = classifiers.Classifier(encoder, ["a", "b"], "full")
+    model.save(tmp_path / "model")
+    pixels = np.stack([squares.tile("red", i) for i in range(3)])
+    np.testing.assert_allclose(classifiers.load(tmp_path / "model").predict(pixels), model.predict(pixels), atol=1e-6)
+
+
+def test_an_arm_of_tiles_from_other_classes_that_nobody_judged_is_said(study):
+    borrowed = '{"source_class": "red"}'
+    squares.synthetic({"blue": 3}, step="raw", settings=borrowed)
+    squares.synthetic({"blue": 3}, step="judged", settings=borrowed, scores='{"judge": 0.4}')
+    squares.synthetic({"blue": 3}, step="own", settings='{"source_class": "blue"}')
+    run = runs.start(experiment="exp", step="06_classifier")
+    tiles = data.load(run)
+    arms = comparison.settle({name: {"synthetic": name} for name in ("raw", "judged", "own")}, encoder="colour-texture")
+    (said,) = comparison.remarks(arms, comparison.assemble(run, tiles, arms), tiles)
+    assert said.startswith("Arm raw: 3 synthetic tiles were made from tiles of another class")
+
+
+def test_a_step_that_lists_a_tile_twice_is_refused(study):
+    squares.synthetic({"blue": 2}, step="keep", class_name="blue", tile_id="keep/same")
+    run = runs.start(experiment="exp", step="06_classifier")
+    with pytest.raises(ValueError, match=r"keep lists keep/same twice \(1 such\)"):
+        comparison.assemble(run, data.load(run), comparison.settle({"a": {"synthetic": "keep"}}, encoder="colour-texture"))
+
+
+def test_one_class_of_a_step_that_made_all_of_them(study):
+    squares.synthetic({"blue": 2, "red": 3}, step="made", class_name="all")
+    run = runs.start(experiment="exp", step="keep", class_name="blue")
+    assert data.load(run, step="made", class_name="blue")["label"].tolist() == ["blue", "blue"]
+    assert len(data.load(run, step="made", class_name="all")) == len(data.load(run, step="made")) == 5
+
+
+def test_predictions_carry_the_group_of_a_tile(study):
+    run, _ = compare({"a": {}})
+    assert "group" in predictions(run, "a")

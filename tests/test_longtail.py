@@ -76,3 +76,14 @@ def test_an_unknown_sampler_and_an_empty_set_are_refused():
         longtail.class_shares([1, 2], "blanced")
     with pytest.raises(ValueError, match="no training tile"):
         longtail.class_shares([0, 0])
+
+
+@pytest.mark.parametrize("counts", [[5, 5], [0, 4, 3, 3], [7, 0, 0], [1, 9, 2], [1, 0]])
+def test_misplaced_labels_are_all_wrong_and_the_same_ones_where_that_can_be(counts):
+    targets = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))[torch.randperm(sum(counts))]
+    moved = longtail.misplaced(targets, len(counts), torch.Generator().manual_seed(0))
+    assert (moved != targets).all() and moved.max() < len(counts)
+    if max(counts) * 2 <= sum(counts):
+        assert torch.bincount(moved, minlength=len(counts)).tolist() == counts
+    again = longtail.misplaced(targets, len(counts), torch.Generator().manual_seed(0))
+    assert torch.equal(moved, again) and len(longtail.misplaced(targets[:0], 2, torch.Generator())) == 0
