@@ -334,6 +334,31 @@ def _once(ax):
     return list(named.values()), list(named)
 
 
+def confusions(tables, classes, axes=None):
+    """Confusion matrices side by side, in percent of each true class; the diagonal is recall.
+
+    Args:
+        tables: {title: [C, C] shares, row = true class}; a NaN row is a class without a test tile.
+    """
+    if axes is None:
+        size = (2.2 + len(tables) * (0.6 + 0.42 * len(classes)), 1.5 + 0.4 * len(classes))
+        axes = plt.subplots(1, len(tables), figsize=size, sharey=True, layout="constrained", squeeze=False)[1][0]
+    cmap = plt.get_cmap("Blues").with_extremes(bad="#dddddd")
+    for ax, (title, table) in zip(axes, tables.items(), strict=True):
+        points = 100 * np.asarray(table)
+        ax.imshow(np.ma.masked_invalid(points), cmap=cmap, vmin=0, vmax=100, aspect="auto")
+        for (i, j), value in np.ndenumerate(points):
+            if value >= 0.5:
+                colour, weight = "white" if value > 60 else INK, "bold" if i == j else None
+                ax.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=8, color=colour, weight=weight)
+        ax.set_xticks(range(len(classes)), classes, rotation=35, ha="right", fontsize=8)
+        ax.set_yticks(range(len(classes)), classes, fontsize=8)
+        ax.set_xlabel("called")
+        ax.set_title(title, loc="left", fontsize=10)
+    axes[0].set_ylabel("truly")
+    return axes
+
+
 def confusion_difference(difference, classes, title="Where calls moved", ax=None):
     """What an arm calls more (blue) or less often (red) than the baseline, in points of each true class; rows sum to 0.
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from histokit import claims, metrics, places, stats
 
-VERSION = 2
+VERSION = 3
 LEVEL = 0.95
 TAIL, HEAD, F1 = GROUPS = ("tail balanced accuracy", "head balanced accuracy", "macro-F1")
 
@@ -162,6 +162,43 @@ def confusion(m, arm):
     counts = np.mean([metrics.confusion(p.y, called, n) for called in p.called[p.arms.index(arm)]], axis=0)
     size = counts.sum(1, keepdims=True)
     return np.divide(counts, size, out=np.full(counts.shape, np.nan), where=size > 0)
+
+
+def confusions(m):
+    """`confusion` of every arm, one row per true class, called class and arm."""
+    names = m.predictions.classes
+    tables = {arm: confusion(m, arm) for arm in m.predictions.arms}
+    return pd.DataFrame(
+        [(arm, names[i], names[j], share) for arm, table in tables.items() for (i, j), share in np.ndenumerate(table)],
+        columns=["arm", "true", "called", "share"],
+    )
+
+
+def groups(m):
+    """Mean recall of every arm within each group of test tiles (scanner, centre, skin type), mean over runs; no rows for one group.
+
+    A group's mean is over the classes that every group has, so that groups differ in tissue and not in classes; the worst one counts.
+
+    Returns:
+        DataFrame group, tiles, cases, classes, and a column per arm; its last rows are "worst" and "gap" (best minus worst).
+    """
+    p = m.predictions
+    names = sorted(set(p.group) - {""}) if p.group is not None else []
+    inside = {name: set(p.y[p.group == name].tolist()) for name in names}
+    common = sorted(set.intersection(*inside.values())) if names else []
+    if len(names) < 2 or not common:
+        return pd.DataFrame(columns=["group", "tiles", "cases", "classes", *p.arms])
+    rows = []
+    for name in names:
+        mask = (p.group == name) & np.isin(p.y, common)
+        hits = p.called[:, :, mask] == p.y[mask]  # [A, R, n]
+        recall = np.mean([hits[:, :, p.y[mask] == c].mean(axis=(1, 2)) for c in common], axis=0)
+        facts = {"group": name, "tiles": int(mask.sum()), "cases": len(set(p.case[mask])), "classes": len(common)}
+        rows.append(facts | dict(zip(p.arms, recall.tolist(), strict=True)))
+    table = pd.DataFrame(rows)
+    ends = {"worst": table[p.arms].min(), "gap": table[p.arms].max() - table[p.arms].min()}
+    more = [{"group": name, "tiles": "", "cases": "", "classes": len(common), **values} for name, values in ends.items()]
+    return pd.concat([table, pd.DataFrame(more)], ignore_index=True)
 
 
 @dataclass(frozen=True)

@@ -352,3 +352,27 @@ def test_the_planted_truth_is_there():
     polyp, y = (ROWS["label"] == "Polyp").to_numpy(), ROWS["label"].map(CLASSES.index).to_numpy()
     hit = {name: p.argmax(1) == y for name, p in vars(rows).items()}
     assert hit["better"][polyp].mean() > hit["plain"][polyp].mean() and (hit["better"] == hit["plain"])[~polyp].all()
+
+
+def test_groups_are_compared_over_the_classes_they_share():
+    read = predicted(ROWS, {"real": {}, "augmented": {}})
+    truth = np.array([name in ("Polyp", "Serrated", "Normal") for name in ROWS["label"]])
+    group = np.where(np.arange(len(ROWS)) % 3 == 0, "B", "A")
+    group = np.where(truth, group, "A")  # no tile of the first class in B
+    called = np.where((group == "B")[None, None] & (np.arange(len(ROWS)) % 2 == 0)[None, None], (read.y + 1) % 4, read.y)
+    read = replace(read, group=group, called=np.broadcast_to(called, read.called.shape))
+    table = verdict.groups(verdict.measure(read, dataset(), resamples=20)).set_index("group")
+    assert table["classes"].tolist() == [3] * 4 and table.loc["A", "real"] == 1 and table.loc["worst", "real"] == table.loc["B", "real"]
+    in_b = [(called[0, 0] == read.y)[(group == "B") & (read.y == c)].mean() for c in (1, 2, 3)]
+    assert table.loc["B", "augmented"] == pytest.approx(np.mean(in_b))
+    assert table.loc["gap", "real"] == pytest.approx(1 - np.mean(in_b))
+    assert len(verdict.groups(verdict.measure(replace(read, group=np.full(len(ROWS), "A")), dataset(), resamples=20))) == 0
+
+
+def test_the_confusion_table_holds_every_arm():
+    m = verdict.measure(predicted(ROWS, {"real": {}, "augmented": {"Polyp": 1.0}}), dataset(), resamples=20)
+    table = verdict.confusions(m)
+    assert len(table) == 2 * 4 * 4
+    assert table.groupby(["arm", "true"])["share"].sum().to_numpy() == pytest.approx(1)
+    diagonal = table[table["true"].eq(table["called"]) & table["arm"].eq("augmented")]["share"].to_numpy()
+    assert diagonal == pytest.approx(m.value["augmented"][:4])
