@@ -1,5 +1,6 @@
 """What this machine has: versions, device, memory, weights found or missing, and a picture from a base model in half a minute."""
 
+import contextlib
 import os
 import shutil
 import sys
@@ -14,19 +15,29 @@ KEYS = ("base_model", "encoder")  # parameters that name weights
 
 def report(base=""):
     """Print the report; with `base` also draw a sample. Returns the exit status: 1 when built-in weights are missing."""
-    hub_allowed = base and not Path(base).expanduser().exists() and not base.startswith("mini")
-    if not hub_allowed:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # looking for weights must not fetch them
     for name, text in facts():
         print(f"{name:<10} {text}")
     print()
     missing = 0
-    for name, kind, problem in weights():
+    with _offline():  # looking for weights must not fetch them
+        found = list(weights())
+    for name, kind, problem in found:
         print(f"{'missing' if problem else 'found':<10} {kind} {name}" + (f"\n{'':<10} {problem}" if problem else ""))
         missing += bool(problem) and name.startswith("mini")
     if base:
         print("\n" + sample(base, files.root() / "outputs" / "doctor.png"))
     return int(missing > 0)
+
+
+@contextlib.contextmanager
+def _offline():
+    from huggingface_hub import constants  # read at each request; the environment variable only once
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def facts():

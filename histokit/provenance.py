@@ -136,7 +136,7 @@ def trace(tile):
                 made[(places.relative(folder), row["tile_id"])] = (row, record)
             else:
                 later.append((folder, record, row))
-    for folder, record, row in later:  # selected, but its maker was deleted or redone
+    for _, record, row in later:  # selected, but its maker was deleted or redone
         if not any(row["run_id"] == known["run_id"] for known, _ in made.values()):
             made[(f"a run that is gone, {row['run_id']}", row["tile_id"])] = (row, {"experiment": record["experiment"], "class_name": ""})
     if not made:
@@ -264,10 +264,10 @@ def _touched(experiment, own):
             rows.append((places.relative(folder), "tiles made with such tokens or LoRA", len(made)))
         if rows and rows[-1][0] == places.relative(folder):
             tainted.add(record["run_id"])
-    for folder, record, made in synthetic:
+    for place, record, made in synthetic:
         chosen = made["run_id"].isin(tainted - {record["run_id"]})
         if chosen.any():
-            rows.append((places.relative(folder), "lists such tiles", int(chosen.sum())))
+            rows.append((places.relative(place), "lists such tiles", int(chosen.sum())))
     learned = own["split"].eq("train") & own["use"].eq("labelled")
     for folder, card in _cards(experiment, "model.json"):
         run = places.relative(next(path for path in folder.parents if (path / places.RECORD).is_file()))

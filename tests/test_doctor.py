@@ -35,3 +35,14 @@ def test_a_base_model_draws_a_sample(root, capsys):
 def test_a_base_model_that_is_missing_is_refused_with_its_place(root):
     with pytest.raises(FileNotFoundError, match="put a diffusers folder"):
         doctor.sample("weights/none", root / "x.png")
+
+
+def test_only_the_base_that_is_asked_for_may_be_fetched(root, monkeypatch, capsys):
+    from huggingface_hub import constants
+
+    asked = {}
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(doctor, "weights", lambda: asked.setdefault("others", constants.HF_HUB_OFFLINE) and [])
+    monkeypatch.setattr(doctor, "sample", lambda base, path: str(asked.setdefault(base, constants.HF_HUB_OFFLINE)))
+    doctor.report("owner/base")
+    assert asked == {"others": True, "owner/base": False}
