@@ -93,10 +93,11 @@ def test_lora_steps_from_caches(model, tiles, steps=12, batch_size=8):
     assert share >= 0.9
 
 
-def test_sampling_beside_the_bare_calls(model, images=8, num_inference_steps=10, guidance_scale=2.0):
+def test_sampling_beside_the_bare_calls(model, num_inference_steps=10, guidance_scale=2.0):
     """Text to image against the same UNet and decoder calls without anything around them."""
-    prompts = ["a histology image of fibrous stroma"] * images
     batch = sampling.batch_size(model)
+    images = 2 * batch
+    prompts = ["a histology image of fibrous stroma"] * images
 
     def whole():
         generators = [torch.Generator().manual_seed(i) for i in range(images)]

@@ -1,0 +1,52 @@
+"""How long the command itself takes: to say what it can do, to see that a recipe is finished, and to make the demo."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from histokit import files, places
+
+HISTOKIT = [sys.executable, "-m", "histokit"]
+PYTHON = [sys.executable, "-c", "pass"]
+
+
+def best(*commands, times=5):
+    """Shortest seconds of each command, taken in turns; its output is dropped."""
+    found = [[] for _ in commands]
+    for _ in range(times):
+        for command, seconds in zip(commands, found, strict=True):
+            start = time.perf_counter()
+            subprocess.run(command, cwd=files.root(), check=True, capture_output=True)
+            seconds.append(time.perf_counter() - start)
+    return [min(seconds) for seconds in found]
+
+
+def test_help():
+    python, help = best(PYTHON, [*HISTOKIT, "--help"])
+    print(f"\nhistokit --help: {help:.2f} s (limit 0.7), {help / python:.1f} x a bare Python ({python:.2f} s)", flush=True)
+    assert help <= 0.7
+
+
+@pytest.fixture
+def demo():
+    """The demo's run records; skipped where it is not finished."""
+    status = subprocess.run([*HISTOKIT, "status", "params/demo.yaml"], cwd=files.root(), capture_output=True, text=True, check=False)
+    if " stale" in status.stdout or " missing" in status.stdout or "done" not in status.stdout:
+        pytest.skip("the demo is not finished here; `make demo` first")
+    return [places.read(path.parent) for path in sorted((files.root() / "outputs" / "demo").glob(f"*/**/{places.RECORD}"))]
+
+
+def test_a_finished_recipe_again(demo):
+    python, again = best(PYTHON, [*HISTOKIT, "run", "params/demo.yaml", "--yes"], times=3)
+    print(f"\nfinished demo again: {again:.2f} s (limit 5), {again / python:.1f} x a bare Python ({python:.2f} s)", flush=True)
+    assert again <= 5
+
+
+def test_the_demo_as_it_was_made(demo):
+    """Sum over its runs, whose notebooks started one after the other; kernel starts are not in it."""
+    seconds = sum(record["wall_s"] for record in demo)
+    threads = {record["threads"] for record in demo}
+    print(f"\ndemo: {seconds / 60:.1f} min in {len(demo)} runs on {threads} threads (limit 10 on two cores)", flush=True)
+    assert seconds <= 600
