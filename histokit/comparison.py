@@ -10,7 +10,7 @@ import re
 
 import pandas as pd
 
-from histokit import classifiers, data, features, files, longtail
+from histokit import classifiers, data, features, longtail
 
 VERSION = 2
 ARM = {
@@ -87,12 +87,8 @@ def assemble(run, tiles, arms):
         if not arm["synthetic"]:
             sets[name] = real.reset_index(drop=True)
             continue
-        made = data.load(run, step=arm["synthetic"])
-        made = made if arm["status"] == "all" else made[made["status"].eq(arm["status"])]
+        made = data.used(data.load(run, step=arm["synthetic"]), arm["status"], arm["per_class"])
         _check_origin(made, held_out, set(data.dataset(run).classes), arm["synthetic"])
-        if arm["per_class"]:  # by hash, so that a larger dose holds every smaller one
-            order = made["tile_id"].map(files.digest).sort_values(kind="stable").index
-            made = made.loc[order].groupby("label", sort=False).head(arm["per_class"]).sort_index()
         sets[name] = pd.concat([real, made], ignore_index=True) if len(made) else real.reset_index(drop=True)
     return sets
 

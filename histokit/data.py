@@ -19,7 +19,7 @@ from histokit.scan import scan
 
 __all__ = [
     "Dataset", "Description", "dataset", "describe", "freeze", "load", "pixels", "read_frozen", "scan", "shown", "to_float",
-    "to_uint8", "training", "um_per_px", "without_memory",
+    "to_uint8", "training", "um_per_px", "used", "without_memory",
 ]  # fmt: skip
 VERSION = 1
 MEMORY = ("path", "tile_px", "fit")  # columns that `load` adds and no file holds
@@ -192,6 +192,18 @@ def training(tiles, class_name=None):
     """Rows to learn from: real, labelled, in train; of one class, or of all."""
     rows = tiles[tiles["split"].eq("train") & tiles["use"].eq("labelled") & tiles["source"].eq("real")]
     return rows if class_name is None else rows[rows["label"].eq(class_name)]
+
+
+def used(made, status="kept", per_class=0):
+    """The synthetic rows that an arm trains on: those of this status ("all" for any), and of each class at most `per_class` (0: all).
+
+    The ones to keep are chosen by hash, so that a larger dose holds every smaller one.
+    """
+    made = made if status == "all" else made[made["status"].eq(status)]
+    if per_class:
+        order = made["tile_id"].map(files.digest).sort_values(kind="stable").index
+        made = made.loc[order].groupby("label", sort=False).head(per_class).sort_index()
+    return made.reset_index(drop=True)
 
 
 def pixels(tiles, tile_px=None, fit=None):

@@ -11,7 +11,7 @@ import pandas as pd
 
 from histokit import data, features, files, set_metrics
 
-VERSION = 1
+VERSION = 2
 LOW_LEVEL = "colour-texture"  # fixed, no weights: a second judge that no training could please
 TOO_SMALL = "n too small to say"
 COLUMNS = "class encoder real cases synthetic kid p n kid_at_n floor floor_high farther reading".split()
@@ -24,12 +24,6 @@ def embed(encoders, real, synthetic, device="cpu"):
         encoder = features.load(name, device)
         found[name] = (features.embed(encoder, real), features.embed(encoder, synthetic))
     return found
-
-
-def used(synthetic, status="kept"):
-    """The synthetic rows an arm trained on: those with this status, or all."""
-    rows = synthetic if status == "all" else synthetic[synthetic["status"].eq(status)]
-    return rows.reset_index(drop=True)
 
 
 def surroundings(tiles, synthetic, classes, *, most=500, others=1500, seed=0):

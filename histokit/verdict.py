@@ -211,6 +211,7 @@ class Roles:
     generated: bool  # the judged arm trains on synthetic tiles
     synthetic: str  # step it takes them from
     status: str  # which of them
+    per_class: int = 0  # and how many of each class, 0 for all
 
 
 def cast(specs, arms, baseline="", judged=""):
@@ -240,7 +241,7 @@ def cast(specs, arms, baseline="", judged=""):
         raise ValueError(f"arm {judged!r} is both judged and the baseline; name another for one of them")
     rivals = [arm for arm in arms if arm not in (*made, baseline, judged)] if judged in made else []
     spec = specs[judged]
-    return Roles(baseline, judged, rivals, judged in made, spec.get("synthetic", ""), spec.get("status", "kept"))
+    return Roles(baseline, judged, rivals, judged in made, spec.get("synthetic", ""), spec.get("status", "kept"), spec.get("per_class", 0))
 
 
 def folders(run, step, draws=1, generators=1):

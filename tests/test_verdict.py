@@ -11,7 +11,7 @@ import planted
 import pytest
 from planted import CLASSES, dataset, predict, predicted, tiles
 
-from histokit import claims, files, likeness, metrics, predictions, set_metrics, stats, verdict
+from histokit import claims, data, files, likeness, metrics, predictions, set_metrics, stats, verdict
 
 ROWS = tiles([20, 15, 12, 10])
 
@@ -333,8 +333,10 @@ def test_of_many_tiles_those_that_matter_are_embedded():
 
 
 def test_only_the_tiles_an_arm_trained_on_are_shown():
-    made = pd.DataFrame({"status": ["kept", "rejected", "kept", "quarantined"]})
-    assert [len(likeness.used(made, s)) for s in ("kept", "rejected", "all")] == [2, 1, 4]
+    made = pd.DataFrame({"tile_id": list("abcd"), "label": ["x", "x", "x", "y"], "status": ["kept", "rejected", "kept", "quarantined"]})
+    assert [len(data.used(made, s)) for s in ("kept", "rejected", "all")] == [2, 1, 4]
+    dose, more = (set(data.used(made, "all", n)["tile_id"]) for n in (1, 2))
+    assert len(dose) == 2 and "d" in dose and dose < more and len(more) == 3
 
 
 def test_a_tile_without_a_score_has_none():
