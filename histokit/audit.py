@@ -170,8 +170,7 @@ def _add_copies(add, manifest, found):
 
 def _add_cases(add, manifest, described):
     tiles = manifest[manifest["use"].ne("unlabelled")]
-    cases = tiles[["case_id", "split"]].drop_duplicates()["case_id"]
-    add("case in two splits", cases[cases.duplicated()].unique(), "move all its tiles to one split")
+    add("case in two splits", splits.parted(manifest, strict=False)["unit"].unique(), "move all its tiles to one split")
     own = manifest["case_id"].eq(manifest["tile_id"]).all() and len(manifest)
     note = "tiles of one case may lie on both sides, and every interval counts tiles; give `case_pattern` or a column"
     add("no case ids", [f"{len(manifest)} tiles, each its own case"] if own else [], note)

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from histokit import files, jobs, machine, runs
+from histokit import files, jobs, machine, places, runs
 from histokit.recipe import RecipeError, nearest
 
 ASK_ABOVE = 600  # seconds of finished work that may be redone without asking
@@ -45,12 +45,16 @@ def select(recipe, found, only=(), classes=()):
         if id not in recipe.steps:
             raise RecipeError(f"no step {id!r} in {recipe.path}{nearest(id, recipe.steps)}")
     names = list(dict.fromkeys(j.class_name for j in found if j.known and j.class_name not in ("", "all")))
-    if all(j.known for j in found):
+    wanted = [j for j in found if not only or j.step in only]
+    if all(j.known and (j.sure or not _datasets(wanted)) for j in found):
         for name in classes:
             if name not in names:
                 raise RecipeError(f"no step of {recipe.path} runs for class {name!r}{nearest(name, names)}")
-    wanted = [j for j in found if not only or j.step in only]
     return [j for j in wanted if not classes or not j.known or j.class_name in ("", "all", *classes)]
+
+
+def _datasets(found):
+    return [j for j in found if j.notebook.stem == "00_dataset"]
 
 
 def redo(states, force=()):
@@ -95,10 +99,14 @@ def run(recipe, *, only=(), classes=(), force=(), workers=1, yes=False, say=prin
     if any(s.state != "done" or s.job.step in force for s in states) and (unused := machine.notice()):
         say(unused)
 
-    first = [s.job for s in states if s.job.notebook.stem == "00_dataset"]
+    first = _datasets(s.job for s in states)
     if first and any(not s.job.known or s.state != "done" or s.job.step in force for s in states):
         session.work(first, found)  # the classes of all later jobs follow from it
         found = jobs.expand(recipe, root)
+        session.states.clear()
+    # else it would be read beside, or instead of, what runs now
+    if moved := [name for folder, name in jobs.leftovers(found).items() if places.retire(folder)]:
+        say(f"set aside, as {recipe.name} does not ask for it any more: {', '.join(moved)}; kept in outputs/{recipe.experiment}/.old")
     session.work(select(recipe, found, only, classes), found)
     return session.results
 
@@ -144,6 +152,8 @@ class _Session:
             if lacking:
                 names = ", ".join(dict.fromkeys(step for step, _ in lacking))
                 raise RecipeError(f"{s.job.name} needs {names}, which has not finished; add it to --only, or leave --only away")
+            if not s.job.known and not _datasets(other.job for other in states):
+                raise RecipeError(f"{s.job.step}: {s.job.class_name.strip('<>')}, which is stale; add it to --only, or leave --only away")
 
     def _there(self, id, found):
         return any(j.id == id and self.look(j).state in ("done", "stale") for j in found)
@@ -185,6 +195,9 @@ class _Session:
             names = ", ".join("/".join(filter(None, p)) for p in (bad or out))
             left = all(self.results[p].state == "left out" for p in bad)
             self._note(job, Result("left out" if left else "not run", f"needs {names}"), width)
+            return
+        if not job.known:  # 00 has finished, and its data has changed again since
+            self._note(job, Result("not run", job.class_name.strip("<>")), width)
             return
         found_now = self.look(job)
         if found_now.state == "done" and job.step not in self.force:

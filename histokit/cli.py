@@ -135,11 +135,14 @@ def _run(arguments):
 
 
 def _dry_run(arguments, recipe, only, force, several=False):
+    import shlex
+
     from histokit import batch, files, jobs, notebooks
 
     if several:
         print(f"\n{recipe.experiment}")
-    states = [jobs.look(j) for j in batch.select(recipe, jobs.expand(recipe), only, arguments.classes)]
+    found = jobs.expand(recipe)
+    states = [jobs.look(j) for j in batch.select(recipe, found, only, arguments.classes)]
     again = {s.job.id for s in batch.redo(states, force)}
     todo = [s for s in states if s.state != "done" or s.job.id in again]
     width = _width(states)
@@ -151,14 +154,21 @@ def _dry_run(arguments, recipe, only, force, several=False):
         state = {"done": "redo" if s.job.id in again else "done", "unknown": ""}.get(s.state, s.state)
         print(f"{s.job.name:<{width}}  {state:<11}  {batch.duration(takes):>7}  {s.why}".rstrip())
     print(f"\n{len(todo)} of {len(states)} jobs to run: {_estimate(len(todo) - unknown, unknown, batch.duration(seconds), room)}")
+    if left := jobs.leftovers(found):
+        print(f"set aside first, as {recipe.name} does not ask for it any more: {', '.join(left.values())}")
     if todo:
         print("\neach job by papermill alone, in this order:")
     root = files.root()
     for s in todo:
+        if not s.job.known:
+            print(f"# {s.job.name}")
+            continue
         declared = recipe.steps[s.job.step].declared
         changed = {k: v for k, v in s.job.parameters.items() if v != declared[k].default}
         target = root / "outputs" / recipe.experiment / f"{s.job.stem}.ipynb"
-        print(notebooks.papermill_command(_short(s.job.notebook, root), _short(target, root), changed))
+        command = notebooks.papermill_command(_short(s.job.notebook, root), _short(target, root), changed)
+        # papermill makes no folder for its output
+        print(command if target.parent.is_dir() else f"mkdir -p {shlex.quote(str(_short(target.parent, root)))} && {command}")
     return 0
 
 
@@ -183,11 +193,14 @@ def _status(arguments):
     for recipe in study:
         if len(study) > 1:
             print(f"\n{recipe.experiment}")
-        mine = [jobs.look(j) for j in jobs.expand(recipe)]
+        found = jobs.expand(recipe)
+        mine = [jobs.look(j) for j in found]
         width = _width(mine)
         for s in mine:
             takes = s.seconds if s.seconds is not None else jobs.expected(s.job)[0]
             print(f"{s.job.name:<{width}}  {'' if s.state == 'unknown' else s.state:<11}  {batch.duration(takes):>7}  {s.why}".rstrip())
+        if left := jobs.leftovers(found):
+            print(f"set aside by the next run, as {recipe.name} does not ask for it any more: {', '.join(left.values())}")
         states += mine
     counts = {state: sum(s.state == state for s in states) for state in dict.fromkeys(s.state for s in states)}
     print("\n" + ", ".join(f"{n} {'not yet known' if state == 'unknown' else state}" for state, n in counts.items()))
@@ -233,7 +246,7 @@ def _without_case(arguments):
         print(f"no run below outputs/ holds a case or patient {arguments.case!r}")
         return 1
     print(
-        "\nTo withdraw it: take its tiles out of the data, delete the folders above and outputs/.cache, then `histokit run` the recipes again.\n"
+        "\nTo withdraw it: take its tiles out of the data, delete the folders above and outputs/.cache, then run the recipes again.\n"
         "Files that were copied elsewhere, exported or published are not known here."
     )
 

@@ -43,7 +43,7 @@ def draft(folder, output=""):
     if not root.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; give the folder that holds the tiles")
     name = re.sub(r"[^a-z0-9]+", "_", root.name.lower()).strip("_") or "dataset"
-    path = Path(output).expanduser() if output else files.root() / "params" / "datasets" / f"{name}.yaml"
+    path = Path(output).expanduser().resolve() if output else files.root() / "params" / "datasets" / f"{name}.yaml"
     if path.exists():
         raise FileExistsError(f"{path} exists and is left as it is; delete it, or name another file with --output")
     guess = look(root)
@@ -281,6 +281,11 @@ def _points(guess, cases, described):
         yield f"{total} tiles, {len(every)} cases by {source}, as shown above: is the left part one patient, biopsy or slide?"
         if len(every) == 1:
             yield "ONE CASE ONLY: nothing can be held out for a test"
+        if 1 < len(every) == total:
+            yield (
+                "EVERY TILE IS A CASE OF ITS OWN: right only if no two tiles come from one patient. Else tiles of one patient may be "
+                "trained on and tested on, and every interval is too narrow; name another column, or give `case_pattern`"
+            )
         if lonely := [label for label, held in cases.items() if len(held) == 1]:
             yield f"from a single case, so trained on but never evaluated: {', '.join(lonely)}"
     if guess["skipped"]:
@@ -291,4 +296,6 @@ def _points(guess, cases, described):
         yield "the data brings no split; 00_dataset draws one by case (`split:` sets the fractions)"
     yield "the order of `classes` (label ids), their `term` for prompts, and `mpp` if you know it"
     if described:
-        yield f"then look at it: histokit run with `dataset: {described.path.name}`, or open notebooks/00_dataset.ipynb"
+        work, path = files.root().resolve(), described.path.resolve()
+        shown = path.relative_to(work).as_posix() if path.is_relative_to(work) else path
+        yield f"then look at it: histokit run with `dataset: {shown}`, or open notebooks/00_dataset.ipynb"

@@ -4,14 +4,17 @@ outputs/<experiment>/<step>/[<class> | all]/            a run: run.json and its 
 outputs/<experiment>/.old/<step>/[<class>/]<run_id>/    the runs it replaced
 """
 
+import contextlib
 import os
 import re
+from contextvars import ContextVar
 from pathlib import Path
 
 from histokit import files, keys, locks
 
 RECORD = "run.json"
 GENERATOR = re.compile(r"-g\d+$")  # a replicate of the generator alone; it reads what it has not made itself from the experiment before
+_unseen = ContextVar("unseen", default=())
 
 
 def folder(experiment, step, class_name="", shard=""):
@@ -41,7 +44,23 @@ def find(experiment, step, class_name):
     """
     wanted = [class_name] if class_name else []
     places = [folder(name, step, part) for name in lineage(experiment) for part in (*wanted, "all", "")]
-    return next((place for place in places if (read(place) or {}).get("status") == "done"), None)
+    return next((place for place in places if _finished(place)), None)
+
+
+def _finished(place):
+    """run.json of a finished run that is not to be looked through, else None."""
+    record = None if place in _unseen.get() else read(place)
+    return record if record and record["status"] == "done" else None
+
+
+@contextlib.contextmanager
+def without(folders):
+    """In this block `find` and `find_all` answer as if these run folders had been set aside."""
+    token = _unseen.set(tuple(folders))
+    try:
+        yield
+    finally:
+        _unseen.reset(token)
 
 
 def replicate(experiment, draw=0, generator=0):
@@ -59,8 +78,7 @@ def find_all(experiment, step):
     for name in lineage(experiment):
         top, found = folder(name, step), {}
         for path in sorted([top, *top.glob("*/")]):
-            record = read(path)
-            if record and record["status"] == "done":
+            if record := _finished(path):
                 found[record.get("class_name", "")] = path
         if found:
             return found
@@ -79,6 +97,38 @@ def output_files(folder):
         kept = (name for name in names if not name.startswith(".") and name not in (RECORD, locks.NAME) and not name.endswith(".ipynb"))
         found += [Path(top) / name for name in kept]
     return sorted(found)
+
+
+def leftovers(top, parts):
+    """Runs of a step that no reader should find any more: those of classes, or of a layout, that its recipe does not have now.
+
+    Args:
+        top: folder of the step.
+        parts: names below it that the recipe has: class folders, "all", or "" for the step's own.
+
+    Returns:
+        Run folders, finished or dead; never one in which a process writes.
+    """
+    found = [path for path in sorted(top.glob("*/")) if path.name not in parts and read(path)]
+    if "" not in parts and read(top) and not any((top / part).exists() for part in parts):  # it would move with all below it
+        found.append(top)
+    return [path for path in found if not _written(path)]
+
+
+def _written(folder):
+    """True while a process writes into this run folder, or a shard of it, or a class below it."""
+    holders = [locks.read(path) for path in (folder, *folder.glob("*/"), *folder.glob("shards/*/"))]
+    return any(holder and not locks.stale(holder) for holder in holders)
+
+
+def retire(folder):
+    """Sets a leftover aside; False when somebody began to write there."""
+    with locks.alone(folder.parent):
+        record = read(folder)
+        if record is None or _written(folder):
+            return False
+        set_aside(folder, record.get("run_id"))
+        return True
 
 
 def shelf(folder):

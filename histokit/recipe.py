@@ -45,12 +45,12 @@ class Recipe:
     shared: dict
     classes: dict  # class -> step id -> values
     given: dict = field(default_factory=dict)  # -p: name or (step id, name) -> text
-    inherits: str = ""  # experiment whose finished steps are read where this one has none; see `replicates`
+    inherits: object = None  # Recipe of the experiment whose finished steps are read where this one has none; see `replicates`
 
     @property
     def source(self):
         """The experiment that holds dataset.json."""
-        return self.inherits or self.experiment
+        return (self.inherits or self).experiment
 
 
 def read_yaml(path):

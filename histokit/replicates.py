@@ -42,12 +42,13 @@ def study(recipe, draws=1, generators=1):
 def _replicate(recipe, made, draw, generator):
     datasets = [id for id, step in recipe.steps.items() if step.notebook.stem == "00_dataset"]
     told = {id: {"draw": draw} for id in datasets} if draw else {}
-    found = replace(_given(recipe, told), experiment=places.replicate(recipe.experiment, draw, generator))
+    source = replace(_given(recipe, told), experiment=places.replicate(recipe.experiment, draw))
     if not generator:
-        return found
+        return source
     arms = {id: {arm: spec for arm, spec in _arms(recipe, id).items() if (spec or {}).get("synthetic")} for id in recipe.steps}
     seeds = {id: {"seed": recipes.parameters(recipe, recipe.steps[id])["seed"] + generator} for id in made}
-    found = replace(_keep(found, [*made, *(id for id, some in arms.items() if some)]), inherits=places.replicate(recipe.experiment, draw))
+    found = _keep(source, [*made, *(id for id, some in arms.items() if some)])
+    found = replace(found, experiment=places.replicate(recipe.experiment, draw, generator), inherits=source)
     return _given(found, seeds | {id: {"arms": some} for id, some in arms.items() if some})
 
 

@@ -13,7 +13,7 @@ from histokit.describe import SPLITS, TISSUE
 VERSION = 1
 
 
-def assign(manifest, fractions, seed, copies=None):
+def assign(manifest, fractions, seed, copies=None, strict=True):
     """The manifest with `split` filled, by case.
 
     A split that the data gives is kept. One that is missing although its fraction is above 0 is cut from train, by
@@ -28,15 +28,17 @@ def assign(manifest, fractions, seed, copies=None):
         seed: int.
         copies: pairs of tile ids in columns `a, b` that must not be parted, as `audit.copied` finds them; a split that the
             data gives is kept all the same.
+        strict: False leaves what is wrong with the cases to `check`, so that an audit of everything else can be written first.
 
     Raises:
         ValueError: a case in two splits, or two patients in one case.
     """
     manifest = manifest.copy()
-    unit = units(manifest)
+    unit = units(manifest, strict)
     labelled = manifest["use"].ne("unlabelled")
     given = manifest["split"].ne("") & (labelled if labelled.any() else True)
-    check(manifest)
+    if strict:
+        check(manifest)
     movable = given & manifest["split"].eq("train") | ~given & labelled
     present = set(manifest.loc[given, "split"])
     wanted = [s for s in SPLITS if (fractions.get(s, 0) > 0 and s not in present) or s == "train"]
@@ -47,18 +49,22 @@ def assign(manifest, fractions, seed, copies=None):
         chosen = _balanced(joint, manifest.loc[movable, "label"], share, seed)
         manifest["split"] = kept.where(~movable, joint.map(chosen))
     _place_unlabelled(manifest, unit, fractions, seed)
-    check(manifest)
+    if strict:
+        check(manifest)
     return manifest
 
 
-def units(manifest):
-    """What must stay on one side, per row: the patient where one is known, else the case."""
+def units(manifest, strict=True):
+    """What must stay on one side, per row: the patient where one is known, else the case.
+
+    A case of two patients raises ValueError; unless `strict`, it counts for the first of them.
+    """
     known = manifest.loc[manifest["patient"].ne(""), ["case_id", "patient"]].drop_duplicates()
     twice = known["case_id"][known["case_id"].duplicated()]
-    if len(twice):
+    if len(twice) and strict:
         names = known.loc[known["case_id"].eq(twice.iloc[0]), "patient"].tolist()
         raise ValueError(f"case {twice.iloc[0]!r} has two patients, {names[0]!r} and {names[1]!r}; correct `case_id` or `patient`")
-    patient = manifest["case_id"].map(known.set_index("case_id")["patient"])
+    patient = manifest["case_id"].map(known.drop_duplicates("case_id").set_index("case_id")["patient"])
     return ("patient " + patient.astype("str")).where(patient.notna(), "case " + manifest["case_id"])
 
 
@@ -81,10 +87,7 @@ def _joined(unit, tile_id, copies):
 
 def check(manifest):
     """Raise ValueError where a case, or a patient, lies in two splits; names both files."""
-    given = manifest[manifest["split"].ne("")]
-    unit = units(given)
-    pairs = pd.DataFrame({"unit": unit, "split": given["split"], "file_name": given["file_name"]}).drop_duplicates(["unit", "split"])
-    twice = pairs[pairs["unit"].duplicated(keep=False)].sort_values(["unit", "file_name"])
+    twice = parted(manifest)
     if len(twice):
         rows = twice[twice["unit"].eq(twice["unit"].iloc[0])]
         (_, a), (_, b) = list(rows.iterrows())[:2]
@@ -92,6 +95,14 @@ def check(manifest):
             f"{a['unit']!r} is in two splits: {a['file_name']!r} in {a['split']} and {b['file_name']!r} in {b['split']} "
             f"({twice['unit'].nunique()} such in all). A model would be tested on tissue it has seen; move all its tiles to one split"
         )
+
+
+def parted(manifest, strict=True):
+    """`unit, split, file_name` of the cases, or patients, that lie in two splits: one row per split, sorted."""
+    given = manifest[manifest["split"].ne("")]
+    pairs = pd.DataFrame({"unit": units(given, strict), "split": given["split"], "file_name": given["file_name"]})
+    pairs = pairs.drop_duplicates(["unit", "split"])
+    return pairs[pairs["unit"].duplicated(keep=False)].sort_values(["unit", "file_name"])
 
 
 def _balanced(unit, label, share, seed, tries=64):

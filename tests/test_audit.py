@@ -1,12 +1,15 @@
 import io
+import json
+import textwrap
+import types
 
 import numpy as np
 import pandas as pd
 import pytest
-from folders import class_folders, described, encoded, save, texture
+from folders import FolderRun, class_folders, described, encoded, save, texture
 from PIL import Image, ImageEnhance
 
-from histokit import audit, copies, data, splits
+from histokit import audit, copies, data, files, splits
 
 PATTERN = "case_pattern: '(?P<case_id>P[0-9]+)_'\n"
 
@@ -153,6 +156,35 @@ def test_without_pixels_the_audit_still_looks_at_cases(root):
     reach = audit.reach(tiles, held.classes, {"a": "head", "b": "tail"}).set_index("class")
     assert reach.loc["b", "what the test can show"].startswith("cannot be evaluated: all its 1 tiles come from a single case")
     assert reach.loc["a", "one tile"] == "20.0 points" and "5 test cases" in reach.loc["a", "what the test can show"]
+
+
+def test_a_case_in_two_splits_stops_the_run_when_all_findings_are_written(root, repository):
+    class_folders(root / "tiles", cases=6, above="train")
+    save(root / "tiles/test/a/P03_9.png", texture(900))
+    save(root / "tiles/test/b/P09_9.png", np.full((32, 32, 3), 240, np.uint8))
+    held, run = described(root, root / "tiles", PATTERN), FolderRun(root)
+    book = json.loads((repository / "notebooks/00_dataset.ipynb").read_text())
+    cells = {cell["id"]: "".join(cell["source"]) for cell in book["cells"]}
+    space = {"audit": audit, "data": data, "files": files, "splits": splits, "fill": textwrap.fill}
+    space |= {"run": run, "described": held, "tiles": data.scan(held), "seed": 0, "draw": 0, "on_unreadable": "stop"}
+    space["plots"] = types.SimpleNamespace(table=len)
+    exec(cells["audit"], space)
+    table = files.read_table(run.path("audit.csv")).set_index("check")
+    assert table.loc["case in two splits", ["count", "examples"]].tolist() == [1, "case P03"]
+    assert table.loc["blank or black tile", "count"] == 1
+    with pytest.raises(ValueError, match="'case P03' is in two splits: 'test/a/P03_9.png' in test and 'train/a/P03_0.png' in train"):
+        exec(cells["refuse"], space)
+    assert not run.path("dataset.json").exists()
+
+
+def test_a_case_of_two_patients_stops_the_run_as_late(root):
+    class_folders(root / "tiles", cases=8)
+    held = described(root, root / "tiles", PATTERN)
+    tiles = data.scan(held).assign(patient=[f"patient {i % 2}" for i in range(48)])
+    tiles = splits.assign(tiles, held.split, 0, strict=False)
+    assert audit.table(tiles, held)["count"].sum() > 0
+    with pytest.raises(ValueError, match="has two patients"):
+        splits.check(tiles)
 
 
 def test_no_case_ids_is_a_finding(root):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 import stubs
@@ -161,6 +162,121 @@ def test_only_and_classes(root, monkeypatch):
         run(root, only=["05_select"])
     shutil.rmtree(root / "outputs/study/05_select" / files.slug("fat"))
     assert run(root, classes=["mucin"])["07_evaluate"] == "left out"
+
+
+def rewrite(root, **steps):
+    """The chain's recipe with these values of its steps."""
+    lines = [f"  - {id}: {steps.get(id[3:], '{}')}\n" for id in ("00_dataset", "03_img2img", "05_select", "07_evaluate")]
+    (root / "params/study.yaml").write_text("steps:\n" + "".join(lines))
+
+
+def left(root):
+    return list(jobs.leftovers(jobs.expand(read(root))).values())
+
+
+class Here:
+    """In place of a job's process: its notebook's cells, executed here when it is first asked whether it has ended."""
+
+    def __init__(self, command, *, env, **more):
+        self.stdin, self.env, self.code = self, env, None
+
+    def write(self, line):
+        self.spec = json.loads(line)
+
+    def poll(self):
+        if self.code is None:
+            parameters, *cells = ["".join(cell["source"]) for cell in files.read_json(self.spec["notebook"])["cells"]]
+            space = {}
+            exec(parameters, space)
+            space |= self.spec["parameters"]
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("HISTOKIT_NOTEBOOK", self.env["HISTOKIT_NOTEBOOK"])
+                for cell in cells:
+                    exec(cell, space)
+            files.write_json(self.spec["answer"], {})
+            self.code = 0
+        return self.code
+
+    def flush(self):
+        pass
+
+    close = wait = flush
+
+
+@pytest.fixture
+def here(monkeypatch):
+    monkeypatch.setattr(machine, "notice", lambda: "")
+    monkeypatch.setattr(batch, "subprocess", types.SimpleNamespace(Popen=Here, PIPE=subprocess.PIPE))
+
+
+def read_by_the_verdict(root):
+    (request,) = files.read_json(root / "outputs/study/07_evaluate/run.json")["parents"]
+    return {path.rpartition("05_select/")[2] for path in request["found"]}
+
+
+def kept(root, class_name):
+    return files.read_json(runs.folder("study", "05_select", class_name) / "results.json")["kept"]
+
+
+def test_one_run_over_all_classes_takes_the_place_of_those_of_each_and_back(root, here):
+    rewrite(root, img2img="{class_name: all}")
+    found = states(root)
+    assert found["05_select/fat"] == ("stale", "parent 03_img2img is not there or not finished")
+    assert (runs.folder("study", "03_img2img", "fat") / "made.txt").exists(), "looking moves nothing"
+    lines = []
+    assert set(run(root, say=lines.append).values()) == {"up to date", "done"}
+    told = "set aside, as params/study.yaml does not ask for it any more: 03_img2img/fat, 03_img2img/mucin; kept in outputs/study/.old"
+    assert lines.count(told) == 1
+    assert kept(root, "fat") == kept(root, "mucin") == "all 0.5", "made by the one run"
+    assert (next((root / "outputs/study/.old/03_img2img").glob("fat-*/*")) / "made.txt").read_text() == "fat 0.5"
+
+    rewrite(root, img2img="{class_name: all}", select="{class_name: all}")
+    run(root)
+    assert read_by_the_verdict(root) == {"all"} and kept(root, "all") == "all 0.5"
+    rewrite(root, img2img="{class_name: all}")
+    assert left(root) == ["05_select/all"] and states(root)["07_evaluate"][0] == "stale"
+    run(root)
+    assert read_by_the_verdict(root) == {files.slug("fat"), files.slug("mucin")} and left(root) == []
+
+
+def test_a_class_that_is_asked_for_no_more_is_read_no_more(root, here):
+    rewrite(root, img2img="{for: [mucin]}", select="{for: [mucin]}")
+    assert states(root)["07_evaluate"] == ("stale", "parent 05_select changed")
+    done = run(root)
+    assert done == {"00_dataset": "up to date", "03_img2img/mucin": "up to date", "05_select/mucin": "up to date", "07_evaluate": "done"}
+    assert read_by_the_verdict(root) == {files.slug("mucin")} and left(root) == []
+
+
+def test_to_run_one_class_or_step_sets_no_other_aside(root, monkeypatch):
+    no_kernel(monkeypatch)
+    lines = []
+    run(root, say=lines.append, classes=["mucin"])
+    run(root, say=lines.append, only=["05_select"], classes=["fat"])
+    assert not any("set aside" in line for line in lines) and set(states(root).values()) == {("done", "")}
+
+
+FREEZE = """from histokit import describe
+held = describe.describe(dataset)
+files.write_json(run.path('dataset.json'), {'classes': held.classes, 'roles': {c: held.roles.get(c, 'head') for c in held.classes}})
+run.finish({})"""
+
+
+def test_a_class_that_is_rare_no_more_is_read_no_more_and_none_at_all_can_be_mended(root, here):
+    stubs.notebook(root, "00_dataset", ["dataset: str = 'params/datasets/tiles.yaml'  # description"], stubs.START, FREEZE)
+    stubs.dataset(root, "{fat: {}, mucin: {role: tail}, stroma: {}}")
+    assert left(root) == [], "known after 00"
+    lines = []
+    done = run(root, say=lines.append)
+    assert list(done) == ["00_dataset", "03_img2img/mucin", "05_select/mucin", "07_evaluate"]
+    assert any(line.endswith("any more: 03_img2img/fat, 05_select/fat; kept in outputs/study/.old") for line in lines)
+    assert read_by_the_verdict(root) == {files.slug("mucin")}
+
+    stubs.dataset(root, "{fat: {}, mucin: {}, stroma: {}}")
+    with pytest.raises(recipe.RecipeError, match="no class is rare in .* set roles"):
+        run(root)
+    stubs.dataset(root, "{fat: {role: tail}, mucin: {}, stroma: {}}")
+    assert run(root, only=["00_dataset"]) == {"00_dataset": "done"}
+    assert "03_img2img/fat" in states(root) and left(root) == []
 
 
 def test_a_second_writer_is_refused(root):

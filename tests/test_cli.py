@@ -12,7 +12,7 @@ import urllib.request
 import pytest
 import stubs
 
-from histokit import cli, files
+from histokit import cli, files, recipe, runs
 
 HEAVY = "torch numpy pandas papermill nbformat ruamel jupyter_client IPython"
 
@@ -25,8 +25,12 @@ def root(tmp_path, monkeypatch):
 
 
 def freeze(root):
+    """A finished 00_dataset, as its kernel would have left it."""
     roles = {"fat": "tail", "mucin": "tail", "stroma": "head"}
-    files.write_json(root / "outputs/study/00_dataset/dataset.json", {"classes": list(roles), "roles": roles})
+    found = recipe.read(root / "params/study.yaml")
+    run = runs.start(**recipe.parameters(found, found.steps["00_dataset"]))
+    files.write_json(run.path("dataset.json"), {"classes": list(roles), "roles": roles})
+    run.finish({})
 
 
 def told(capsys, *arguments, status=0):
@@ -55,6 +59,7 @@ def test_a_dry_run_shows_jobs_estimates_and_commands(root, capsys):
     assert "03_img2img/<rare classes, known after 00_dataset>" in out
     assert "4 of 4 jobs to run: time and disk unknown, no earlier run of these steps to judge by" in out
     freeze(root)
+    capsys.readouterr()
     earlier = root / "outputs/other/03_img2img/fat-x"
     files.write_json(earlier / "run.json", {"status": "done", "wall_s": 180.0})
     (earlier / "tiles.bin").write_bytes(bytes(2_000_000))
@@ -65,6 +70,26 @@ def test_a_dry_run_shows_jobs_estimates_and_commands(root, capsys):
     assert command.startswith(f"HISTOKIT_NOTEBOOK={notebook} papermill {notebook} outputs/study/03_img2img-fat-")
     assert '-y \'{experiment: "study", recipe: "params/study.yaml", strength: 0.25}\'' in command
     assert not (root / "outputs/study/03_img2img").exists()
+
+
+def test_a_printed_command_works_before_anything_has_run(root, tmp_path, capsys):
+    lines = told(capsys, "run", root / "params/study.yaml", "-n").splitlines()
+    commands = lines[lines.index("each job by papermill alone, in this order:") + 1 :]
+    assert "# 03_img2img/<rare classes, known after 00_dataset>" in commands, "no class to run it for"
+    program = files.write_text(tmp_path / "bin/papermill", '#!/bin/sh\nprintf done > "$2"\n')  # it too makes no folder to write into
+    program.chmod(0o755)
+    subprocess.run(commands[0], shell=True, cwd=root, env=os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}"}, check=True)
+    assert (root / "outputs/study/00_dataset.ipynb").read_text() == "done"
+
+
+def test_a_dry_run_tells_what_would_be_set_aside_and_moves_nothing(root, capsys):
+    freeze(root)
+    found = recipe.read(root / "params/study.yaml")
+    run = runs.start(**recipe.parameters(found, found.steps["03_img2img"], "stroma"))
+    run.finish({})
+    capsys.readouterr()
+    out = told(capsys, "run", root / "params/study.yaml", "-n")
+    assert "set aside first, as params/study.yaml does not ask for it any more: 03_img2img/stroma\n" in out and run.folder.is_dir()
 
 
 def test_status_says_done_stale_or_missing(root, capsys):
@@ -91,6 +116,7 @@ def test_open_writes_a_copy_with_the_recipes_values(root, capsys):
     path = root / "params/study.yaml"
     assert "known after 00_dataset has run" in told(capsys, "open", path, "03_img2img", "--print", status=2)
     freeze(root)
+    capsys.readouterr()
     assert "say --class and one of: fat, mucin" in told(capsys, "open", path, "03_img2img", "--print", status=2)
     assert "class 'mucine'; did you mean mucin?" in told(capsys, "open", path, "03_img2img", "--class", "mucine", "--print", status=2)
     copy = told(capsys, "open", path, "03_img2img", "--class", "mucin", "-p", "strength=0.3", "--print").strip()

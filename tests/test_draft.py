@@ -54,7 +54,8 @@ def test_a_drafted_description_is_valid_and_shows_its_guess(root, capsys):
     held = data.describe(path)
     assert held.classes == ["No", "Tumor: groß"] and held.tile_px == 32 and held.root == folder
     assert set(data.scan(held)["case_id"]) == {f"P{i:02d}" for i in range(6)}
-    assert shown.count("  <-  No/P") == 10 and "6 cases by the file names" in shown
+    assert shown.count("  <-  No/P") == 10 and "6 cases by the file names" in shown and "OF ITS OWN" not in shown
+    assert "`dataset: params/datasets/my_tiles_2024.yaml`" in shown, "as a recipe finds it, from the working root"
     assert "# 18 tiles" in path.read_text() and "Order fixes the label ids" in path.read_text()
     with pytest.raises(FileExistsError, match="left as it is"):
         draft.draft(folder)
@@ -72,6 +73,24 @@ def test_cases_equal_to_tiles_or_one_give_a_warning(root, capsys):
     draft.draft(folder)
     shown = capsys.readouterr().out
     assert "ONE CASE ONLY" in shown and "from a single case, so trained on but never evaluated: a, b" in shown
+
+
+def test_a_column_that_gives_every_tile_a_case_of_its_own_gives_a_warning(root, capsys):
+    folder = class_folders(root / "single", cases=2)
+    rows = [{"image": f"{c}/P{k:02d}_{i}.png", "class": c, "case": f"{c}{k}{i}"} for c in "ab" for k in range(2) for i in range(3)]
+    pd.DataFrame(rows).to_csv(folder / "index.csv", index=False)
+    draft.draft(folder)
+    shown = capsys.readouterr().out
+    assert "12 tiles, 12 cases by column 'case'" in shown and "EVERY TILE IS A CASE OF ITS OWN" in shown
+
+
+def test_an_output_beside_the_reader_is_found_and_named_as_recipes_find_it(root, tmp_path_factory, monkeypatch, capsys):
+    class_folders(root / "set")
+    outside = tmp_path_factory.mktemp("outside")
+    for folder, name in ((root / "params", "params/mine.yaml"), (outside, str(outside / "mine.yaml"))):
+        monkeypatch.chdir(folder)
+        draft.draft(root / "set", output="mine.yaml")
+        assert f"`dataset: {name}`" in capsys.readouterr().out and data.describe(name).name == "set"
 
 
 def test_split_folders_masks_and_sizes_are_noticed(root, capsys):

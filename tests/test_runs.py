@@ -395,6 +395,32 @@ def test_a_parent_is_found_in_its_class_then_all_then_the_step(root, notebook):
     assert run.parents("02") == {"a": own.folder, "all": over_all.folder} and run.parents("00") == {"": once.folder}
 
 
+def test_a_run_that_is_to_be_set_aside_is_looked_through(root, notebook):
+    own, one = finished(step="02_lora", class_name="a"), finished(step="02_lora", class_name="all")
+    with places.without([own.folder]):
+        assert places.find("demo", "02_lora", "a") == one.folder and places.find_all("demo", "02_lora") == {"all": one.folder}
+    assert places.find("demo", "02_lora", "a") == own.folder
+
+
+def test_leftovers_are_runs_that_nobody_writes_to(root, notebook):
+    kept, gone = finished(class_name="a"), finished(class_name="b")
+    dead, alive = start(class_name="c"), start(class_name="d")
+    dead._lock.release()
+    top = kept.folder.parent
+    files.write_text(top / "notes" / "mine.txt", "no run")
+    assert places.leftovers(top, [kept.folder.name]) == sorted([gone.folder, dead.folder])
+    assert places.retire(gone.folder) and not places.retire(alive.folder) and not places.retire(gone.folder)
+    shelf = root / "outputs/demo/.old/03_img2img" / gone.folder.name / gone.run_id
+    assert (shelf / "tiles/a.png").read_text() == "pixels" and alive.folder.is_dir()
+
+
+def test_a_run_over_no_class_is_left_over_when_its_step_now_runs_per_class(root, notebook):
+    top = finished().folder
+    assert places.leftovers(top, ["", "a"]) == [] and places.leftovers(top, ["a"]) == [top]
+    finished(class_name="a")
+    assert places.leftovers(top, [files.slug("a")]) == [], "it would take the class below it along"
+
+
 def test_a_missing_parent_names_the_command_that_makes_it(root):
     run = start(class_name="a", recipe="params/demo.yaml")
     with pytest.raises(FileNotFoundError, match=r"histokit run params/demo\.yaml --only 02_lora"):
