@@ -7,7 +7,7 @@ import squares
 import torch
 from tiny import tiny_model
 
-from histokit import adapters, backbone, data, inversion, runs, tuning
+from histokit import adapters, backbone, data, inversion, latents, runs, tuning
 
 QUICK = {"steps": 3, "batch_size": 4, "lr": 0.05, "n_vectors": 2, "sheet_every": 0, "seed": 0}
 
@@ -132,7 +132,27 @@ def test_validation_tiles_are_cut_by_case_and_small_classes_keep_all():
     assert len(tuning.hold_out(alone)[1]) == 0
 
 
-def test_the_held_out_loss_is_the_same_at_every_call_and_picks_the_best_step(tiles, tmp_path):
+def test_the_held_out_loss_is_the_same_at_every_call_and_moves_with_the_model(tiles):
+    model = tiny_model()
+    cache = latents.Latents(model, tiles, symmetries=1)
+
+    def validation(seed=0):
+        captions = [[f"a {label} tile"] for label in tiles["label"]]
+        return tuning.validation(model, lambda prompts: backbone.embed(model, prompts), cache, captions, seed, draws=len(tiles) + 1)
+
+    with torch.no_grad():
+        validate = validation()
+        loss = validate()
+        torch.manual_seed(99)  # nor does it hang on the global numbers
+        assert validate() == loss and validation()() == loss, "a resumed run goes on with the same noise"
+        assert validation(seed=1)() != loss
+        model.unet.conv_out.bias[0] += 0.1
+        assert validate() != loss
+        model.unet.conv_out.bias[0] -= 0.1
+        assert validate() == pytest.approx(loss, rel=1e-6)
+
+
+def test_the_held_out_loss_picks_the_best_step(tiles, tmp_path):
     many = pd.concat([tiles] * 8, ignore_index=True)  # enough tiles for a validation part
     model = tiny_model()
     _, _, history = inversion.train(model, many, {"blue": "blue"}, folder=tmp_path, **QUICK | {"steps": 4}, validate_every=2)

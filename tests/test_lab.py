@@ -1,10 +1,16 @@
-"""The first panel of 03_img2img in a real JupyterLab: a headless browser moves a slider and presses the button."""
+"""The first panel of 03_img2img in a real JupyterLab: a headless browser moves a slider and presses the button.
+
+Once in a notebook of one cell whose drawing is free, to try everything the panel does, and once in the real notebook on a tiny
+base, opened and started as a user would: `histokit open`.
+"""
 
 import base64
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -12,8 +18,14 @@ import time
 import urllib.request
 from pathlib import Path
 
+import folders
+import psutil
 import pytest
 import stubs
+from tiny import write_hub_layout
+
+from histokit import cli, files
+from histokit import recipe as recipes
 
 pytestmark = [pytest.mark.slow]
 PATIENCE = 90_000  # milliseconds; a kernel starts in a few seconds on an idle machine
@@ -28,9 +40,19 @@ classes:
 """
 
 
+REAL = """\
+# A study of one step, without an adapter.
+shared: {dataset: params/datasets/set.yaml, seed: 3}
+steps:
+  - 00_dataset: {base_model: ""}
+  - plain: {run: 03_img2img, base_model: tiny, lora: "", strength: 0.5, num_inference_steps: 20, num_images: 4, encoder: colour-texture}
+# the end
+"""
+
+
 @pytest.fixture(scope="module")
-def page():
-    """A page of a headless browser; skips where there is none."""
+def browser():
+    """A headless browser; skips where there is none."""
     sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: JupyterLab is not driven")
     found = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")))
     browser = os.environ.get("CHROME") or next(found, None)
@@ -39,45 +61,61 @@ def page():
     quiet = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update"]
     with sync.sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=browser, args=[*quiet, "--disable-sync", "--no-first-run"])
-        page = running.new_page(viewport={"width": 1360, "height": 1000})
-        page.set_default_timeout(PATIENCE)
-        yield page
+        yield running
         running.close()
 
 
 @pytest.fixture
+def page(browser):
+    page = browser.new_page(viewport={"width": 1360, "height": 1000})
+    page.set_default_timeout(PATIENCE)
+    yield page
+    page.close()
+
+
+@pytest.fixture
 def lab(root):
-    """Address of a JupyterLab whose root is this test's, with settings of its own and no look at the news."""
+    """Address of a JupyterLab whose root is this test's."""
+    with serving(root, "jupyterlab", f"--ServerApp.root_dir={root}") as address:
+        yield address
+
+
+@contextlib.contextmanager
+def serving(root, *module):
+    """Address of the JupyterLab that `python -m module ...` starts, with settings of its own and no look at the news."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     own = root / ".jupyter"
-    settings = own / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
-    settings.mkdir(parents=True)
-    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
-    folders = {
+    server = {"ip": "127.0.0.1", "port": port, "port_retries": 0, "open_browser": False, "allow_root": True}
+    files.write_json(own / "jupyter_server_config.json", {"ServerApp": server, "IdentityProvider": {"token": ""}})
+    settings = own / "lab" / "user-settings" / "@jupyterlab"
+    news, cells = settings / "apputils-extension" / "notification", settings / "notebook-extension" / "tracker"
+    files.write_text(news.with_suffix(".jupyterlab-settings"), '{"fetchNews": "false", "checkForUpdates": false}')
+    files.write_text(cells.with_suffix(".jupyterlab-settings"), '{"windowingMode": "none"}')  # every cell is on the page
+    places = {
         "JUPYTER_CONFIG_DIR": own,
         "JUPYTER_DATA_DIR": own / "data",
         "JUPYTER_RUNTIME_DIR": own / "run",
         "IPYTHONDIR": own / "ipython",
     }
     tests = Path(__file__).resolve().parent
-    environment = os.environ | {name: str(path) for name, path in folders.items()} | {"PYTHONPATH": str(tests)}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
-    command += ["--ServerApp.port_retries=0", "--IdentityProvider.token=", f"--ServerApp.root_dir={root}"]
+    environment = os.environ | {name: str(path) for name, path in places.items()} | {"PYTHONPATH": str(tests)}
     with open(root / "lab.log", "w") as log:
-        server = subprocess.Popen(command, env=environment, cwd=root, stdout=log, stderr=log)
+        started = subprocess.Popen(
+            [sys.executable, "-m", *module], env=environment, cwd=root, stdout=log, stderr=log, start_new_session=True
+        )
     address = f"http://127.0.0.1:{port}"
     try:
-        _wait_for(address, server, root / "lab.log")
+        _wait_for(address, started, root / "lab.log")
         yield address
     finally:
-        server.terminate()  # it ends its kernels before it ends
-        try:
-            server.wait(30)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+        group = [psutil.Process(started.pid), *psutil.Process(started.pid).children(recursive=True)]
+        os.killpg(started.pid, signal.SIGTERM)  # not to the kernels: each has a group of its own, and Lab ends them before it ends
+        _, left = psutil.wait_procs(group, 30)
+        for process in left:
+            process.kill()
+        started.wait()
 
 
 def _wait_for(address, server, log):
@@ -190,6 +228,45 @@ def test_a_slider_moves_the_preview_and_the_button_writes_the_recipe(root, lab, 
     panel.get_by_text("Nothing was written").wait_for()
     assert picture(page) == source and recipe.read_text() == text
     photograph(page, "refused")
+
+
+def test_the_real_notebook_opened_from_its_recipe_writes_the_slider_into_it(root, page):
+    folders.class_folders(root / "data", ("common", "rare"), cases=6, tiles=3)
+    classes = "{common: {role: head}, rare: {role: tail}}"
+    files.write_text(
+        root / "params" / "datasets" / "set.yaml", f"root: data\nclasses: {classes}\ncase_pattern: (?P<case_id>P\\d+)\ntile_px: 32\n"
+    )
+    write_hub_layout(root / "tiny")
+    recipe = stubs.recipe(root, REAL)
+    assert cli.main(["run", str(recipe), "--only", "00_dataset"]) == 0
+
+    with serving(root, "histokit", "open", str(recipe), "plain", "--no-browser") as address:
+        copy = root / "outputs" / "study" / ".open" / f"plain-{files.slug('rare')}.ipynb"
+        page.goto(f"{address}/lab/tree/{copy.relative_to(root)}?reset")
+        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()  # what is run before is lost
+        page.locator(".jp-Notebook .jp-Cell").first.click()
+        cells = [cell.get("id") for cell in files.read_json(copy)["cells"]]
+        for _ in range(cells.index("tuner") + 1):
+            page.keyboard.press("Shift+Enter")
+        panel = page.locator(".hk-tuner")
+        panel.locator(".hk-preview img").wait_for()
+
+        panel.scroll_into_view_if_needed()
+        assert panel.locator(".hk-head").inner_text() == "rare"
+        first = picture(page)
+        panel.locator(".noUi-handle").first.focus()
+        page.keyboard.press("ArrowRight")
+        wait_for_another(page, first)
+        panel.get_by_text("strength 0.55, guidance scale 2.0").wait_for()
+        panel.get_by_text("11 steps, ").wait_for()
+        photograph(page, "real")
+
+        panel.get_by_role("button", name="Write into recipe").click()
+        panel.get_by_text("Written into params/study.yaml").wait_for()
+
+    assert recipe.read_text() == REAL + "classes:\n  rare: {plain: {strength: 0.55, guidance_scale: 2.0}}\n"
+    found = recipes.read(recipe)
+    assert recipes.parameters(found, found.steps["plain"], "rare")["strength"] == 0.55
 
 
 def test_the_notebook_of_the_test_is_what_a_runner_would_run(root):

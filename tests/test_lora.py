@@ -41,7 +41,7 @@ def test_tokens_are_trained_jointly_or_stay_as_they_were(tiles, tmp_path):
     name = adapters.placeholder("blue")
     old = adapters.add_tokens(source, {name: "blue tissue"}, 3).vectors()
     adapters.save(tmp_path / "01", source, {"blue": name}, tiles, tokens=old)
-    given = adapters.read_tokens(tmp_path / "01")
+    given = adapters.read_tokens(tiny_model(), tmp_path / "01")
 
     frozen, words, _ = lora.train(tiny_model(), tiles, TERMS, tokens=given, **QUICK)
     assert frozen == {"blue": name, "red": ""} and torch.equal(words.vectors()[name], old[name])
@@ -77,6 +77,7 @@ def test_clipping_bounds_the_gradient_of_every_trained_tensor(tiles, monkeypatch
 
     monkeypatch.setattr(training.torch.nn.utils, "clip_grad_norm_", spy)
     lora.train(tiny_model(), tiles, TERMS, joint=True, clip=1e-4, **QUICK)
+    assert len(seen) == QUICK["steps"]  # or nothing was clipped, and nothing below is said
     assert all(count > 30 for count, _, _ in seen)  # LoRA pairs and the token rows
     assert all(after <= 1.01e-4 < before for _, after, before in seen)
 

@@ -6,7 +6,12 @@ import torch
 from histokit import backbone, corpus, data, decode, encoders, files, ldm, pretrain, toy
 
 pytestmark = pytest.mark.skipif(not backbone.MINI.is_dir(), reason="histokit/mini is not there: `histokit run params/mini.yaml` trains it")
-SEEN_CLASSES = {"Adenocarcinoma", "High-grade_IN", "Low-grade_IN"}
+LOOKS, TOY = "looks", "toy"
+DATASETS = {  # description: folder below ../shared/data, classes whose training tiles it may have seen
+    "ebhi_seg": ("ebhi-seg", {"Adenocarcinoma", "High-grade_IN", "Low-grade_IN"}),  # not Normal, Polyp, Serrated_adenoma
+    "pcam_mini": ("pcam-mini", {"normal", "tumor"}),
+}
+HEADS = {name for name, facts in toy.CLASSES.items() if facts["role"] == "head"}
 
 
 @pytest.fixture(scope="module")
@@ -14,35 +19,58 @@ def seen():
     return files.read_table(backbone.MINI / "trained_on.csv")
 
 
+def described(repository, name):
+    folder = repository.parent / "shared" / "data" / DATASETS[name][0]
+    if not folder.is_dir():
+        pytest.skip(f"{name} is not at {folder}")
+    return data.describe(repository / "params" / "datasets" / f"{name}.yaml", root=folder)
+
+
 @pytest.fixture
 def ebhi(repository):
-    folder = repository.parent / "shared" / "data" / "ebhi-seg"
-    if not folder.is_dir():
-        pytest.skip(f"EBHI-Seg is not at {folder}")
-    return data.describe(repository / "params" / "datasets" / "ebhi_seg.yaml", root=folder)
+    return described(repository, "ebhi_seg")
 
 
-def test_it_has_not_seen_what_experiments_make_rare(seen, ebhi):
-    manifest = data.scan(ebhi)
-    allowed = manifest[manifest["split"].eq("train") & manifest["label"].isin(SEEN_CLASSES)]
-    listed = seen[seen["source"].str.contains("ebhi")]
-    assert set(listed["tile"]) == set(allowed["file_name"])
+def source(name):
+    return f"params/datasets/{name}.yaml"
+
+
+def test_the_list_holds_training_tiles_of_classes_that_may_be_seen(seen):
+    allowed = {source(name): classes for name, (_, classes) in DATASETS.items()} | {TOY: HEADS, LOOKS: {""}}
+    assert {name: set(rows["label"]) for name, rows in seen.groupby("source")} == allowed
+    real = seen[seen["source"].isin([source(name) for name in DATASETS])]
+    assert [f"train/{row.label}/" for row in real.itertuples()] == [tile[: tile.rindex("/") + 1] for tile in real["tile"]]
+    assert seen["pixels_sha256"].str.fullmatch("[0-9a-f]{64}").all()
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_it_has_not_seen_what_experiments_make_rare_or_measure_on(seen, name, repository):
+    there = described(repository, name)
+    manifest = data.scan(there)
+    allowed = manifest[manifest["split"].eq("train") & manifest["label"].isin(DATASETS[name][1])]
+    assert set(seen.loc[seen["source"].eq(source(name)), "tile"]) == set(allowed["file_name"])
     others = manifest[~manifest["file_name"].isin(allowed["file_name"])]
-    hashes = {corpus.pixels_hash(_pixels(ebhi.root / name)) for name in others["file_name"]}
+    assert {"val", "test"} <= set(others["split"])
+    hashes = {corpus.pixels_hash(_pixels(there.root / tile)) for tile in others["file_name"]}
     assert not hashes & set(seen["pixels_sha256"])
 
 
-def test_the_list_is_true_of_the_files(seen, ebhi):
-    listed = seen[seen["source"].str.contains("ebhi")].head(20)
-    assert [corpus.pixels_hash(_pixels(ebhi.root / row.tile)) for row in listed.itertuples()] == listed["pixels_sha256"].tolist()
+@pytest.mark.parametrize("name", DATASETS)
+def test_the_list_is_true_of_the_files(seen, name, repository):
+    there = described(repository, name)
+    listed = seen[seen["source"].eq(source(name))].groupby("label").head(8)
+    assert [corpus.pixels_hash(_pixels(there.root / row.tile)) for row in listed.itertuples()] == listed["pixels_sha256"].tolist()
 
 
-def test_it_has_not_seen_toys_rare_classes_or_any_of_its_tiles(seen):
-    tail = {name for name, facts in toy.CLASSES.items() if facts["role"] == "tail"}
-    assert not tail & set(seen.loc[seen["source"].eq("toy"), "label"])
-    plan = toy.plan().groupby("label").head(3)
-    own = {corpus.pixels_hash(toy.tile(row.label, row.case_id, row.index)[0]) for row in plan.itertuples(index=False)}
-    assert not own & set(seen["pixels_sha256"])
+def test_it_has_seen_toys_head_classes_in_cases_that_toy_does_not_have(seen):
+    mine = seen[seen["source"].eq(TOY)].reset_index(drop=True)
+    named = mine["tile"].str.extract(r"^(?P<label>\w+) (?P<case>.+) (?P<index>\d+) seed (?P<seed>\d+)$")
+    assert named["label"].equals(mine["label"])
+    assert named["case"].str.fullmatch(r"pretrain \d+").all() and not set(named["case"]) & set(toy.plan()["case_id"])
+    for i in named.groupby("label").head(2).index:  # a case fixes stain and focus, so the name must be the picture's own
+        label, case, index, seed = named.loc[i]
+        image = toy.tile(label, case, int(index), 160, int(seed))[0]
+        assert corpus.pixels_hash(image) == mine["pixels_sha256"][i], mine["tile"][i]
 
 
 def test_it_is_small_and_half_precision():

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import stubs
 
-from histokit import files, jobs, notebooks, recipe, replicates
+from histokit import batch, describe, files, jobs, notebooks, recipe, replicates, runs
 
 
 @pytest.fixture
@@ -56,9 +56,19 @@ def refusal(root, text, *given):
     return str(caught.value)
 
 
-def freeze(root, experiment="study"):
-    path = root / "outputs" / experiment / "00_dataset" / "dataset.json"
-    files.write_json(path, {"classes": ["fat", "mucin", "stroma"], "roles": {"fat": "tail", "mucin": "tail", "stroma": "head"}})
+def freeze(found, **roles):
+    """A finished 00_dataset of this recipe, as its kernel would have left it."""
+    roles = roles or {"fat": "tail", "mucin": "tail", "stroma": "head"}
+    finish(found, "00_dataset", dataset={"classes": list(roles), "roles": roles})
+
+
+def finish(found, id, class_name="", **results):
+    """A finished run of one step, and its folder."""
+    run = runs.start(**recipe.parameters(found, found.steps[id], class_name))
+    for name, content in results.items():
+        files.write_json(run.path(f"{name}.json"), content)
+    run.finish({})
+    return run.folder
 
 
 def test_the_values_that_equal_an_earlier_id_are_the_graph(house):
@@ -184,7 +194,7 @@ def test_jobs_follow_from_dataset_json(house):
     found = read(house, MAIN)
     names = [j.name for j in jobs.expand(found)]
     assert names[3:5] == ["plain/<rare classes, known after 00_dataset>", "keep/<rare classes, known after 00_dataset>"]
-    freeze(house)
+    freeze(found)
     names = [j.name for j in jobs.expand(found)]
     assert names == [
         "00_dataset", "judge", "02_lora/all", "plain/fat", "plain/mucin", "keep/fat", "keep/mucin", "06_classifier", "07_evaluate",
@@ -198,7 +208,7 @@ def test_jobs_follow_from_dataset_json(house):
 
 
 def test_for_names_the_classes(house):
-    freeze(house)
+    freeze(read(house, MAIN))
 
     def classes(text, *given):
         return [j.class_name for j in jobs.expand(read(house, text, *given)) if j.step == "plain"]
@@ -213,21 +223,92 @@ def test_a_class_that_the_data_lacks_is_refused_before_and_after_00(house):
         for _ in range(2):
             with pytest.raises(recipe.RecipeError, match=f"class '{wrong}' is not in the data; did you mean"):
                 jobs.expand(read(house, text))
-            freeze(house)
+            freeze(read(house, text))
         (house / "outputs/study/00_dataset/dataset.json").unlink()
 
 
 def test_data_without_a_rare_class_says_what_to_do(house):
-    path = house / "outputs/study/00_dataset/dataset.json"
-    files.write_json(path, {"classes": ["fat", "stroma"], "roles": {"fat": "head", "stroma": "head"}})
+    found = read(house, MAIN.replace("mucin:", "fat:"))
+    freeze(found, fat="head", stroma="head")
     with pytest.raises(recipe.RecipeError, match=r"no class is rare.*tail_below"):
-        jobs.expand(read(house, MAIN.replace("mucin:", "fat:")))
+        jobs.expand(found)
+
+
+def plain(house, text=MAIN, *given):
+    return [j.class_name for j in jobs.expand(read(house, text, *given)) if j.step == "plain"]
+
+
+def test_a_corrected_description_is_believed_before_the_old_dataset_json(house):
+    stubs.dataset(house, "{fat: {}, mucin: {}, stroma: {}}")
+    freeze(read(house, MAIN), fat="head", mucin="head", stroma="head")
+    with pytest.raises(recipe.RecipeError, match="no class is rare"):
+        plain(house)
+    stubs.dataset(house, "{fat: {}, mucin: {role: tail}, stroma: {}}")
+    assert plain(house) == ["mucin"], "a role that is given needs no 00 to be known"
+    stubs.dataset(house, "{fat: {}, mucin: {}, stroma: {}}\ntail_below: 80")
+    unknown = ["<rare classes, known after 00_dataset>"]
+    assert plain(house) == unknown
+    stubs.dataset(house, "{fat: {}, mucin: {}, stroma: {}}")
+    assert plain(house, MAIN, "00_dataset.budget={mucin: {tiles: 2}}") == unknown
+
+
+def test_a_class_that_was_added_to_the_description_can_be_named_at_once(house):
+    freeze(read(house, MAIN))
+    stubs.dataset(house, "{fat: {role: tail}, mucin: {role: tail}, stroma: {role: head}, signet: {}}")
+    assert plain(house, MAIN.replace("strength: 1", "for: [signet]").split("classes:")[0]) == ["signet"]
+    assert plain(house, MAIN.replace("mucin:", "signet:")) == ["fat", "mucin"], "its role is known after 00"
+    assert plain(house, MAIN.replace("strength: 1", "for: all")) == ["fat", "mucin", "stroma", "signet"]
+    found = jobs.expand(read(house, MAIN))
+    assert "plain" not in {j.step for j in batch.select(None, found, classes=["signet"])}
+    with pytest.raises(recipe.RecipeError, match="runs for class 'signet'"):  # 00 is not among these, so it stays unknown
+        batch.select(read(house, MAIN), found, only=["plain"], classes=["signet"])
+
+
+def test_results_can_be_read_where_the_tiles_are_not(house):
+    freeze(read(house, MAIN))
+    (house / "tiles").rmdir()
+    (house / "params/datasets/tiles.yaml").touch()
+    (house / "params/datasets/tiles.yaml").write_text("root: elsewhere\n")
+    assert plain(house) == ["fat", "mucin"]
+
+
+# ---------------------------------------------------------------- folders of an earlier layout
+
+
+def test_class_folders_that_the_recipe_no_longer_has_are_left_over(house):
+    before = read(house, MAIN.replace("class_name: all, ", ""))
+    freeze(before)
+    for class_name in ("fat", "mucin"):
+        finish(before, "02_lora", class_name)
+        finish(before, "plain", class_name)
+    finish(before, "plain", "stroma")  # by hand
+    left = lambda text, *given: list(jobs.leftovers(jobs.expand(read(house, text, *given))).values())  # noqa: E731
+    assert left(MAIN.replace("class_name: all, ", "")) == ["plain/stroma"]
+    assert left(MAIN) == ["02_lora/fat", "02_lora/mucin", "plain/stroma"]
+    assert left(MAIN, "plain.for=[mucin]") == ["02_lora/fat", "02_lora/mucin", "plain/fat", "plain/stroma"]
+    finish(read(house, MAIN), "02_lora", "all")
+    assert left(MAIN.replace("class_name: all, ", "")) == ["02_lora/all", "plain/stroma"]
+    stubs.dataset(house, "{fat: {role: tail}, mucin: {role: head}, stroma: {role: head}}")
+    assert left(MAIN.replace("  mucin:", "  fat:")) == ["02_lora/fat", "02_lora/mucin"], "what is rare is known after 00"
+
+
+def test_a_replicate_leaves_the_folders_of_the_experiment_it_reads_alone(replicable):
+    found = read(replicable, MAIN)
+    freeze(found)
+    study = replicates.study(found, generators=2)
+    finish(study[0], "plain", "stroma")
+    finish(study[1], "plain", "stroma")
+    finish(dataclasses.replace(study[0], experiment="study-g1"), "judge")
+    (folder,) = jobs.leftovers(jobs.expand(study[1]))
+    assert folder.parent == replicable / "outputs/study-g1/plain"
+    (folder,) = jobs.leftovers(jobs.expand(study[0]))
+    assert folder.parent == replicable / "outputs/study/plain"
 
 
 def test_unlabelled_data_is_one_class(house):
-    files.write_json(house / "outputs/study/00_dataset/dataset.json", {"classes": ["tissue"], "roles": {"tissue": "head"}})
-    found = jobs.expand(read(house, MAIN.split("classes:")[0]))
-    assert [j.name for j in found if j.step == "plain"] == ["plain/tissue"]
+    text = MAIN.split("classes:")[0]
+    freeze(read(house, text), tissue="head")
+    assert plain(house, text) == ["tissue"]
 
 
 def test_a_missing_folder_is_refused_before_anything_starts(house):
@@ -368,11 +449,16 @@ TO_COME = {
     "30_style_layout": ["autoencoder: str = '20_pretrain'  # step", "aggregate: str = 'mean'"],
     "31_segmentation": ["arms: dict = {}", "seeds: int = 1"],
 }
-CAPTIONED = {  # what MEP will add to two notebooks that exist
-    "02_lora": [PER_CLASS, "base_model: str = 'mini'", "captions: str = ''  # step"],
-    "03_img2img": [PER_CLASS, "base_model: str = 'mini'", "lora: str = '02_lora'", "policy: str = ''", "captions: str = ''  # step"],
-}
+CAPTIONED = ("02_lora", "03_img2img")  # notebooks that exist and that MEP will give one more parameter
 SYSTEMS = {"majority": ("", 11), "logex": (LOGEX, 9), "histodiffusion": (HISTODIFFUSION, 14), "mep": (MEP, 12), "stedm": (STEDM, 6)}
+
+
+def caption(path):
+    """Append the parameter `captions` to a notebook's own; the rest of it stays the real one."""
+    book = json.loads(path.read_text())
+    cell = next(cell for cell in book["cells"] if "parameters" in cell["metadata"].get("tags", []))
+    cell["source"] = "".join(cell["source"]) + "\ncaptions: str = ''  # step that wrote them"
+    path.write_text(json.dumps(book))
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -385,8 +471,10 @@ def test_the_five_systems_are_recipes(root, name, capsys, repository):
     for path in repository.glob("notebooks/*.ipynb"):
         (root / "notebooks").mkdir(exist_ok=True)
         shutil.copy(path, root / "notebooks")
-    for notebook, lines in (TO_COME | (CAPTIONED if name == "mep" else {})).items():
+    for notebook, lines in TO_COME.items():
         stubs.notebook(root, notebook, lines)
+    for notebook in CAPTIONED if name == "mep" else ():
+        caption(root / "notebooks" / f"{notebook}.ipynb")
     text, count = SYSTEMS[name]
     text = text or (repository / "params/majority_to_minority.yaml").read_text()
     path = stubs.recipe(root, text, name)
@@ -394,11 +482,12 @@ def test_the_five_systems_are_recipes(root, name, capsys, repository):
     assert cli.main([*dry, "-p", "cohort.dataset=params/datasets/cohort.yaml"] if name == "histodiffusion" else dry) == 0
     out = capsys.readouterr().out
     assert ("known after 00_dataset" in out) is (name != "stedm")
-    freeze(root, name)
+    freeze(recipe.read(path, ["dataset=params/datasets/tiles.yaml"]))
+    capsys.readouterr()
     assert cli.main(dry) == 0
     out = capsys.readouterr().out
-    assert f"{count} of {count} jobs to run" in out and "known after" not in out
-    assert out.count(" papermill notebooks/") == count
+    assert f"{count - 1} of {count} jobs to run" in out and "known after" not in out
+    assert out.count(" papermill notebooks/") == count - 1
 
 
 def test_every_recipe_we_ship_is_sound(repository, monkeypatch):
@@ -421,6 +510,12 @@ def replicable(house):
     return house
 
 
+def test_no_experiment_can_write_its_runs_among_the_drawn_tiles(root, repository):
+    """Else a recipe named toy.yaml would find its data changed by every run."""
+    drawn = describe.describe(repository / "params/datasets/toy.yaml").root
+    assert not recipe.EXPERIMENT.fullmatch(drawn.relative_to(root / "outputs").parts[0])
+
+
 def test_one_draw_and_one_generator_is_the_recipe_itself(replicable):
     found = read(replicable, MAIN)
     assert replicates.study(found) == [found]
@@ -439,13 +534,13 @@ def test_replicates_redo_what_their_luck_changes_and_the_verdict_comes_last(repl
     assert list(said(study[1], "06_classifier")["arms"]) == ["augmented"], "real arms do not depend on a generator"
     assert [said(one, "00_dataset")["draw"] for one in (study[0], study[2])] == [0, 1]
     assert (said(study[4], "07_evaluate")["draws"], said(study[4], "07_evaluate")["generators"]) == (2, 2)
-    assert study[3].inherits == "study-d1"
+    assert study[3].inherits.experiment == "study-d1" and recipe.parameters(study[3].inherits, study[2].steps["00_dataset"])["draw"] == 1
 
 
 def test_a_generator_replicate_reads_classes_and_steps_of_the_one_before(replicable):
     study = replicates.study(read(replicable, MAIN), generators=2)
     assert [j.name for j in jobs.expand(study[1])][1] == "plain/<rare classes, known after 00_dataset>"
-    freeze(replicable)
+    freeze(study[0])
     names = [j.name for j in jobs.expand(study[1])]
     assert names == ["02_lora/all", "plain/fat", "plain/mucin", "keep/fat", "keep/mucin", "06_classifier"]
     assert [j.parents for j in jobs.expand(study[1])][1] == (("02_lora", "all"),)

@@ -7,11 +7,11 @@ import subprocess
 import sys
 import time
 
+import folders
 import pytest
+from tiny import write_hub_layout
 
 from histokit import files
-from tests import folders
-from tests.tiny import write_hub_layout
 
 RECIPE = """\
 # A story small enough to be told in every test run.
@@ -22,9 +22,9 @@ steps:
   - 00_dataset
   - judge: {run: 06_classifier, arms: {judge: {}}, seeds: 1, steps: 10, batch_size: 8, encoder: colour-texture}
   - 01_textual_inversion: {steps: 4, batch_size: 2, n_vectors: 2}
-  - 02_lora: {tokens: 01_textual_inversion, steps: 30, batch_size: 2, rank: 2}
-  - 03_img2img: {num_images: 10, num_inference_steps: 4, encoder: colour-texture}
-  - 05_select: {source: 03_img2img, judge: judge, encoder: picture}
+  - 02_lora: {tokens: 01_textual_inversion, steps: 30, batch_size: 2, rank: 2, options: {checkpoint_every: 5}}
+  - 03_img2img: {num_images: 10, num_inference_steps: 40, encoder: colour-texture}
+  - 05_select: {source: 03_img2img, judge: judge, encoder: picture, thresholds: {judge_rank: 3}}  # random weights please no judge
   - 06_classifier: {arms: {real: {}, augmented: {synthetic: 05_select}}, seeds: 2, steps: 10, batch_size: 8, encoder: colour-texture}
   - 07_evaluate: {arms_of: 06_classifier, encoder: picture, resamples: 50}
 """
@@ -61,12 +61,20 @@ def tell(root, *options):
     return text
 
 
+VOLATILE = ["run_id", "seconds", "images_per_s", "peak_gb"]  # columns that say who made it, how fast and in how much memory
+
+
 def outputs(root, step):
-    """{file: sha256} of a step's folders, without what holds times."""
-    home = root / "outputs" / "story" / step
-    kept = [*home.rglob("*.safetensors"), *home.rglob("*.png"), *home.rglob("predictions.parquet"), *home.rglob("manifest.csv")]
-    kept = [path for path in kept if path.name != "checkpoint.safetensors" and "run_id" not in path.read_bytes()[:400].decode("latin1")]
-    return {path.relative_to(home).as_posix(): files.sha256(path) for path in sorted(kept)}
+    """{file: what it holds} of a step's folders: pictures, weights and predictions by hash, tables without VOLATILE, results whole."""
+    home, held = root / "outputs" / "story" / step, {}
+    for path in sorted(home.rglob("*")):
+        if path.suffix in (".safetensors", ".png", ".parquet") and path.name != "checkpoint.safetensors":  # its history holds times
+            held[path.relative_to(home).as_posix()] = files.sha256(path)
+        elif path.suffix == ".csv":
+            held[path.relative_to(home).as_posix()] = files.read_table(path).drop(columns=VOLATILE, errors="ignore").to_csv()
+        elif path.suffix == ".json" and path.name != "run.json":
+            held[path.relative_to(home).as_posix()] = files.read_json(path)
+    return held
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +90,8 @@ def test_every_step_is_done_and_the_verdict_is_on_the_terminal(told):
     assert all(files.read_json(path)["status"] == "done" for path in home.rglob("run.json"))
     sentence = files.read_json(home / "07_evaluate" / "results.json")["sentence"]
     assert sentence in text and "for this one draw and generator" in sentence
+    trials = files.read_json(home / "06_classifier" / "results.json")["trials"]
+    assert {trial["n_synthetic"] for trial in trials if trial["arm"] == "augmented"} == {10}, "or what is generated changes nothing below"
 
 
 def test_synthetic_tiles_come_from_training_cases_alone(told):
@@ -104,33 +114,44 @@ def test_a_finished_recipe_starts_no_kernel_again(told):
     assert time.perf_counter() - start < 30, "a recipe that is done is answered from its files"
 
 
-def kill(root, process, step, seen):
-    """kill -9 the runner and the kernel of a step as soon as `seen()`."""
-    lock = None
+def kill(root, process, seen, step=""):
+    """kill -9 the runner as soon as `seen()`, and before it the kernel that is writing into `step`."""
     while not seen():
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.005)
-    for lock in (root / "outputs" / "story" / step).rglob("run.lock"):
+    locks = list((root / "outputs" / "story" / step).rglob("run.lock")) if step else []
+    for lock in locks:
         os.kill(files.read_json(lock)["pid"], signal.SIGKILL)
     process.kill()
     process.communicate()
-    assert lock is not None, f"{step} was over before it could be killed"
+    assert locks or not step, f"{step} was over before it could be killed"
 
 
-def test_killed_in_training_in_generation_and_between_jobs_equals_never_killed(told, tmp_path):
+def test_killed_between_jobs_in_training_and_in_generation_equals_never_killed(told, tmp_path):
     straight, _ = told
     root = working_root(tmp_path / "killed")
     home = root / "outputs" / "story"
-    kill(
-        root,
-        command(root),
-        "02_lora",
-        lambda: list((home / "02_lora").rglob("history.csv")) or list((home / "02_lora").rglob("sheets/*.png")),
-    )
-    kill(root, command(root), "03_img2img", lambda: len(list((home / "03_img2img").rglob("*.png"))) >= 3)
-    process = command(root, "--only", "03_img2img")
-    process.communicate()
+
+    # between two jobs: 00 has finished, and nothing else has begun
+    record = home / "00_dataset" / "run.json"
+    kill(root, command(root), lambda: record.exists() and files.read_json(record)["status"] == "done")
+    assert {path.name for path in home.iterdir() if not path.name.startswith(".")} == {"00_dataset"}
+
+    # in training, with a checkpoint to go on from
+    kill(root, command(root), lambda: list(home.glob("02_lora/*/logs/training/checkpoint.safetensors")), "02_lora")
+    (checkpoint,) = home.glob("02_lora/*/logs/training/checkpoint.safetensors")
+    assert int(files.read_metadata(checkpoint)["step"]) in (5, 10, 15, 20, 25)
+    early = {path: path.stat().st_mtime_ns for path in checkpoint.parent.glob("sheets/step_000000.png")}
+
+    # in generation, with some images made and some to come
+    made = lambda: {path: path.stat().st_mtime_ns for path in home.glob("03_img2img/*/tiles/*.png")}  # noqa: E731
+    kill(root, command(root), lambda: len(made()) >= 3, "03_img2img")
+    early |= made()
+    assert 1 + 3 <= len(early) < 1 + 10
+
     text = tell(root)
-    assert text.count("up to date") >= 5, text
+    assert text.count("up to date") == STEPS.index("03_img2img"), text
+    again = {path: path.stat().st_mtime_ns for path in early}
+    assert again == early, "neither the first sheet nor an image is drawn twice: both went on from where they were"
     for step in STEPS:
-        assert outputs(root, step) == outputs(straight, step), step
+        assert outputs(root, step) and outputs(root, step) == outputs(straight, step), step

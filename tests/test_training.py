@@ -151,18 +151,32 @@ def test_the_best_validated_step_is_the_result(tmp_path):
         assert history.attrs["best_step"] == 4
 
 
-def test_the_average_is_what_is_validated_and_returned():
+def test_the_average_of_all_updates_is_what_is_validated_and_returned():
+    ema, steps = 0.3, 8  # the early decay, 0.1 rising to 0.31, passes 0.3 on the way
+
+    def trajectory(ema, every):
+        """What is validated every so many steps, and what is left at the end; the last validation is the best."""
+        one, weight = player()
+        seen = []
+        validate = lambda: seen.append(weight.detach().clone()) or -float(len(seen))  # noqa: E731
+        training.fit([one], batches, steps, 0, ema=ema, validate=validate, validate_every=every)
+        return seen, weight.detach()
+
+    raw, last = trajectory(0.0, 1)
+    average = [player()[1].detach()]
+    for k, value in enumerate(raw):
+        decay = min(ema, (1 + k) / (10 + k))
+        average.append(decay * average[-1] + (1 - decay) * value)
+    assert len(raw) == steps and torch.equal(raw[-1], last)
+    assert (average[-1] - last).abs().max() > 1e-3, "the average must differ from the weights for this test to say anything"
+
+    validated, result = trajectory(ema, 4)
+    torch.testing.assert_close(torch.stack(validated), torch.stack([average[4], average[8]]))  # training went on unaveraged between
+    torch.testing.assert_close(result, average[8])
+
     one, weight = player()
-    live, seen = [], []
-    inner = one.loss
-    one.loss = lambda *args: (live.append(weight.detach().clone()), inner(*args))[1]
-    training.fit([one], batches, 5, 0, ema=0.5, validate=lambda: seen.append(weight.detach().clone()) or 0.0, validate_every=5)
-    average = live[0].clone()
-    values = [*live[1:], None]
-    for step, value in enumerate(values[:-1]):  # weights after step k are seen at step k + 1
-        average.lerp_(value, 1 - min(0.5, (1 + step) / (10 + step)))
-    assert not torch.equal(seen[0], live[-1])
-    assert torch.equal(weight.detach(), seen[0])
+    training.fit([one], batches, steps, 0, ema=ema)
+    torch.testing.assert_close(weight.detach(), average[8])
 
 
 def test_two_players_take_turns_on_their_own_losses():
