@@ -1,0 +1,100 @@
+"""The memorisation protocol on planted generators: one that copies, one that does not, one that cannot be judged."""
+
+import json
+
+import numpy as np
+import pytest
+import squares
+import torch
+
+from histokit import copying, data, encoders, features, files, runs
+
+
+class Fields(torch.nn.Module):
+    """Mean colour of an 8 x 8 grid, as 192 features."""
+
+    dim = 192
+
+    def forward(self, x):
+        return torch.nn.functional.adaptive_avg_pool2d(x, 8).flatten(1)
+
+
+def patterned(name, seed):
+    """A class colour under a random pattern of 8 x 8 fields, which makes every tile a picture of its own."""
+    rng = np.random.default_rng(seed)
+    pattern = np.kron(rng.normal(0, 35, (8, 8, 1)), np.ones((8, 8, 1)))
+    return (np.array(squares.COLOURS[name]) + pattern + rng.normal(0, 3, (64, 64, 3))).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def study(root, monkeypatch):
+    monkeypatch.setattr(squares, "tile", patterned)
+    monkeypatch.setitem(encoders.FIXED, "colour-texture", Fields)
+    squares.dataset({"train": {"blue": 12, "red": 6}, "val": {"blue": 160, "red": 4}, "test": {"blue": 160, "red": 6}})
+    return root
+
+
+def report(pixels, label="blue", **options):
+    squares.synthetic({label: len(pixels)}, step="made", pixels={label: pixels})
+    run = runs.start(experiment="exp", step="07_evaluate")
+    made = data.load(run, step="made")
+    return copying.measure(data.load(run), made, ["blue", "red"], features.load("colour-texture"), **options)
+
+
+def fresh(n, label="blue"):
+    return [patterned(label, 50_000 + i) for i in range(n)]
+
+
+def noisy(tile, seed):
+    return (tile + np.random.default_rng(seed).normal(0, 4, tile.shape)).clip(0, 255).astype(np.uint8)
+
+
+def real_training(study, label="blue"):
+    tiles = data.training(data.load(runs.start(experiment="exp", step="look")), label)
+    return list(data.pixels(tiles)), tiles["tile_id"].tolist()
+
+
+def test_a_generator_of_new_pictures_passes_and_nothing_is_called_private(study):
+    found = report(fresh(80))
+    assert found.gates["blue"].state == "pass", found.gates
+    assert (found.rows["low"] <= 0).all() and (found.rows["high"] < 0.05).all()
+    (said,) = copying.sentences(found)
+    assert said.startswith("blue: no copies found by colour-texture and outline, which find 1") and "private" not in said
+    assert all(share >= 0.95 for d in found.detectors["blue"] for kind, share in d.found.items() if kind in ("exact", "flip", "turn"))
+
+
+def test_copies_turned_and_noisy_are_found_and_traced(study):
+    real, names = real_training(study)
+    copied = [noisy(np.rot90(real[i % 3]), i) for i in range(20)]
+    found = report(fresh(60) + copied)
+    gate = found.gates["blue"]
+    assert gate.state == "blocked" and "more copies" in " ".join(gate.reasons) and "as near as copies are" in " ".join(gate.reasons)
+    row = found.rows.set_index("space").loc["colour-texture"]
+    assert row["copies"] == 20 and row["copied_training"] == pytest.approx(3 / 18) and row["most_copied"] in names[:3]
+    assert row["low"] < 20 / 80 < row["high"] + 0.02
+    assert set(found.pairs["nearest"]) == set(names[:3]) and len(found.pairs) <= copying.PAIRS
+    assert found.pairs["rank"].is_monotonic_increasing
+
+
+def test_few_held_out_tiles_leave_it_uncalibrated_but_a_plain_copy_is_seen(study):
+    assert report(fresh(10, "red"), "red").gates["red"].state == "uncalibrated"
+    real, _ = real_training(study, "red")
+    gate = report(fresh(9, "red") + [real[0]], "red").gates["red"]
+    assert gate.state == "blocked" and "as copies are" in gate.reasons[0]
+
+
+def test_a_source_of_another_class_counts_as_something_to_copy(study):
+    squares.synthetic({"blue": 3}, step="made", sources=json.dumps(["train/red/0.png"]))
+    run = runs.start(experiment="exp", step="07_evaluate")
+    learned = copying._learned(data.load(run), data.load(run, step="made"), ["blue"])
+    assert len(learned) == 13 and "train/red/0.png" in set(learned["tile_id"])
+
+
+def test_the_report_is_strict_json_and_a_table(study):
+    found = report(fresh(30))
+    files.dumps(found.plain())
+    table = copying.table(found)
+    assert table["copies"].str.contains("expected").all() and len(table) == 2
+    run = runs.start(experiment="exp", step="none")
+    none = copying.measure(data.load(run), data.load(run, step="made").head(0), ["blue"], features.load("colour-texture"))
+    assert none.gates == {} and len(none.pairs) == len(copying.table(none)) == 0
