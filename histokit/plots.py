@@ -161,6 +161,27 @@ def long_tail(counts, roles=None, title="Tiles and cases of every class", ax=Non
     return ax
 
 
+def stain_scatter(cases, roles=None, title="Mean stain of every case", ax=None):
+    """One point a case, coloured by class; a rare class has larger points. Classes that lie apart can be told by stain alone.
+
+    Args:
+        cases: DataFrame label, haematoxylin, eosin (optical density).
+        roles: {class: head | tail}.
+    """
+    ax = ax or new_axes(6.4, 4.2)
+    for i, (name, rows) in enumerate(cases.groupby("label")):
+        tail = (roles or {}).get(name) == "tail"
+        edge, label = (INK, f"{name} (rare)") if tail else ("none", name)
+        ax.scatter(
+            rows["haematoxylin"], rows["eosin"], s=44 if tail else 18, color=f"C{i % 10}", alpha=0.8, edgecolor=edge, lw=0.8, label=label
+        )
+    ax.set(xlabel="haematoxylin (optical density)", ylabel="eosin (optical density)")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_title(title, loc="left", fontsize=10)
+    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return ax
+
+
 # ---------------------------------------------------------------------------------------------------- 05_select
 
 KEPT, DROPPED = "#2e7d4f", "#b03030"
