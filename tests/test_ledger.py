@@ -1,0 +1,53 @@
+"""Every look at a test split is written down before it happens, and a plan that changed afterwards is seen."""
+
+import pytest
+import squares
+
+from histokit import data, files, ledger, runs
+
+PLAN = {"judged": "augmented", "baseline": "oversampled", "endpoint": "tail balanced accuracy", "margin": 0.01}
+
+
+@pytest.fixture
+def tiles(root):
+    squares.dataset()
+    return data.load(runs.start(experiment="exp", step="look"))
+
+
+def look(tiles, plan=PLAN, experiment="exp", recipe="params/a.yaml"):
+    run = runs.start(experiment=experiment, step="07_evaluate", recipe=recipe, n=len(list(files.root().rglob("test_splits.csv"))))
+    found = ledger.open_test(run, "squares", tiles, plan)
+    again = ledger.open_test(run, "squares", tiles, plan)
+    assert again == found, "a run that is resumed counts once"
+    run.finish({"plan": str(plan)})
+    return found
+
+
+def test_the_first_look_is_the_first(tiles):
+    found = look(tiles)
+    assert found.before == 0 and found.changed == ""
+    assert list(found.remarks("squares")) == [f"The test tiles of squares are opened for the first time, with plan {found.plan[:8]}."]
+
+
+def test_looks_are_counted_over_experiments_and_a_changed_plan_is_named(tiles):
+    look(tiles)
+    look(tiles, experiment="other", recipe="params/b.yaml")
+    found = look(tiles, PLAN | {"judged": "unselected"})
+    assert found.before == 2 and len(found.plans) == 2
+    said = " ".join(found.remarks("squares"))
+    assert "opened 2 times before, with 2 plans, by params/a.yaml, params/b.yaml." in said
+    assert "changed after the first look at them; it was: judged augmented, baseline oversampled" in said
+    assert len(files.read_table(ledger.path())) == 3
+
+
+def test_other_test_tiles_are_another_split_and_training_tiles_do_not_matter(tiles):
+    look(tiles)
+    first = tiles["tile_id"].eq(tiles.loc[tiles["split"].eq("test"), "tile_id"].iloc[0])
+    assert look(tiles[~first]).before == 0
+    assert look(tiles[tiles["split"].ne("train")]).before == 1
+
+
+def test_the_order_of_a_plan_does_not_matter(tiles):
+    look(tiles)
+    found = look(tiles, dict(reversed(PLAN.items())))
+    assert found.before == 1 and found.changed == "" and len(found.plans) == 1
