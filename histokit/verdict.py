@@ -4,6 +4,7 @@ Measures every endpoint of every arm on the same resamples and sets arms against
 `claims` the wording; how like real tiles the synthetic ones are is another question, in `likeness`.
 """
 
+import json
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -201,6 +202,57 @@ def groups(m):
     return pd.concat([table, pd.DataFrame(more)], ignore_index=True)
 
 
+def alarms(m, prevalence=0.01):
+    """What a rare call of each arm is worth: one row per arm.
+
+    A call of any rare class counts, right or not within them, as it would send the slide to somebody. Means over runs and classes, so
+    that the sizes of the classes in the test set do not matter.
+
+    Args:
+        prevalence: share of rare tiles among all, at which the predictive value is stated.
+
+    Returns:
+        DataFrame arm, flagged (share of rare tiles), false_alarms (per 1,000 common tiles), ppv (NaN where nothing is ever flagged),
+        prevalence. No rows without a rare and a common class in the test.
+    """
+    p = m.predictions
+    tail = [i for i, name in enumerate(p.classes) if m.roles[name] == "tail"]
+    groups = {"tail": [i for i in tail if (p.y == i).any()], "head": [i for i in set(p.y.tolist()) if i not in tail]}
+    rows = []
+    for arm, called in zip(p.arms, p.called, strict=True):
+        if groups["tail"] and groups["head"]:
+            flagged = np.isin(called, tail)  # [R, N]
+            hit, false = (np.mean([flagged[:, p.y == i].mean() for i in sorted(ids)]) for ids in (groups["tail"], groups["head"]))
+            total = prevalence * hit + (1 - prevalence) * false
+            ppv = prevalence * hit / total if total else np.nan
+            rows.append({"arm": arm, "flagged": hit, "false_alarms": 1000 * false, "ppv": ppv, "prevalence": prevalence})
+    return pd.DataFrame(rows, columns=["arm", "flagged", "false_alarms", "ppv", "prevalence"])
+
+
+def tile_changes(m, parts):
+    """What became of each test tile: share of runs in which baseline and judged arm call it right, and a word for the change.
+
+    `still missed`, `newly found` and `lost` are rare tiles, `newly flagged` common ones that the judged arm calls rare more often; a
+    change counts from a quarter of the runs on.
+
+    Returns:
+        DataFrame tile_id, case_id, label, baseline, judged (shares right), flagged_before, flagged_now (shares called rare), change.
+    """
+    p, few = m.predictions, 0.25
+    tail = [i for i, name in enumerate(p.classes) if m.roles[name] == "tail"]
+    one, other = (p.called[p.arms.index(arm)] for arm in (parts.baseline, parts.judged))
+    right = [(called == p.y).mean(axis=0) for called in (one, other)]
+    flagged = [np.isin(called, tail).mean(axis=0) for called in (one, other)]
+    rare = np.isin(p.y, tail)
+    change = np.full(len(p.y), "", dtype=object)
+    change[rare & (right[1] < 0.5)] = "still missed"
+    change[rare & (right[1] - right[0] >= few)] = "newly found"
+    change[rare & (right[0] - right[1] >= few)] = "lost"
+    change[~rare & (flagged[1] - flagged[0] >= few)] = "newly flagged"
+    table = {"tile_id": p.tile_id, "case_id": p.case_id, "label": np.array(p.classes)[p.y], "baseline": right[0], "judged": right[1]}
+    return pd.DataFrame(table | {"flagged_before": flagged[0], "flagged_now": flagged[1], "change": change})
+
+
 @dataclass(frozen=True)
 class Roles:
     """Which arm plays which part."""
@@ -244,6 +296,13 @@ def cast(specs, arms, baseline="", judged=""):
     return Roles(baseline, judged, rivals, judged in made, spec.get("synthetic", ""), spec.get("status", "kept"), spec.get("per_class", 0))
 
 
+def plan(parts, specs, resamples):
+    """What a comparison set out to do, as the ledger keeps it: everything that could be turned until a result pleases."""
+    arms = {name: spec or {} for name, spec in specs.items()}
+    figures = {"endpoint": TAIL, "head": HEAD, "head margin": claims.MARGIN, "level": LEVEL, "resamples": resamples}
+    return {"judged": parts.judged, "baseline": parts.baseline, **figures, "arms": arms}
+
+
 def folders(run, step, draws=1, generators=1):
     """{(draw, generator): folder of the finished `step`} of the experiment and its replicates, see `replicates.study`."""
     replicates = [(d, g) for d in range(draws) for g in range(generators)]
@@ -280,6 +339,7 @@ def conclude(m, parts, held, made=None, *, demo=False):
         "arms": {arm: dict(zip(m.endpoints, m.value[arm].tolist(), strict=True)) for arm in p.arms},
         "differences": {arm: {e: _plain(d) for e, d in of_arm.items()} for arm, of_arm in every.items()},
         "rivals": [_plain(d) for d in rivals],
+        "alarms": json.loads(alarms(m).to_json(orient="records")),
         "predictions": p.hashes,
         "notes": p.notes,
     }  # fmt: skip

@@ -378,3 +378,32 @@ def test_the_confusion_table_holds_every_arm():
     assert table.groupby(["arm", "true"])["share"].sum().to_numpy() == pytest.approx(1)
     diagonal = table[table["true"].eq(table["called"]) & table["arm"].eq("augmented")]["share"].to_numpy()
     assert diagonal == pytest.approx(m.value["augmented"][:4])
+
+
+def test_alarms_are_counted_per_thousand_common_tiles_and_by_hand():
+    read = predicted(ROWS, {"real": {}, "augmented": {}})
+    called = np.broadcast_to(read.y, read.called.shape).copy()
+    normal = np.flatnonzero(read.y == 1)
+    called[1][:, normal[: len(normal) // 2]] = 2  # half of one of two common classes is called rare
+    called[0][:, np.flatnonzero(read.y == 2)] = 3  # rare for rare still counts as flagged
+    table = verdict.alarms(verdict.measure(replace(read, called=called), dataset(), resamples=20)).set_index("arm")
+    assert table.loc["real", ["flagged", "false_alarms", "ppv"]].tolist() == [1, 0, 1]
+    share = (len(normal) // 2) / len(normal) / 2
+    assert table.loc["augmented", "false_alarms"] == pytest.approx(1000 * share)
+    assert table.loc["augmented", "ppv"] == pytest.approx(0.01 / (0.01 + 0.99 * share))
+    never = verdict.alarms(verdict.measure(replace(read, called=np.zeros_like(called)), dataset(), resamples=20))
+    assert never["ppv"].isna().all()
+
+
+def test_every_tile_that_changed_is_named_by_how():
+    read = predicted(ROWS, {"real": {}, "augmented": {}})
+    called = np.broadcast_to(read.y, read.called.shape).copy()
+    polyp, normal = np.flatnonzero(read.y == 2), np.flatnonzero(read.y == 1)
+    called[0][:, polyp[0]] = called[0][:, polyp[1]] = called[1][:, polyp[1]] = called[1][:, polyp[2]] = 0
+    called[1][:2, normal[0]] = 2  # two of six runs
+    called[1][:1, normal[1]] = 2  # one of six: noise
+    parts = verdict.cast({"real": {}, "augmented": {"synthetic": "keep"}}, read.arms)
+    table = verdict.tile_changes(verdict.measure(replace(read, called=called), dataset(), resamples=20), parts)
+    names = read.tile_id[[*polyp[:3], normal[0]]]
+    found = table[table["change"].ne("")].set_index("tile_id")["change"].to_dict()
+    assert found == dict(zip(names, ["newly found", "still missed", "lost", "newly flagged"], strict=True))
