@@ -60,6 +60,11 @@ def parser():
     init.add_argument("folder", help="class folders, train/val/test/CLASS folders, or a folder with a table")
     init.add_argument("-o", "--output", default="", help="file to write; params/datasets/<folder>.yaml by default")
 
+    page = command("report", _report, "one page about a finished experiment, for a person who was not there")
+    page.add_argument("experiment", help="folder below outputs/")
+    page.add_argument("--share", action="store_true", help="without real tiles and without names of tiles, cases and folders")
+    page.add_argument("-o", "--output", default="", metavar="FILE", help="outputs/<experiment>/report.html by default")
+
     check = command("verify", _verify, "hash the files of a run, or of all runs below a folder, again; exit status 1 if one changed")
     check.add_argument("place", nargs="?", default="outputs", help="run folder, experiment or outputs (default)")
 
@@ -69,6 +74,12 @@ def parser():
     without = command("without-case", _without_case, "everything below outputs/ that a withdrawn patient's tiles touched")
     without.add_argument("case", help="case or patient id, as in the dataset")
     without.add_argument("--dataset", default="", metavar="NAME", help="where two datasets use the same ids")
+
+    send = command("export", _export, "the kept tiles of a selection as a folder for others, if the copy gate lets them out")
+    send.add_argument("run", help="folder of a finished 05_select step, for example outputs/demo/05_select")
+    send.add_argument("-o", "--output", default="", metavar="FOLDER", help="new folder; exports/<experiment> by default")
+    send.add_argument("--classes", nargs="+", default=[], metavar="CLASS", help="keep to these classes")
+    send.add_argument("--accept-uncalibrated", action="store_true", help="also where copies cannot be told from chance; the card says so")
 
     show = command("open", _open, "open one step in JupyterLab with the recipe's values")
     recipe(show)
@@ -219,6 +230,15 @@ def _init(arguments):
     return draft.draft(arguments.folder, arguments.output)
 
 
+def _report(arguments):
+    from histokit import files, report
+
+    name = "report-share.html" if arguments.share else "report.html"
+    path = files.root() / (arguments.output or f"outputs/{arguments.experiment}/{name}")
+    files.write_text(path, report.build(arguments.experiment, share=arguments.share))
+    print(_short(path, files.root()))
+
+
 def _verify(arguments):
     from histokit import files, provenance
 
@@ -248,6 +268,17 @@ def _without_case(arguments):
     print(
         "\nTo withdraw it: take its tiles out of the data, delete the folders above and outputs/.cache, then run the recipes again.\n"
         "Files that were copied elsewhere, exported or published are not known here."
+    )
+
+
+def _export(arguments):
+    from histokit import export, files
+
+    step = (files.root() / arguments.run).resolve()
+    folder = files.root() / (arguments.output or f"exports/{step.relative_to(files.root() / 'outputs').parts[0]}")
+    table = export.export(step, folder, accept_uncalibrated=arguments.accept_uncalibrated, classes=arguments.classes)
+    print(
+        f"{len(table)} tiles of {table['label'].nunique()} classes in {_short(folder, files.root())}; read its README.md before it goes out"
     )
 
 

@@ -345,6 +345,14 @@ def prune(kind, budget_gb, keep=()):
     return freed
 
 
+def copy(src, dst):
+    """A copy of a file's content at `dst`, its folder made; atomic."""
+    Path(dst).parent.mkdir(parents=True, exist_ok=True)
+    with replacing(dst) as temporary:
+        shutil.copyfile(src, temporary)
+    return Path(dst)
+
+
 def link(src, dst):
     """Makes `dst` the same file as `src` (a hard link), or a copy where links cannot be; atomic either way."""
     src, dst = Path(src).resolve(), Path(dst)

@@ -21,7 +21,7 @@ __all__ = [
     "POLICIES", "SETTINGS", "Preview", "Previewer", "export_json", "import_json", "job_table", "previewer", "render",
 ]  # fmt: skip
 
-VERSION = 1
+VERSION = 2
 
 # --- images ----------------------------------------------------------------------------------------------------------
 
@@ -125,7 +125,8 @@ def render(model, jobs, run, tiles, *, batch=None):
             pending = []
             for i, image in zip(block, images, strict=True):
                 if i in missing:
-                    text = {"histokit": keys[i], "prompt": jobs["prompt"][i], "seed": str(jobs["seed"][i])}
+                    facts = {"synthetic": True, "class": jobs["class"][i], "index": int(jobs["number"][i]), "seed": int(jobs["seed"][i])}
+                    text = {"histokit": keys[i], "histokit:provenance": json.dumps(facts), "prompt": jobs["prompt"][i]}
                     pending.append(writer.submit(files.write_png, paths[i], image, text))
             made += len(pending)
             rate = made / (time.perf_counter() - clock)

@@ -165,21 +165,22 @@ def _parent_folders(record):
 def _synthetic(experiment=""):
     """(folder, record, manifest) of every finished run whose manifest has synthetic tiles."""
     for folder in runs_below(files.root() / "outputs" / experiment):
-        record, path = places.read(folder), _manifest(folder)
+        record, path = places.read(folder), manifest(folder)
         if record and path and record["status"] == "done":
             rows = files.read_table(path)
             if "source" in rows and rows["source"].eq("synthetic").any():
                 yield folder, record, rows[rows["source"].eq("synthetic")]
 
 
-def _manifest(folder):
+def manifest(folder):
+    """The manifest file of a run folder, or None."""
     return next((folder / name for name in ("manifest.csv", "manifest.parquet") if (folder / name).is_file()), None)
 
 
 def real_tiles(experiment):
     """The manifest of an experiment's 00_dataset; no rows when it is gone."""
     place = places.find(experiment, "00_dataset", "")
-    path = place and _manifest(place)
+    path = place and manifest(place)
     columns = ["tile_id", "file_name", "label", "split", "use", "case_id", "patient", "slide", "sha256"]
     return files.read_table(path) if path else pd.DataFrame(columns=columns, dtype=str)
 
