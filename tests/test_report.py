@@ -1,0 +1,101 @@
+"""The page about a finished experiment: what it holds, that it holds nothing that can run, and what `--share` leaves out."""
+
+import base64
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import squares
+
+from histokit import cli, copying, data, files, places, predictions, report, runs, verdict
+
+EVIL = '<img src=x onerror="alert(1)">'
+
+
+def finished(root, names=("real", "augmented"), label="blue"):
+    """Write 00 to 07 of an experiment; returns the folder of 07."""
+    squares.dataset()
+    zero = places.folder("exp", "00_dataset")
+    files.write_json(zero / "preflight.json", {"warnings": ["blue: 3 test cases carry counts and a range"]})
+    squares.synthetic({label: 4}, step="keep", class_name=label, method="img2img", prompt=EVIL)
+    six = runs.start(experiment="exp", step="06_classifier", arms={"real": {}, "augmented": {"synthetic": "keep"}})
+    six.parent("00_dataset"), six.parents("keep")
+    tiles = data.load(six)
+    test = tiles[tiles["split"].eq("test")].reset_index(drop=True)
+    dataset = data.dataset(six)
+    y = test["label"].map(dataset.label_id).to_numpy()
+    for arm in names:
+        for s in range(2):
+            p = np.full((len(test), 3), 0.1)
+            called = y if arm == "augmented" else np.where((y == 2) & (np.arange(len(y)) % 2 == 0), 0, y)
+            p[np.arange(len(test)), called] = 0.8
+            table = test[["tile_id", "case_id", "group", "split"]].assign(arm=arm, seed=s, gen_seed=0, y=y)
+            table = pd.concat([table, pd.DataFrame(p, columns=[f"p_{c}" for c in dataset.classes])], axis=1)
+            files.write_table(six.path(arm, str(s), "predictions.parquet"), table)
+            files.write_json(six.path(arm, str(s), "model.json"), {"arm": arm, "seed": s})
+    row = {"mode": "linear", "encoder": "mini-sup", "sampler": "natural", "loss": "cross_entropy", "augment": "none", "updates": 9}
+    trials = [row | {"arm": arm, "synthetic": "keep" * (arm == "augmented"), "n_real": 15, "n_synthetic": 4} for arm in names]
+    six.finish({"trials": trials, "counts": [], "val_recall": [], "remarks": []})
+
+    seven = runs.start(experiment="exp", step="07_evaluate")
+    seven.parent("00_dataset")
+    specs = {"real": {}, "augmented": {"synthetic": "keep"}}
+    answers = predictions.read(seven.parent("06_classifier"), dataset.classes, list(specs))
+    made = data.load(seven, step="keep")
+    m, parts = verdict.measure(answers, dataset, resamples=20), verdict.cast(specs, answers.arms)
+    files.write_table(seven.path("differences.csv"), verdict.difference_table(verdict.differences(m, "real")))
+    files.write_table(seven.path("confusion.csv"), verdict.confusions(m))
+    files.write_table(seven.path("tiles.csv"), verdict.tile_changes(m, parts))
+    none = copying.Report(
+        pd.DataFrame(columns=copying.ROW), {"blue": copying.memorisation.Gate("uncalibrated", [EVIL])}, pd.DataFrame(), {"blue": []}
+    )
+    looks = {"plan": "a", "opened_before": 3, "plans": ["a", "b"], "recipes": [""]}
+    seven.finish(verdict.conclude(m, parts, dataset, made) | {"likeness": [], "copies": none.plain(), "looks": looks})
+    return seven.folder
+
+
+def text_of(page):
+    return re.sub(r"<[^>]+>", " ", re.sub(r'src="data:[^"]+"', "", page))
+
+
+def test_the_page_says_it_all_and_needs_no_network(root):
+    place = finished(root)
+    page = report.build("exp")
+    results = files.read_json(place / "results.json")
+    said = text_of(page)
+    for wanted in (
+        results["sentence"][:60],
+        "blue: 3 test cases carry counts",
+        "1 draw of the rare tiles",
+        "opened 3 times before, with 2 plans",
+        "newly found",
+    ):
+        assert wanted in said.replace("&#39;", "'"), wanted
+    assert not re.findall(r'(?:src|href)="(?!data:)', page) and "<script" not in page
+    figures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert len(figures) >= 4 and all(base64.b64decode(figure).startswith(b"\x89PNG") for figure in figures)
+    assert plt.get_fignums() == []
+
+
+def test_what_looks_like_html_is_shown_as_text(root):
+    finished(root)
+    page = report.build("exp")
+    assert EVIL not in page and "&lt;img src=x onerror=" in page
+
+
+def test_a_shared_page_holds_no_real_tile_and_no_name(root):
+    finished(root)
+    page = report.build("exp", share=True)
+    whole = text_of(page)
+    for secret in ("test/blue", "train-", "test-", str(root), "outputs/", 'recipe": ', "exp"):
+        assert secret not in whole.replace("expected", "").replace("export", "").replace("explore", ""), secret
+    assert "Left out to share this page" in whole and page.count("data:image") < report.build("exp").count("data:image")
+
+
+def test_the_command_and_an_experiment_that_is_not_finished(root, capsys):
+    finished(root)
+    assert cli.main(["report", "exp"]) == 0 and (root / "outputs" / "exp" / "report.html").stat().st_size > 10_000
+    assert cli.main(["report", "exp", "--share"]) == 0 and "report-share.html" in capsys.readouterr().out
+    assert cli.main(["report", "other"]) == 2
+    assert "no finished 07_evaluate in outputs/other" in capsys.readouterr().err
