@@ -13,7 +13,7 @@ from PIL import Image
 
 from histokit import backbone, files, training
 
-VERSION = 1
+VERSION = 2
 
 
 # ---------------------------------------------------------------------------------------------- pictures in
@@ -256,8 +256,9 @@ def view_latents(vae, images, copies, px, seed, least=0.0, batch_size=32, device
 
 
 def caption_batches(mean, logvar, source, captions, weights, scaling, batch_size, seed):
-    """`batches(k)` of scaled latents [B, 4, h, w] and one caption each, drawn from captions[source]; view j weighs weights[source[j]]."""
-    weights = np.asarray(weights, float)[source]
+    """`batches(k)` of scaled latents [B, 4, h, w] and one caption each, drawn from captions[source]; a picture's views share its weight."""
+    views = np.bincount(source, minlength=len(weights))
+    weights = (np.asarray(weights, float) / views.clip(1))[source]
     weights = weights / weights.sum()
 
     def batches(k):

@@ -219,3 +219,12 @@ def test_timesteps_are_spread_evenly_in_proportion_to_their_weight(monkeypatch):
     share = torch.bincount(drawn.flatten() // 100, minlength=10) / drawn.numel()
     torch.testing.assert_close(share, weight.view(10, 100).sum(1) / weight.sum(), atol=0.02, rtol=0)
     assert drawn.max() > 990, "the last timestep is where sampling starts"
+
+
+def test_a_picture_is_drawn_by_its_weight_however_many_views_it_has():
+    source = np.array([0] * 8 + [1])  # eight views of a real tile, one of a drawn picture
+    mean, logvar = torch.arange(9.0)[:, None, None, None], torch.full((9, 1, 1, 1), -60.0)
+    batches = ldm.caption_batches(mean, logvar, source, [("real",), ("drawn",)], [0.5, 0.5], 1.0, 4000, seed=0)
+    drawn = batches(0)
+    assert np.mean([text == "drawn" for text in drawn["captions"]]) == pytest.approx(0.5, abs=0.03)
+    assert drawn["latents"].round().unique().tolist() == list(range(9)), "and every view comes up"
