@@ -6,7 +6,9 @@ python -m histokit.package_mini [experiment]
 import sys
 from pathlib import Path
 
-from histokit import backbone, files
+import pandas as pd
+
+from histokit import backbone, files, seen
 
 CARD = """# mini: the embedded base of histokit
 
@@ -46,39 +48,36 @@ def package(experiment="mini", target=backbone.MINI):
     """Copy the finished parts of `outputs/<experiment>` to `target` with card and list; returns the facts written to mini.json.
 
     A part that was not trained anew stays as it is, with what mini.json says of it; the autoencoder is the one whose latents the
-    diffusion model learned. Raises FileNotFoundError when a part is neither there nor packaged before, ValueError when parts have seen
-    different pictures or the whole is above 34 MB.
+    diffusion model learned. The list names every picture that any part has learned from, also before it was packaged the last time.
+    Raises FileNotFoundError when a part is neither there nor packaged before, ValueError when the whole is above 34 MB.
     """
     target, home = Path(target), files.root() / "outputs" / experiment
     facts = files.read_json(target / "mini.json") if (target / "mini.json").exists() else {}
-    lists = []
+    lists = [files.read_table(target / seen.LIST)] if (target / seen.LIST).exists() else []
     for step in ("autoencoder", "diffusion", "ssl", "sup"):
         if step in facts and not (home / step / "results.json").exists():
-            lists.append(files.read_table(target / "trained_on.csv"))
             continue
         run = files.read_json(home / step / "run.json")
         where = f"{run['platform'].split('-')[0]}, {run.get('threads', '?')} threads, device {run.get('device', 'cpu')}"
         made = {"batch_size": run["parameters"]["batch_size"], "finished": run["finished"], "on": where}
         facts[step] = files.read_json(home / step / "results.json") | made
-        lists.append(files.read_table(home / step / "trained_on.csv"))
+        lists.append(files.read_table(home / step / seen.LIST))
         for part in backbone.PARTS if step == "diffusion" else ():
             for path in sorted((home / step / part).iterdir()):
                 files.write_bytes(target / part / path.name, path.read_bytes())
         if step in ("ssl", "sup"):
             files.write_bytes(target / f"{step}.safetensors", (home / step / f"{step}.safetensors").read_bytes())
-    seen = lists[0]
-    if any(set(seen["pixels_sha256"]) != set(other["pixels_sha256"]) for other in lists):
-        raise ValueError(f"the parts of {experiment} were trained on different pictures; one list must be true of them all")
-    files.write_table(target / "trained_on.csv", seen.sort_values(["source", "label", "tile"]))
+    pictures = pd.concat(lists).drop_duplicates("pixels_sha256").sort_values(["source", "label", "tile"])
+    files.write_table(target / seen.LIST, pictures)
     files.write_json(target / "mini.json", facts)
-    files.write_text(target / "model_card.md", card(target, facts, seen))
+    files.write_text(target / "model_card.md", card(target, facts, pictures))
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file()) / 1e6
     if size > 34:
         raise ValueError(f"{target} is {size:.1f} MB, the package allows 34; use smaller widths")
     return facts
 
 
-def card(target, facts, seen):
+def card(target, facts, pictures):
     """The text of the model card."""
     model = backbone.load(str(target))
     count = lambda module: sum(p.numel() for p in module.parameters()) / 1e6  # noqa: E731
@@ -89,10 +88,10 @@ def card(target, facts, seen):
         ("text_encoder", f"CLIPTextModel, vocabulary of {len(model.tokenizer):,}", count(model.text_encoder)),
     ]
     rows += [(name, f"encoder, {kind}", 1.2) for name, kind in (("ssl", "self-supervised"), ("sup", "supervised on the common classes"))]
-    sources = seen.groupby("source").size()
+    sources = pictures.groupby("source").size()
     return CARD.format(
         parts="\n".join(f"| {name} | {what} | {size:.1f} M |" for name, what, size in rows),
-        n=len(seen),
+        n=len(pictures),
         sources=", ".join(f"{n:,} of {Path(name).stem}" for name, n in sources.items()),
         where=facts["diffusion"]["on"],
         steps=", ".join(f"{step} {it['updates']:,} of batch {it['batch_size']} ({it['finished'][:10]})" for step, it in facts.items()),

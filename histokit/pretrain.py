@@ -9,10 +9,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
 from histokit import backbone, encoders, files, ldm, machine, places, sampling, set_metrics, training
+from histokit.seen import LIST
 
 VERSION = 1
 WORDS = (  # so that a class no one has trained on still has words of its own; SD's vocabulary would have them
@@ -67,6 +69,12 @@ def origin(run, name):
         return None
     a_step = Path(name).name == name and places.find(run.experiment, name, "")
     return run.parent(name) if a_step else backbone.locate(name)
+
+
+def learned(corpus, *origins):
+    """The list for trained_on.csv: this corpus, and what the bases it goes on from (folders, None left out) have seen before."""
+    before = [files.read_table(folder / LIST) for folder in origins if folder and (folder / LIST).is_file()]
+    return pd.concat([corpus.table(), *before], ignore_index=True).drop_duplicates("pixels_sha256", ignore_index=True)
 
 
 def _on(device, module):

@@ -119,9 +119,19 @@ def test_packaging_keeps_a_part_that_was_not_trained_anew(trained, tmp_path, mon
     assert (target / "sup.safetensors").read_bytes() == (trained / "sup" / "sup.safetensors").read_bytes()
     assert backbone.load(str(target)).tile_px == 128
     assert pretrain.updates(target, "diffusion") == 4, "what goes on from the package counts on from there"
-    files.write_table(target / "trained_on.csv", files.read_table(trained / "sup" / "trained_on.csv").head(11))
-    with pytest.raises(ValueError, match="different pictures"):
-        package_mini.package("base", target)
+    other = files.read_table(trained / "sup" / "trained_on.csv").head(1).assign(pixels_sha256="f" * 64)
+    files.write_table(target / "trained_on.csv", other)
+    package_mini.package("base", target)
+    assert len(files.read_table(target / "trained_on.csv")) == 13, "what a part saw before it was packaged stays on the list"
+
+
+def test_what_a_part_went_on_from_has_seen_counts_as_seen(trained, tmp_path):
+    own = corpus.gather({"looks": {"tiles": 2}}, seed=9)
+    assert len(pretrain.learned(own)) == len(pretrain.learned(own, None, tmp_path)) == 2
+    both = pretrain.learned(own, trained / "diffusion", trained / "diffusion")
+    assert len(both) == 14 and set(both["pixels_sha256"]) >= set(
+        files.read_table(trained / "diffusion" / "trained_on.csv")["pixels_sha256"]
+    )
 
 
 def test_updates_are_counted_through_what_a_part_went_on_from(trained, tmp_path):
