@@ -30,8 +30,8 @@ research results on other tissue: bring Stable Diffusion 1.x / 2.x or a model of
 """
 # What must be looked at and remembered; written anew with new weights.
 LOOKS = (
-    "From pure noise it draws stain, nuclei, stroma and lumina, at best the outline of a gland, no crypts; it tells the sources apart, the "
-    "EBHI-Seg grades and toy's classes hardly."
+    "From pure noise, at guidance 4, it draws crypts with lumina for low-grade neoplasia and solid sheets for carcinoma, with nuclei and "
+    "stroma; at guidance 2 glands blur. High-grade neoplasia it hardly tells from carcinoma, and toy's classes hardly from each other."
 )
 HISTORY = """
   The UNet's first 2,200 updates saw the same latents before they were centred, on SD's own schedule; its last 4,000 began with a new
@@ -40,7 +40,8 @@ HISTORY = """
 NUMBERS = (
     "reconstruction {diffusion[psnr_db]:.1f} dB PSNR; nearest neighbour of the same class for {ssl[nearest_neighbour_agreement]:.0%} (ssl) "
     "and {sup[nearest_neighbour_agreement]:.0%} (sup); KID x 1000 of {diffusion[samples]} samples {kid}. Colour-texture measures stain and "
-    "grain, which the decoder gives to noise as well; content is what mini-ssl sees. Another untrained UNet lay at 576 there"
+    "grain, which the decoder gives to noise as well; content is what mini-ssl sees. Another untrained UNet lay at 576 there. All at "
+    "guidance 2"
 )
 SPACE = (
     "{samples:.0f} in {space} (autoencoder alone {autoencoder:.0f}, untrained UNet {untrained:.0f}, real tiles of other cases {floor:.0f}, "
