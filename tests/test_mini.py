@@ -67,7 +67,7 @@ def test_it_has_seen_toys_head_classes_in_cases_that_toy_does_not_have(seen):
     named = mine["tile"].str.extract(r"^(?P<label>\w+) (?P<case>.+) (?P<index>\d+) seed (?P<seed>\d+)$")
     assert named["label"].equals(mine["label"])
     assert named["case"].str.fullmatch(r"pretrain \d+").all() and not set(named["case"]) & set(toy.plan()["case_id"])
-    for i in named.groupby("label").head(2).index:  # a case fixes stain and focus, so the name must be the picture's own
+    for i in named.groupby(["label", "seed"]).head(1).index:  # a case fixes stain and focus, so the name must be the picture's own
         label, case, index, seed = named.loc[i]
         image = toy.tile(label, case, int(index), 160, int(seed))[0]
         assert corpus.pixels_hash(image) == mine["pixels_sha256"][i], mine["tile"][i]
