@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from tiny import tiny_model
 
 from histokit import backbone, corpus, encoders, ldm, sampling, toy, training
-from tests.tiny import tiny_model
 
 
 def picture(side=40, seed=0):
