@@ -141,6 +141,8 @@ def measure(tiles, made, classes, encoder, *, vae=None, most=500, seed=0):
         Report.
     """
     made = made[made["label"].isin(classes)]
+    if made.empty:
+        return Report(pd.DataFrame(columns=ROW), {}, pd.DataFrame(columns=PAIR), {})
     learned = _learned(tiles, made, classes)
     near = Nearest(learned, encoder)
     copied = {}

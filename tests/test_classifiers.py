@@ -151,7 +151,7 @@ def test_a_tile_made_from_a_test_tile_is_refused(study):
     squares.synthetic({"violet": 1}, step="strange", pixels={"violet": [squares.tile("red", 0)]})
     run = runs.start(experiment="exp", step="06_classifier")
     tiles = data.load(run)
-    with pytest.raises(ValueError, match=r"made from 'test/blue/0\.png', a validation or test tile"):
+    with pytest.raises(ValueError, match=r"made from 'test/blue/0\.png', a validation, test or withheld tile"):
         comparison.assemble(run, tiles, comparison.settle({"a": {"synthetic": "leak"}}))
     with pytest.raises(ValueError, match="class 'violet'"):
         comparison.assemble(run, tiles, comparison.settle({"a": {"synthetic": "strange"}}))
@@ -291,9 +291,9 @@ def test_training_end_to_end_resumes_to_the_same_bits(root, monkeypatch):
 class Pocket(torch.nn.Module):
     """A network of one convolution with batch statistics, in place of the small CNN."""
 
-    def __init__(self):
+    def __init__(self, dim=256):
         super().__init__()
-        self.conv, self.norm, self.out = torch.nn.Conv2d(3, 8, 3, 4), torch.nn.BatchNorm2d(8), torch.nn.Linear(8, 256)
+        self.conv, self.norm, self.out = torch.nn.Conv2d(3, 8, 3, 4), torch.nn.BatchNorm2d(8), torch.nn.Linear(8, dim)
 
     def forward(self, x):
         return self.out(torch.relu(self.norm(self.conv(x))).mean(dim=(2, 3)))

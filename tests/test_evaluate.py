@@ -40,7 +40,7 @@ def test_the_notebook_ends_in_its_sentence_and_writes_the_same(root, repository)
     assert found["arm"] == "augmented" and found["demo"] is True and found["interval"]["B"] == 200
     few = found["classes"]["Adeno, mucinous"]
     assert few.endswith("too few cases for an interval") and few in " ".join(printed.split())
-    assert pictures == 4  # forest, confusion, strips, map
+    assert pictures == 7  # forest, two confusions, changed tiles, strips, map, closest pairs
     assert {row["class"] for row in found["likeness"]} == {"Polyp", "Serrated"}
     folder = root / "outputs/planted/07_evaluate"
     table = files.read_table(folder / "differences.csv")
@@ -54,7 +54,7 @@ def test_the_notebook_runs_where_there_is_nothing_to_see(root, repository):
     planted.experiment(root, {"real": {}, "oversampled": {}}, [3, 3, 0, 0], seeds=1, made=0, has_cases=False)
     found, printed, pictures = execute(repository, root, experiment="planted", encoder="colour-texture", resamples=50)
     assert found["sentence"].startswith("No verdict: the rare classes cannot be evaluated (")
-    assert "No synthetic tile to look at." in printed and found["likeness"] == [] and pictures == 2
+    assert "No synthetic tile to look at." in printed and found["likeness"] == [] and pictures == 3
 
 
 def rows(**changes):
