@@ -160,6 +160,19 @@ def strips(chosen, real, synthetic):
     return (np.stack(stack) if stack else np.empty((0, 4, 1, 1, 3), np.uint8)), captions
 
 
+def _compile_once(library):
+    """Keep what numba makes of UMAP's slowest four functions, 20 s in every new kernel, in numba's cache."""
+    for module, name in (
+        ("umap_", "smooth_knn_dist"),
+        ("umap_", "compute_membership_strengths"),
+        ("utils", "fast_knn_indices"),
+        ("utils", "submatrix"),
+    ):
+        slow = getattr(getattr(library, module, None), name, None)
+        if hasattr(slow, "enable_caching"):
+            slow.enable_caching()
+
+
 def umap(real, synthetic, seed=0):
     """Two-dimensional places of real [N, 2] and synthetic tiles [M, 2]: fitted on real, synthetic laid on top. Not a metric.
 
@@ -172,6 +185,7 @@ def umap(real, synthetic, seed=0):
         raise set_metrics.TooSmall(f"{TOO_SMALL}: {len(real)} real tiles, a UMAP needs at least 10")
     import umap as library
 
+    _compile_once(library)
     fitted = library.UMAP(n_neighbors=min(15, len(real) - 1), random_state=files.seed("umap", seed) % 2**32, n_jobs=1).fit(np.asarray(real))
     placed = fitted.transform(np.asarray(synthetic)) if len(synthetic) else np.empty((0, 2))
     return fitted.embedding_, placed
