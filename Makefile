@@ -17,7 +17,7 @@ demo: setup  ## the whole story on invented tiles, about ten minutes
 	$(BIN)/histokit run params/demo.yaml --yes
 
 test: setup  ## everything that is checked, offline and on the CPU
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lab: setup
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/notebooks

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(name, "2")
+    os.environ.setdefault(name, "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("HISTOKIT_NOTEBOOK", None)
@@ -63,6 +63,8 @@ def offline():
 
 
 def pytest_collection_modifyitems(items):
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)  # stable; the longest files first, so that no worker is left with them at the end
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked:
         import torch

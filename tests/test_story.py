@@ -13,6 +13,8 @@ from tiny import write_hub_layout
 
 from histokit import files
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """\
 # A story small enough to be told in every test run.
 shared:
