@@ -253,11 +253,11 @@ def test_the_head_classes_are_learnable_and_ten_tiles_are_not_enough(dataset):
 
 @pytest.mark.slow
 def test_plenty_of_tiles_solve_all_eight_classes():
-    rows = [(n, f"{s}{c:02d}", i) for n in NAMES for s, k in (("P", 30), ("Q", 15)) for c in range(k) for i in range(10 if s == "P" else 3)]
+    rows = [(n, f"{s}{c:02d}", i) for n in NAMES for s, k in (("P", 30), ("Q", 15)) for c in range(k) for i in range(6 if s == "P" else 2)]
     table = pd.DataFrame(rows, columns=["label", "case_id", "index"])
     images = np.stack([half(toy.tile(*row)[0]) for row in rows])
     train = table.case_id.str.startswith("P")
-    assert score(images, table, table.index[train], table.index[~train], steps=700) >= 0.95
+    assert score(images, table, table.index[train], table.index[~train], steps=600) >= 0.95
 
 
 def score(images, table, train, test, steps=300):
