@@ -24,7 +24,8 @@ steps:
   - 00_dataset
   - judge: {run: 06_classifier, arms: {judge: {}}, seeds: 1, steps: 10, batch_size: 8, encoder: colour-texture}
   - 01_textual_inversion: {steps: 4, batch_size: 2, n_vectors: 2, options: {validate_every: 4, sheet_every: 4}}
-  - 02_lora: {tokens: 01_textual_inversion, steps: 30, batch_size: 2, rank: 2, options: {checkpoint_every: 5, validate_every: 15, sheet_every: 30}}
+  - 02_lora:
+      {tokens: 01_textual_inversion, steps: 30, batch_size: 2, rank: 2, options: {checkpoint_every: 5, validate_every: 15, sheet_every: 30}}
   - 03_img2img: {num_images: 10, num_inference_steps: 40, encoder: colour-texture}
   - 05_select: {source: 03_img2img, judge: judge, encoder: picture, thresholds: {judge_rank: 3}}  # random weights please no judge
   - 06_classifier: {arms: {real: {}, augmented: {synthetic: 05_select}}, seeds: 2, steps: 10, batch_size: 8, encoder: colour-texture}
