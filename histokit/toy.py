@@ -8,6 +8,7 @@ the case, so a classifier that only sees colour fails under a split by case. Dra
 import hashlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -239,14 +240,17 @@ def write(folder, seed=0, px=128):
     for name in CLASSES:
         (folder / name).mkdir(exist_ok=True)
         (folder / "masks" / name).mkdir(parents=True, exist_ok=True)
-    rows = []
-    for row in plan(seed).itertuples():
+
+    def draw(row):
         image, mask, truth = tile(row.label, row.case_id, row.index, px, seed)
         path = f"{row.label}/{row.case_id}_{row.index:02d}.png"
         Image.fromarray(image).save(folder / path, compress_level=4)
         Image.fromarray(mask).save(folder / "masks" / path)
         what = {"path": path, "label": row.label, "case_id": row.case_id, "split": row.split}
-        rows.append(what | {"mask": f"masks/{path}", "mpp": MPP} | truth)
+        return what | {"mask": f"masks/{path}", "mpp": MPP} | truth
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # a tile depends on its name alone, so not on the thread
+        rows = list(pool.map(draw, plan(seed).itertuples()))
     replace_text(folder / "tiles.csv", pd.DataFrame(rows).to_csv(index=False))
     return pd.read_csv(folder / "tiles.csv")
 
