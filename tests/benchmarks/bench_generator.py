@@ -43,8 +43,9 @@ def model():
 @pytest.fixture(scope="module")
 def tiles(tmp_path_factory):
     """Twenty tiles of toy on disk, as manifest rows."""
-    table = toy.write(tmp_path_factory.mktemp("toy"), px=128).groupby("label").head(10).head(20)
-    return table.assign(path=table["path"], tile_id=table["path"], sha256="", tile_px=128, fit="resize", source="real")
+    folder = tmp_path_factory.mktemp("toy")
+    table = toy.write(folder, px=128).groupby("label").head(10).head(20)
+    return table.assign(path=[str(folder / name) for name in table["path"]], tile_id=table["path"], sha256="", tile_px=128, fit="resize", source="real")
 
 
 def test_lora_steps_from_caches(model, tiles, steps=12, batch_size=8):
