@@ -45,7 +45,8 @@ def tiles(tmp_path_factory):
     """Twenty tiles of toy on disk, as manifest rows."""
     folder = tmp_path_factory.mktemp("toy")
     table = toy.write(folder, px=128).groupby("label").head(10).head(20)
-    return table.assign(path=[str(folder / name) for name in table["path"]], tile_id=table["path"], sha256="", tile_px=128, fit="resize", source="real")
+    where = [str(folder / name) for name in table["path"]]
+    return table.assign(path=where, tile_id=table["path"], sha256="", tile_px=128, fit="resize", source="real")
 
 
 def test_lora_steps_from_caches(model, tiles, steps=12, batch_size=8):
