@@ -66,7 +66,7 @@ def parser():
     page.add_argument("-o", "--output", default="", metavar="FILE", help="outputs/<experiment>/report.html by default")
 
     check = command("verify", _verify, "hash the files of a run, or of all runs below a folder, again; exit status 1 if one changed")
-    check.add_argument("place", nargs="?", default="outputs", help="run folder, experiment or outputs (default)")
+    check.add_argument("place", nargs="?", default="outputs", help="run folder, experiment, or outputs (default)")
 
     trace = command("trace", _trace, "where a synthetic tile comes from: job, base, LoRA, training tiles, cases")
     trace.add_argument("tile", help="picture, tile_id, or sha256 of the picture's file")
@@ -240,9 +240,9 @@ def _report(arguments):
 
 
 def _verify(arguments):
-    from histokit import files, provenance
+    from histokit import provenance
 
-    checked, found = provenance.verify(files.root() / arguments.place)
+    checked, found = provenance.verify(arguments.place)
     for odd in found:
         print(f"{odd.what:10} {odd.run}: {odd.name}")
     print(f"{checked:,} files hashed again, {len(found) or 'nothing'} not as recorded")
@@ -274,8 +274,10 @@ def _without_case(arguments):
 def _export(arguments):
     from histokit import export, files
 
-    step = (files.root() / arguments.run).resolve()
-    folder = files.root() / (arguments.output or f"exports/{step.relative_to(files.root() / 'outputs').parts[0]}")
+    step, outputs = (files.root() / arguments.run).resolve(), (files.root() / "outputs").resolve()
+    if outputs not in step.parents:
+        raise ValueError(f"{arguments.run} is not below outputs/; name the folder of a 05_select step")
+    folder = files.root() / (arguments.output or f"exports/{step.relative_to(outputs).parts[0]}")
     table = export.export(step, folder, accept_uncalibrated=arguments.accept_uncalibrated, classes=arguments.classes)
     print(
         f"{len(table)} tiles of {table['label'].nunique()} classes in {_short(folder, files.root())}; read its README.md before it goes out"

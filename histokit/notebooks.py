@@ -69,9 +69,13 @@ def declared(path):
         if sum(s.count("=") for s in own) > 1:
             raise ValueError(f'{where}: papermill drops a parameter with a second "=", even in text or comment; reword it')
         try:
-            default = coerce(ast.literal_eval(node.value), kind)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{where}: the value must be a literal of type {kind} ({error}); compute in the next cell") from None
+            value = ast.literal_eval(node.value)
+        except (ValueError, TypeError):  # ast's own words name an object's address
+            raise ValueError(f"{where}: the value must be a literal of type {kind}; compute in the next cell") from None
+        try:
+            default = coerce(value, kind)
+        except TypeError as error:
+            raise ValueError(f"{where}: {error}") from None
         rest = own[-1].encode()[node.end_col_offset :].decode()  # ast counts bytes
         found[node.target.id] = Parameter(kind, default, rest.partition("#")[2].strip())
     return found

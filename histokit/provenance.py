@@ -46,7 +46,7 @@ def verify(place):
     names, sizes and times.
 
     Args:
-        place: run folder, step, experiment, or `outputs`.
+        place: run folder, step, experiment, or `outputs`; below the working root, or below its outputs/ as `report` has it.
 
     Returns:
         Number of files hashed and the list of `Finding`; empty when everything is as it was written.
@@ -55,7 +55,7 @@ def verify(place):
         FileNotFoundError when there is no run below `place`.
     """
     found, checked = [], 0
-    folders = runs_below(place)
+    folders = runs_below(files.root() / place) or runs_below(files.root() / "outputs" / place)
     if not folders:
         raise FileNotFoundError(f"{place} holds no run: no {places.RECORD} in it or below")
     for folder in folders:
@@ -64,7 +64,7 @@ def verify(place):
             found.append(Finding(name, places.RECORD, "unfinished" if record else "changed"))
             continue
         checked += len(record["outputs"])
-        found += [Finding(name, *odd) for odd in (*_outputs(folder, record), *_inputs(record), *_parents(record))]
+        found += [Finding(name, *odd) for odd in dict.fromkeys((*_outputs(folder, record), *_inputs(record), *_parents(record)))]
     return checked, found
 
 
