@@ -10,6 +10,9 @@ def main(argv=None):
     arguments = parser().parse_args(argv)
     try:
         return arguments.call(arguments) or 0
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:  # our own refusals; anything else is a bug and shows its traceback
         print(f"histokit: {error}", file=sys.stderr)
         return 2

@@ -10,13 +10,15 @@ import re
 
 import pandas as pd
 
-from histokit import classifiers, data, features, longtail
+from histokit import classifiers, data, features, files, longtail, recolour, shortcuts
 
-VERSION = 2
+VERSION = 3
 ARM = {
     "synthetic": "",  # step whose tiles are added, "" for none
     "status": "kept",  # which of them: kept, rejected, quarantined, or all
     "per_class": 0,  # at most so many per class, the same ones in every larger dose; 0 for all
+    "recolour": "none",  # reinhard, macenko: adds `per_class` real tiles of each rare class, in the stain of other cases
+    "real_tiles": 0,  # so many real training tiles of each class that a budget made rare, 0 for the budget's: the curve of real tiles
     "labels": "own",  # shuffled: every synthetic tile gets a label not its own, a control that must not help
     "real_through": "none",  # vae: real training tiles pass through the autoencoder, so its traces tell no class
     "sampler": "natural",
@@ -28,6 +30,7 @@ ARM = {
 CHOICES = {
     "status": ("kept", "rejected", "quarantined", "all"),
     "labels": ("own", "shuffled"),
+    "recolour": ("none", *recolour.METHODS),
     "real_through": ("none", "vae"),
     "sampler": tuple(longtail.SAMPLERS),
     "augment": tuple(features.VIEWS),
@@ -52,9 +55,15 @@ def settle(arms, mode="linear", encoder="mini-sup"):
         for key, choices in CHOICES.items():
             if arm[key] not in choices:
                 raise ValueError(f"arm {name!r}: {key} is {arm[key]!r}; {_nearest(str(arm[key]), choices)}")
-        if isinstance(arm["per_class"], bool) or not isinstance(arm["per_class"], int) or arm["per_class"] < 0:
-            raise ValueError(f"arm {name!r}: per_class is {arm['per_class']!r}; expected a whole number, 0 for all")
+        for key, none in {"per_class": "0 for all", "real_tiles": "0 for the budget's"}.items():
+            if isinstance(arm[key], bool) or not isinstance(arm[key], int) or arm[key] < 0:
+                raise ValueError(f"arm {name!r}: {key} is {arm[key]!r}; expected a whole number, {none}")
+        recoloured = arm["recolour"] != "none"
+        if recoloured and (arm["synthetic"] or not arm["per_class"]):
+            why = "adds real tiles, so it stands without synthetic ones" if arm["synthetic"] else "needs per_class, how many tiles to add"
+            raise ValueError(f"arm {name!r}: recolour {why}")
         idle = [key for key in ("status", "per_class", "labels") if not arm["synthetic"] and arm[key] != ARM[key]]
+        idle = [key for key in idle if not (recoloured and key == "per_class")]
         idle += ["loss"] if arm["mode"] in ("knn", "prototype") and arm["loss"] != ARM["loss"] else []
         idle += ["sampler"] if arm["mode"] == "prototype" and arm["sampler"] != ARM["sampler"] else []
         if idle:
@@ -70,27 +79,57 @@ def _nearest(name, options):
 
 
 def assemble(run, tiles, arms):
-    """{arm: training manifest}: the real training tiles, then the synthetic ones of its step.
+    """{arm: training manifest}: the real training tiles, then those that are added to them.
 
     Args:
         run: the current Run; the steps named in the arms become its parents.
         tiles: manifest of 00_dataset, from `data.load`.
         arms: from `settle`.
 
-    Raises ValueError for a synthetic class the dataset does not have, a tile that is there twice, or one made from a tile that is kept
-    from training.
+    Raises ValueError for a synthetic class the dataset does not have, a tile that is there twice, one made from a tile that is kept
+    from training, or more real tiles than there are.
     """
     kept = tiles["split"].isin(["val", "test"]) | tiles["use"].eq("withheld")
-    real, held_out = data.training(tiles), set(tiles.loc[kept, "tile_id"])
-    sets = {}
+    dataset, held_out = data.dataset(run), set(tiles.loc[kept, "tile_id"])
+    sets, painted = {}, {}
     for name, arm in arms.items():
-        if not arm["synthetic"]:
-            sets[name] = real.reset_index(drop=True)
-            continue
-        made = data.used(data.load(run, step=arm["synthetic"]), arm["status"], arm["per_class"])
-        _check_origin(made, held_out, set(data.dataset(run).classes), arm["synthetic"])
+        real, made = real_tiles(tiles, arm["real_tiles"]), tiles.iloc[:0]
+        if arm["synthetic"]:
+            made = data.used(data.load(run, step=arm["synthetic"]), arm["status"], arm["per_class"])
+            _check_origin(made, held_out, set(dataset.classes), arm["synthetic"])
+        elif arm["recolour"] != "none":
+            most = max(other["per_class"] for other in arms.values() if other["recolour"] == arm["recolour"])
+            if arm["recolour"] not in painted:
+                painted[arm["recolour"]] = recolour.tiles(run, data.training(tiles), dataset.tail, arm["recolour"], most)
+            made = painted[arm["recolour"]].groupby("label", sort=False).head(arm["per_class"])
         sets[name] = pd.concat([real, made], ignore_index=True) if len(made) else real.reset_index(drop=True)
     return sets
+
+
+def real_tiles(tiles, n=0):
+    """The real training tiles, with `n` of each class that a budget made rare; 0 for as many as the budget left.
+
+    More than the budget left are taken from those it withholds, fewer from those it left, so every larger number holds the smaller one.
+
+    Raises ValueError where no class has a budget, or one has fewer than n tiles.
+    """
+    real = data.training(tiles)
+    if not n:
+        return real
+    withheld = tiles[tiles["use"].eq("withheld") & tiles["split"].eq("train")]
+    if withheld.empty:
+        raise ValueError("real_tiles needs a class that a budget makes rare: real tiles that can be given back one by one")
+    rare, parts = sorted(set(withheld["label"])), [real[~real["label"].isin(set(withheld["label"]))]]
+    for name in rare:
+        pool = pd.concat([_shuffled(part[part["label"].eq(name)]) for part in (real, withheld)])
+        if len(pool) < n:
+            raise ValueError(f"real_tiles {n}: {name} has {len(pool)} training tiles with those withheld")
+        parts.append(pool.head(n).assign(use="labelled"))
+    return pd.concat(parts)
+
+
+def _shuffled(rows):
+    return rows.loc[rows["tile_id"].map(files.digest).sort_values(kind="stable").index]
 
 
 def _check_origin(made, held_out, classes, step):
@@ -110,12 +149,37 @@ def _check_origin(made, held_out, classes, step):
         raise ValueError(f"{step} lists {twice.iloc[0]} twice ({len(twice)} such); run that step again")
 
 
+def external(run, step, tiles):
+    """Labelled tiles from elsewhere, another 00_dataset of the recipe, as rows of split `external`; no rows for step "".
+
+    All its splits are taken: nothing is trained or chosen on any of them. Cases get the step's name, since two houses number theirs alike.
+
+    Raises ValueError for a class that this dataset does not have, and for a tile that is in both.
+    """
+    if not step:
+        return tiles.iloc[:0]
+    held, rows = data.dataset(run), data.load(run, step=step, dataset_step=step)
+    rows = rows[rows["use"].eq("labelled") & rows["source"].eq("real")].reset_index(drop=True)
+    if strange := sorted(set(rows["label"]) - set(held.classes)):
+        raise ValueError(
+            f"{step} has the class {strange[0]!r}, which this dataset does not have; leave it out of that description or rename it"
+        )
+    both = rows[rows["sha256"].isin(set(tiles["sha256"]) - {""})]
+    if len(both):
+        raise ValueError(
+            f"{step}: {both['file_name'].iloc[0]!r} is a tile of this dataset too ({len(both)} such); it is not from elsewhere"
+        )
+    named = {column: step + "/" + rows[column] for column in ("tile_id", "case_id")}
+    return rows.assign(split="external", tile_px=held.tile_px, **named)
+
+
 def counts(sets, classes):
-    """Training tiles per arm and class: DataFrame arm, label, real, synthetic."""
+    """Training tiles per arm and class: DataFrame arm, label, real, synthetic, recoloured."""
     rows = []
     for arm, tiles in sets.items():
         table = tiles.groupby(["label", "source"]).size()
-        rows += [{"arm": arm, "label": c, **{s: int(table.get((c, s), 0)) for s in ("real", "synthetic")}} for c in classes]
+        sources = ("real", "synthetic", recolour.SOURCE)
+        rows += [{"arm": arm, "label": c, **{s: int(table.get((c, s), 0)) for s in sources}} for c in classes]
     return pd.DataFrame(rows)
 
 
@@ -125,6 +189,15 @@ def remarks(arms, sets, tiles):
     for name, arm in arms.items():
         if arm["synthetic"] and not sets[name]["source"].eq("synthetic").any():
             said.append(f"Arm {name}: {arm['synthetic']} has no {arm['status']} tile, so it was trained on real tiles alone.")
+        if arm["recolour"] != "none":
+            made = sets[name][sets[name]["source"].eq(recolour.SOURCE)]["label"].value_counts()
+            if few := [f"{c} ({n})" for c, n in made.items() if n < arm["per_class"]]:
+                said.append(
+                    f"Arm {name}: some cases show too little tissue to know their stain, so fewer were recoloured: {', '.join(few)}."
+                )
+        real = sets[name]["source"].eq("real")
+        if "path" in sets[name] and not real.all():
+            said += [f"Arm {name}: {line}" for line in shortcuts.codec_remarks(sets[name][real], sets[name][~real])]
         borrowed = _unchecked(sets[name])
         if borrowed:
             said.append(
@@ -141,6 +214,22 @@ def remarks(arms, sets, tiles):
     elif missing:
         said.append(f"No validation tile of {', '.join(missing)}: these classes had no say in which weights were kept.")
     return said
+
+
+def described(arms):
+    """{arm: what a recipe set for it, in a few words}; "" for an arm that changes nothing."""
+    words = {
+        "synthetic": "{}",
+        "per_class": "{} a class",
+        "labels": "labels {}",
+        "recolour": "recoloured, {}",
+        "real_tiles": "{} real tiles",
+    }
+    told = {}
+    for name, spec in arms.items():
+        parts = [words.get(key, f"{key} {{}}").format(value) for key, value in (spec or {}).items() if value != ARM.get(key)]
+        told[name] = ", ".join(parts)
+    return told
 
 
 def _unchecked(rows):

@@ -134,7 +134,7 @@ def measure(tiles, made, classes, encoder, *, vae=None, most=500, seed=0):
         made: synthetic rows.
         classes: class names.
         encoder: features.Encoder of the space that sees content; `outline` is the one that sees pixels.
-        vae: codec of a base's autoencoder (`trials.VaeRoundTrip`), for one more kind of planted copy; None leaves it out.
+        vae: codec of a base's autoencoder (`codecs.VaeRoundTrip`), for one more kind of planted copy; None leaves it out.
         most: held-out and synthetic tiles of a class at most, seeded.
 
     Returns:

@@ -252,7 +252,7 @@ def pairs(left, right, captions, title="", ax=None, cols=4):
 
 
 def arm_tiles(counts, title="What each arm is trained on", ax=None):
-    """Training tiles per class and arm, real and synthetic one after the other; counts: table of `comparison.counts`."""
+    """Training tiles per class and arm, real ones and those added to them side by side; counts: table of `comparison.counts`."""
     arms, labels = list(dict.fromkeys(counts["arm"])), list(dict.fromkeys(counts["label"]))
     ax = ax or new_axes(8, 0.8 + 0.18 * len(arms) * len(labels) + 0.2 * len(labels))
     step = 0.8 / len(arms)
@@ -261,14 +261,16 @@ def arm_tiles(counts, title="What each arm is trained on", ax=None):
         at = np.arange(len(labels)) - 0.4 + step * (a + 0.5)
         ax.barh(at, rows["real"], step * 0.9, color=TRAIN, label="real" if a == 0 else None)
         ax.barh(at, rows["synthetic"], step * 0.9, left=rows["real"], color=TEST, label="synthetic" if a == 0 else None)
-        for y, real, made in zip(at, rows["real"], rows["synthetic"], strict=True):
+        if counts["recoloured"].any():
+            ax.barh(at, rows["recoloured"], step * 0.9, left=rows["real"], color=VAL, label="real, recoloured" if a == 0 else None)
+        for y, real, made in zip(at, rows["real"], rows["synthetic"] + rows["recoloured"], strict=True):
             ax.text(real + made, y, f" {arm}: {real}" + (f" + {made}" if made else ""), va="center", fontsize=7, color=INK)
     ax.set_yticks(range(len(labels)), labels)
     ax.invert_yaxis()
-    ax.set_xlim(right=(counts["real"] + counts["synthetic"]).max() * 1.3)
+    ax.set_xlim(right=counts[["real", "synthetic", "recoloured"]].sum(axis=1).max() * 1.3)
     ax.set_xlabel("training tiles")
     ax.set_title(title, loc="left", fontsize=10)
-    ax.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
+    ax.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2)
     return ax
 
 
@@ -347,6 +349,51 @@ def forest(rows, roles, arms, title="Recall gained or lost against the baseline"
     ax.set_title(title, loc="left", fontsize=10)
     ax.legend(*_once(ax), frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0.45, 1.0), ncols=4, borderaxespad=0.2)
     return ax
+
+
+def arm_differences(rows, endpoint, notes=None, title="", ax=None):
+    """One figure of every arm against the baseline, an arm to a row: controls that must not help, doses, other ways to use real tiles.
+
+    Args:
+        rows: DataFrame arm, baseline, endpoint, difference, low, high; shares, drawn in points.
+        endpoint: which of them.
+        notes: {arm: what is different about it}, written beside its name.
+    """
+    rows = rows[rows["endpoint"].eq(endpoint)]
+    ax = ax or new_axes(8.5, 1.1 + 0.27 * len(rows))
+    for y, row in enumerate(rows.itertuples()):
+        ax.hlines(y, 100 * row.low, 100 * row.high, color=TRAIN, lw=2)
+        ax.plot(100 * row.difference, y, "o", color=TRAIN, mfc=TRAIN if row.low == row.low else "white", ms=6)
+    names = [f"{arm}: {notes[arm]}" if (notes or {}).get(arm) else arm for arm in rows["arm"]]
+    ax.set_yticks(range(len(rows)), names, fontsize=8)
+    ax.axvline(0, color=INK, lw=0.8)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set_xlabel(f"points of {endpoint}, arm minus {rows['baseline'].iloc[0]}; bar: 95 % interval, hollow: none")
+    ax.set_title(title or f"Every arm against {rows['baseline'].iloc[0]}", loc="left", fontsize=10)
+    return ax
+
+
+def tile_curves(points, axes=None):
+    """What real tiles buy, and beside it what synthetic ones do, on one scale of recall: a row per class; points: of `worth.curves`."""
+    classes = list(dict.fromkeys(points["class"]))
+    if axes is None:
+        _, axes = plt.subplots(len(classes), 2, figsize=(8, 0.5 + 2.6 * len(classes)), sharey="row", squeeze=False, layout="constrained")
+    for pair, name in zip(axes, classes, strict=True):
+        for ax, kind, colour in zip(pair, ("real", "synthetic"), (TRAIN, TEST), strict=True):
+            rows = points[points["class"].eq(name) & points["kind"].eq(kind)]
+            x = rows["tiles"].to_numpy(float)
+            if kind == "real":
+                ax.set_xscale("log")
+                ax.minorticks_off()
+            ax.set_xticks(x, [str(tiles) for tiles in rows["tiles"]], fontsize=8)
+            ax.fill_between(x, 100 * rows["low"], 100 * rows["high"], color=colour, alpha=0.2, lw=0)
+            ax.plot(x, 100 * rows["value"], "o-", color=colour)
+            ax.spines[["top", "right"]].set_visible(False)
+            ax.set_xlabel("real training tiles" if kind == "real" else "synthetic tiles added")
+        pair[0].set_ylabel("recall, %")
+        pair[0].set_title(f"{name}: what tiles buy", loc="left", fontsize=10)
+        pair[1].set_title("band: 95 % interval", loc="right", fontsize=8, color=FAINT)
+    return axes
 
 
 def _once(ax):
@@ -451,6 +498,7 @@ def loss_curve(history, title="Loss while training", ax=None):
     ax = ax or new_axes(8, 3)
     for i, name in enumerate(c for c in history if c.startswith("loss_")):
         seen = history[history[name].notna()]
+        seen = seen[seen["step"].gt(1)] if len(seen) > 2 else seen  # one update alone says little about the loss
         smooth = seen[name].rolling(max(1, len(seen) // 12), min_periods=1, center=True).mean()
         ax.plot(seen["step"], seen[name], color=f"C{i}", alpha=0.25, linewidth=0.8)
         ax.plot(seen["step"], smooth, color=f"C{i}", label=f"training, {name.removeprefix('loss_')} (running mean)")

@@ -44,8 +44,8 @@ class Predictions:
         return self.levels(2)
 
 
-def read(folders, classes, arms=()):
-    """The test predictions below the folders of finished 06_classifier steps.
+def read(folders, classes, arms=(), split="test"):
+    """The predictions on test tiles, or those of another split, below the folders of finished 06_classifier steps.
 
     Args:
         folders: one folder, or {(draw, generator): folder}; each holds `<arm>/<seed>/predictions.parquet`. An arm that generator 0 of
@@ -60,7 +60,7 @@ def read(folders, classes, arms=()):
     folders = folders if isinstance(folders, dict) else {(0, 0): folders}
     tables, hashes = {}, {}
     for (draw, generator), folder in folders.items():
-        own, sums = _tables(folder, classes)
+        own, sums = _tables(folder, classes, split)
         mine = {arm for arm, _ in own}
         shared = {(arm, s): t for (d, g, arm, s), t in tables.items() if (d, g) == (draw, 0) and arm not in mine} if generator else {}
         tables |= {(draw, generator, *key): table for key, table in (own | shared).items()}
@@ -107,19 +107,19 @@ def _said(runs):
     return f"seeds {[s for _, _, s in runs]}" if plain else "runs " + ", ".join(f"draw {d} generator {g} seed {s}" for d, g, s in runs)
 
 
-def _tables(folder, classes):
-    """{(arm, seed): test rows} and {(arm, seed): sha256} of one folder."""
+def _tables(folder, classes, split):
+    """{(arm, seed): rows of the split} and {(arm, seed): sha256} of one folder."""
     tables, hashes = {}, {}
     for path in sorted(Path(folder).glob("*/*/predictions.parquet")):
-        table, key = _checked(path, classes)
+        table, key = _checked(path, classes, split)
         if key in tables:
             raise ValueError(f"{path}: arm {key[0]!r}, seed {key[1]} is already in another folder; remove the copy")
         tables[key], hashes[key] = table, files.sha256(path)
     return tables, hashes
 
 
-def _checked(path, classes):
-    """The test rows of one predictions file sorted by tile, and its (arm, seed)."""
+def _checked(path, classes, split):
+    """The rows of one split of one predictions file sorted by tile, and its (arm, seed)."""
     table = files.read_table(path)
     lacking = [name for name in COLUMNS if name not in table]
     scores = [name for name in table if name.startswith("p_")]
@@ -128,10 +128,12 @@ def _checked(path, classes):
     if set(scores) != {f"p_{name}" for name in classes}:
         odd = sorted(set(scores) ^ {f"p_{name}" for name in classes})
         raise ValueError(f"{path}: its classes are not those of the dataset ({', '.join(odd[:4])}); train the classifier on this dataset")
-    rows = table[table["split"] == "test"].sort_values("tile_id", ignore_index=True)
+    rows = table[table["split"] == split].sort_values("tile_id", ignore_index=True)
     keys = rows[["arm", "seed"]].drop_duplicates()
     if len(keys) != 1:
-        raise ValueError(f"{path}: expected the test tiles of one arm and one seed, got {len(rows)} test rows and {len(keys)} of these")
+        raise ValueError(
+            f"{path}: expected the {split} tiles of one arm and one seed, got {len(rows)} {split} rows and {len(keys)} of these"
+        )
     wrong = ~np.isfinite(rows[scores].to_numpy(float)).all(1)
     if wrong.any():
         raise ValueError(f"{path}: tile {rows['tile_id'][wrong.argmax()]!r} has a score that is NaN or infinite ({wrong.sum()} such tiles)")

@@ -82,6 +82,15 @@ def colour_trap(feats, labels, cases, seed=0, folds=5):
     return accuracy, max(0.0, (accuracy - 1 / len(names)) / (1 - 1 / len(names)))
 
 
+def judge(feats, labels):
+    """A balanced logistic regression on standardised features [N, D], fitted; `predict` names classes."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=2000, C=0.1)).fit(feats, labels)
+
+
 def ceiling(train, labels, real, coded, truth, classes):
     """Recall of a judge on real tiles, and on the same tiles after the base's autoencoder: one row per class.
 
@@ -94,13 +103,9 @@ def ceiling(train, labels, real, coded, truth, classes):
     Returns:
         DataFrame class, tiles, real, coded (recall in [0, 1]; NaN for a class without held-out tiles).
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    judge = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=2000, C=0.1)).fit(train, labels)
+    asked = judge(train, labels)
     truth, rows = np.asarray(truth), []
-    called = {name: judge.predict(feats) for name, feats in (("real", real), ("coded", coded))}
+    called = {name: asked.predict(feats) for name, feats in (("real", real), ("coded", coded))}
     for name in classes:
         own = truth == name
         recall = {kind: float((found[own] == name).mean()) if own.any() else np.nan for kind, found in called.items()}
@@ -160,7 +165,7 @@ def survey(tiles, held, encoder, codec=None, *, per_class=60, seed=0):
     Args:
         tiles: frozen manifest with paths; held: its Dataset.
         encoder: features.Encoder of the judge that asks for the ceiling.
-        codec: `trials.VaeRoundTrip` of the base; None leaves the ceiling out.
+        codec: `codecs.VaeRoundTrip` of the base; None leaves the ceiling out.
         per_class: tiles of a class at most, spread over its cases.
     """
     real = tiles[tiles["use"].eq("labelled") & tiles["source"].eq("real")]

@@ -292,7 +292,7 @@ def _link(recipe, problems):
     default = "00_dataset" if "00_dataset" in datasets else (datasets or [""])[0]
     for at, step in enumerate(recipe.steps.values()):
         earlier, later = ids[:at], ids[at:]
-        parents = []
+        parents, elsewhere = [], set()  # steps that this one reads; those among them that are another source of tiles
         own = [c for c, steps in recipe.classes.items() if step.id in steps]
         for class_name in ["all" if step.pinned else "", *own]:
             try:
@@ -306,13 +306,14 @@ def _link(recipe, problems):
                     where = f"{recipe.path}: {step.id}.{trail}: "
                     if value in earlier:
                         parents.append(value)
+                        elsewhere |= {value} if key == "external" else set()
                     elif value in later and (expected or notebooks.NAME.fullmatch(value)):
                         problems.append(f"{where}{value!r} does not stand before this step; a step can only use earlier ones")
                     elif expected and value:
                         origin = "" if _is_said(recipe, step, key) else f" (the default of {step.notebook.name})"
                         none = f'; `{key}: ""` means none' if p.type == "str" else ""
                         problems.append(f"{where}no earlier step {value!r}{origin}{nearest(value, earlier)}{none}")
-        step.dataset = next((p for p in parents if p in datasets), default if default in earlier else "")
+        step.dataset = next((p for p in parents if p in datasets and p not in elsewhere), default if default in earlier else "")
         step.parents = tuple(i for i in earlier if i in parents or i == step.dataset)
         if step.per_class and not step.dataset and not isinstance(step.which, list):
             problems.append(f"{recipe.path}: {step.id}: `for: {step.which}` needs an earlier 00_dataset; or write `for: [names]`")

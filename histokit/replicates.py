@@ -40,7 +40,7 @@ def study(recipe, draws=1, generators=1):
 
 
 def _replicate(recipe, made, draw, generator):
-    datasets = [id for id, step in recipe.steps.items() if step.notebook.stem == "00_dataset"]
+    datasets = _datasets(recipe)
     told = {id: {"draw": draw} for id in datasets} if draw else {}
     source = replace(_given(recipe, told), experiment=places.replicate(recipe.experiment, draw))
     if not generator:
@@ -68,14 +68,19 @@ def _generated(recipe):
 def _check_draws(recipe):
     from histokit import describe
 
-    for step in recipe.steps.values():
-        if step.notebook.stem == "00_dataset":
-            said = recipes.parameters(recipe, step)
-            if not describe.describe(said["dataset"], said.get("data_root", ""), said.get("budget")).budget:
-                raise recipes.RecipeError(
-                    f"{recipe.path}: --draws needs a `budget` ({step.id} or the description): without one every rare tile is in use, "
-                    "and there is nothing to draw anew"
-                )
+    for id in _datasets(recipe):
+        said = recipes.parameters(recipe, recipe.steps[id])
+        if not describe.describe(said["dataset"], said.get("data_root", ""), said.get("budget")).budget:
+            raise recipes.RecipeError(
+                f"{recipe.path}: --draws needs a `budget` ({id} or the description): without one every rare tile is in use, "
+                "and there is nothing to draw anew"
+            )
+
+
+def _datasets(recipe):
+    """Ids of the steps whose tiles are trained on; tiles from elsewhere, only looked at, are drawn once."""
+    used = {step.dataset for step in recipe.steps.values()}
+    return [id for id, step in recipe.steps.items() if step.notebook.stem == "00_dataset" and id in used]
 
 
 def _keep(recipe, ids):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from histokit import data, files, places, plots, provenance
+from histokit import comparison, data, files, places, plots, provenance, verdict
 
-VERSION = 1
+VERSION = 2
 SHOWN = 12  # tiles of each kind, in the order of the table: nobody picks
 REMOVED = [
     "Pictures of real tiles: those that changed, and the pairs of synthetic and training tile.",
@@ -51,6 +51,8 @@ def _gather(experiment, place, share):
     judged, baseline = results["arm"], results["baseline"]
     tiles = data.located(provenance.real_tiles(experiment), dataset, files.root() / "outputs" / experiment)
     changes = files.read_table(place / "tiles.csv")
+    if "main_arms" not in results:
+        raise ValueError(f"{place} was written by an earlier version of histokit; run its recipe again, only {place.name} will be redone")
     title = dataset.name if share else f"{dataset.name}: {experiment}"
     return {
         "title": f"histokit report: {title}",
@@ -62,6 +64,12 @@ def _gather(experiment, place, share):
         "dataset": _dataset(dataset, results["n"]),
         "preflight": ahead.get("warnings", []),
         "differences": _differences(results),
+        "controls": results["controls"],
+        "worth": [row["text"] for row in results["worth"]],
+        "probe": _probe(results),
+        "signs": results["signs_said"],
+        "external": results["external"]["lines"],
+        "stain": _stain(place, judged, baseline),
         "alarms": _alarms(results),
         "prevalence": f"{100 * results['alarms'][0]['prevalence']:g}" if results["alarms"] else "",
         "changes": _changes(changes),
@@ -74,7 +82,7 @@ def _gather(experiment, place, share):
         "arms": _arms(arms),
         "interval": "Intervals: {method}; {B} resamples; unit: {unit}.".format(**results["interval"]),
         "runs": _runs(experiment, place, share),
-        "figures": _figures(place, results, dataset, tiles, changes, share),
+        "figures": _figures(place, results, dataset, tiles, changes, specs, share),
     }  # fmt: skip
 
 
@@ -169,6 +177,26 @@ def _likeness(results):
     return rows
 
 
+def _probe(results):
+    return [
+        {"class": row["class"], "encoder": row["encoder"], "AUROC": row["auroc"]} for row in results["probe"] if row["auroc"] is not None
+    ]
+
+
+def _stain(place, judged, baseline):
+    table = files.read_table(place / "stain_range.csv")
+    return [
+        {"cases stained": row["group"], "tiles / cases": f"{row['tiles']} / {row['cases']}", baseline: _share(row[baseline])}
+        | {judged: _share(row[judged])}
+        for row in table.to_dict("records")
+        if row["group"] in ("inside", "outside")
+    ]
+
+
+def _share(value):
+    return f"{100 * value:.1f} %"
+
+
 def _copies(results, share):
     rows = []
     for row in results["copies"]["rows"]:
@@ -205,12 +233,13 @@ def _unchecked(results, dataset, arms, specs):
     if results.get("looks", {}).get("opened_before"):
         looks = results["looks"]
         yield f"These test tiles had been opened {looks['opened_before']} times before, with {len(looks['plans'])} plans: not untouched."
-    yield "Other scanners, laboratories and hospitals than those in the data."
+    there = results["external"]["lines"]
+    yield "Other scanners, laboratories and hospitals than those in the data" + (" and in the external tiles." if there else ".")
 
 
 def _arms(arms):
     table = pd.DataFrame(arms["trials"]).groupby("arm", sort=False).first().reset_index()
-    columns = ["arm", "mode", "encoder", "sampler", "loss", "augment", "synthetic", "n_real", "n_synthetic", "updates"]
+    columns = ["arm", "mode", "encoder", "sampler", "loss", "augment", "synthetic", "n_real", "n_synthetic", "n_recoloured", "updates"]
     return json.loads(table[columns].to_json(orient="records"))
 
 
@@ -239,7 +268,7 @@ def _runs(experiment, place, share):
     return sorted(rows, key=lambda row: (row["finished"], row["step"], row["class"]))
 
 
-def _figures(place, results, dataset, tiles, changes, share):
+def _figures(place, results, dataset, tiles, changes, specs, share):
     import matplotlib.pyplot as plt
 
     found, arms = {}, list(results["arms"])
@@ -251,8 +280,16 @@ def _figures(place, results, dataset, tiles, changes, share):
         found[name] = base64.b64encode(held.getvalue()).decode()
 
     with plt.ioff():
-        plots.forest(files.read_table(place / "differences.csv"), dataset.roles, arms)
+        table, main = files.read_table(place / "differences.csv"), results["main_arms"]
+        plots.forest(table[table["arm"].isin(main)], dataset.roles, arms)
         keep("forest")
+        if len(arms) > len(main):
+            plots.arm_differences(table, verdict.TAIL, comparison.described(specs))
+            keep("arms")
+        points = files.read_table(place / "tile_curves.csv")
+        if len(points):
+            plots.tile_curves(points)
+            keep("curves")
         table = files.read_table(place / "confusion.csv")
         pair = {
             arm: table[table["arm"].eq(arm)]

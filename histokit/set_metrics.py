@@ -202,15 +202,23 @@ def mmd_rbf(x, y, sigma=10.0):
     return float(1000 * (kernel(x, x) + kernel(y, y) - 2 * kernel(x, y)))
 
 
-def vendi(x):
+def vendi(x, width=None):
     """Vendi score of one set, 1 to N: how many wholly different tiles would be as diverse; higher is more diverse.
 
-    exp of the entropy of the eigenvalues of K / N, K the cosine similarities; Friedman and Dieng (2023), arXiv:2210.02410, definition
-    3.1. It grows with N: compare sets of equal size.
+    exp of the entropy of the eigenvalues of K / N; Friedman and Dieng (2023), arXiv:2210.02410, definition 3.1. It grows with N: compare
+    sets of equal size.
+
+    Args:
+        width: None takes cosine similarities for K, as most do; they call a set alike that lies far from the origin. A number takes a
+            Gaussian kernel of that width, in units of the features, which does not mind where a set lies.
     """
     (x,) = _features(x, least=1, what="the Vendi score")
-    x = _unit(x) / np.sqrt(len(x))
-    values = np.linalg.eigvalsh(x @ x.T if len(x) <= x.shape[1] else x.T @ x)
+    if width is None:
+        x = _unit(x) / np.sqrt(len(x))
+        kernel = x @ x.T if len(x) <= x.shape[1] else x.T @ x
+    else:
+        kernel = np.exp(-_squared_distances(x, x) / (2 * width**2)) / len(x)
+    values = np.linalg.eigvalsh(kernel)
     values = values[values > 1e-12]
     return float(np.exp(-(values * np.log(values)).sum()))
 

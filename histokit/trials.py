@@ -12,40 +12,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from histokit import augment, backbone, classifiers, data, decode, encoders, features, files, longtail, seen, training
+from histokit import augment, backbone, classifiers, codecs, data, decode, encoders, features, files, longtail, recolour, seen, training
 
 VERSION = 2
 
 
-class VaeRoundTrip:
-    """Tiles as the base model's autoencoder gives them back, `tile_px` wide: the way every synthetic tile has gone.
-
-    They are read at the base's own size, `reads_px`, and brought to the dataset's afterwards, as a synthetic tile's file is.
-    """
-
-    def __init__(self, model, tile_px):
-        self.model, self.tile_px, self.reads_px = model.need("vae"), tile_px, model.tile_px
-        self.identity = {"vae": model.identity.get("vae", model.name), "tile_px": model.tile_px}
-
-    def __call__(self, pixels):
-        out = []
-        for i in range(0, len(pixels), 4):
-            part = pixels[i : i + 4]
-            part = np.concatenate([part, np.repeat(part[-1:], 4 - len(part), axis=0)])  # one fixed shape
-            mean, logvar = backbone.encode(self.model, data.to_float(part))
-            out.append(backbone.decode(self.model, backbone.latents(mean, logvar, self.model.scaling))[: len(pixels) - i])
-        return _resized(np.concatenate(out), self.tile_px) if out else np.zeros((0, self.tile_px, self.tile_px, 3), np.uint8)
-
-
-def _resized(pixels, px):
-    from PIL import Image
-
-    if pixels.shape[1] == px:
-        return pixels
-    return np.stack([decode.fitted(Image.fromarray(tile), px, "resize") for tile in pixels])
-
-
-def train(run, arms, sets, tiles, *, seeds, steps, batch_size, lr=0.0, base_model="", say=lambda text: None):
+def train(run, arms, sets, tiles, *, seeds, steps, batch_size, lr=0.0, base_model="", external=None, say=lambda text: None):
     """Train every (arm, seed) that is not finished, write its predictions on val and test, and return one row for each.
 
     `<run>/<arm>/<seed>/` gets predictions.parquet, history.csv, model.safetensors and, last, model.json. A pair whose inputs and
@@ -56,6 +28,7 @@ def train(run, arms, sets, tiles, *, seeds, steps, batch_size, lr=0.0, base_mode
         tiles: manifest of 00_dataset.
         lr: 0 for the mode's own (`classifiers.MODES`).
         base_model: whose autoencoder `real_through: vae` uses.
+        external: rows of `comparison.external`, predicted as test tiles are.
         say: called with one line per arm.
     """
     if min(seeds, steps, batch_size) < 1:
@@ -63,6 +36,8 @@ def train(run, arms, sets, tiles, *, seeds, steps, batch_size, lr=0.0, base_mode
     dataset = data.dataset(run)
     real = tiles[tiles["use"].eq("labelled") & tiles["source"].eq("real")]
     held_out = real[real["split"].isin(["val", "test"])].reset_index(drop=True)
+    if external is not None and len(external):
+        held_out = pd.concat([held_out, external], ignore_index=True)
     codec = None
     rows = []
     for name, arm in arms.items():
@@ -70,8 +45,10 @@ def train(run, arms, sets, tiles, *, seeds, steps, batch_size, lr=0.0, base_mode
             run.input(place)
         if place := features.weights(arm["encoder"]):
             seen.refuse(place, tiles, f"encoder {arm['encoder']!r}")
+            if external is not None and len(external):
+                seen.refuse(place, external.assign(split="test"), f"encoder {arm['encoder']!r}")
         if arm["real_through"] == "vae" and codec is None:
-            codec = VaeRoundTrip(backbone.load(base_model, run.device, tiles=tiles), dataset.tile_px)
+            codec = codecs.VaeRoundTrip(backbone.load(base_model, run.device, tiles=tiles), dataset.tile_px)
         trial = _Trial(run, name, arm, sets[name], held_out, dataset, codec if arm["real_through"] == "vae" else None)
         rows += [trial.finished(s, steps, batch_size, lr) or trial.train(s, steps, batch_size, lr) for s in range(seeds)]
         val = [row["val_balanced_accuracy"] for row in rows[-seeds:]]
@@ -118,14 +95,16 @@ class _Trial:
     def __init__(self, run, name, arm, tiles, held_out, dataset, codec):
         self.run, self.name, self.arm, self.codec = run, name, arm, codec
         self.tiles, self.held_out, self.dataset = tiles, held_out, dataset
-        self.n_real = int(tiles["source"].eq("real").sum())
+        self.numbers = {f"n_{source}": int(tiles["source"].eq(source).sum()) for source in ("real", "synthetic", recolour.SOURCE)}
+        self.n_real = self.numbers["n_real"]
         self.targets = torch.tensor([dataset.label_id(label) for label in tiles["label"]])
         self.y = torch.tensor([dataset.label_id(label) for label in held_out["label"]], dtype=torch.int64)
         self.is_val = np.array(held_out["split"].eq("val"))
         self.encoder = self._encoder(0)
         self.cached = None
         rows = [tiles[["sha256", "file_name", "label"]].values.tolist(), held_out[["sha256", "tile_id", "label", "split"]].values.tolist()]
-        settings = {key: value for key, value in arm.items() if key not in ("synthetic", "status", "per_class")}  # the rows say it
+        said_by_rows = ("synthetic", "status", "per_class", "recolour", "real_tiles")
+        settings = {key: value for key, value in arm.items() if key not in said_by_rows}
         modules = (classifiers, longtail, features, encoders, augment, training, decode, data, backbone)
         versions = [VERSION, *(module.VERSION for module in modules)]
         size = [dataset.classes, dataset.tile_px, dataset.fit, codec.identity if codec else None]
@@ -191,7 +170,7 @@ class _Trial:
             "batch_size": batch_size,
         }
         facts |= {"updates": updates, "images_seen": batches.numel(), "best_step": history.attrs["best_step"] if updates else 0}
-        facts |= {"n_real": self.n_real, "n_synthetic": len(self.tiles) - self.n_real, "class_counts": counts.tolist()}
+        facts |= self.numbers | {"class_counts": counts.tolist()}
         facts |= {"val_balanced_accuracy": classifiers.balanced_accuracy(logits[self.is_val], val_y)}
         if updates:
             timing = ["seconds", "images_per_s", "peak_gb"]  # left out: what is hashed must not depend on the machine's mood
@@ -236,7 +215,9 @@ class _Trial:
                 features.embed(self.encoder, made, self.run, **how),
             ]
             parts = [part if part.ndim == 3 else part[:, None] for part in parts if len(part)]
-            self.cached = features.stacked(parts), features.embed(self.encoder, self.held_out, self.run)
+            own = ~self.held_out["split"].eq("external")  # tiles from elsewhere may be fitted in another way
+            asked = [features.embed(self.encoder, rows, self.run) for rows in (self.held_out[own], self.held_out[~own]) if len(rows)]
+            self.cached = features.stacked(parts), features.stacked(asked) if len(asked) > 1 else asked[0]
         return self.cached
 
     def _reader(self):
@@ -265,7 +246,7 @@ class _Trial:
 
     def _row(self, found, seconds=0.0, reused=False):
         settings = {key: self.arm[key] for key in ("mode", "encoder", "sampler", "loss", "augment", "synthetic")}
-        numbers = ("n_real", "n_synthetic", "updates", "images_seen", "best_step", "temperature", "val_balanced_accuracy")
-        row = {"arm": found["arm"], "seed": found["seed"], **settings, **{key: found[key] for key in numbers}}
+        results = ("updates", "images_seen", "best_step", "temperature", "val_balanced_accuracy")
+        row = {"arm": found["arm"], "seed": found["seed"], **settings, **self.numbers, **{key: found[key] for key in results}}
         row = {key: float("nan") if value is None else value for key, value in row.items()}
         return {**row, "seconds": seconds, "reused": reused}

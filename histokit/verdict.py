@@ -129,8 +129,16 @@ def levels(m):
     return pd.DataFrame(rows)
 
 
-def level_table(m):
-    """The same for reading: rows are endpoints, a column per arm, counts where n carries no interval."""
+def main_arms(m, parts, most=5):
+    """The arms a reader compares first: the baseline, the rivals that find the rare classes best, the judged one; `most` in all."""
+    tail = m.endpoints.index(TAIL)
+    best = sorted(parts.rivals, key=lambda arm: -np.nan_to_num(m.value[arm][tail]))[: most - 2]
+    chosen = {parts.baseline, parts.judged, *best}
+    return [arm for arm in m.predictions.arms if arm in chosen]
+
+
+def level_table(m, arms=None):
+    """The same for reading: rows are endpoints, a column per arm (or of some), counts where n carries no interval."""
 
     def shown(row):
         if not row.tiles:
@@ -142,7 +150,7 @@ def level_table(m):
     table = levels(m)
     table["text"] = [shown(row) for row in table.itertuples()]
     table = table.pivot_table("text", ["endpoint", "role", "tiles", "cases"], "arm", aggfunc="first", sort=False)
-    return table.reindex(columns=m.predictions.arms).rename_axis(columns=None).reset_index()
+    return table.reindex(columns=arms or m.predictions.arms).rename_axis(columns=None).reset_index()
 
 
 def difference_table(all_differences):
@@ -175,23 +183,29 @@ def confusions(m):
     )
 
 
-def groups(m):
+def groups(m, group=None, only=None):
     """Mean recall of every arm within each group of test tiles (scanner, centre, skin type), mean over runs; no rows for one group.
 
     A group's mean is over the classes that every group has, so that groups differ in tissue and not in classes; the worst one counts.
+
+    Args:
+        group: [N] str, the tiles' own groups by default; "" for a tile that belongs to none.
+        only: names of classes to keep to.
 
     Returns:
         DataFrame group, tiles, cases, classes, and a column per arm; its last rows are "worst" and "gap" (best minus worst).
     """
     p = m.predictions
-    names = sorted(set(p.group) - {""}) if p.group is not None else []
-    inside = {name: set(p.y[p.group == name].tolist()) for name in names}
+    group = p.group if group is None else np.asarray(group, str)
+    names = sorted(set(group) - {""}) if group is not None else []
+    wanted = {p.classes.index(name) for name in (p.classes if only is None else only)}
+    inside = {name: set(p.y[group == name].tolist()) & wanted for name in names}
     common = sorted(set.intersection(*inside.values())) if names else []
     if len(names) < 2 or not common:
         return pd.DataFrame(columns=["group", "tiles", "cases", "classes", *p.arms])
     rows = []
     for name in names:
-        mask = (p.group == name) & np.isin(p.y, common)
+        mask = (group == name) & np.isin(p.y, common)
         hits = p.called[:, :, mask] == p.y[mask]  # [A, R, n]
         recall = np.mean([hits[:, :, p.y[mask] == c].mean(axis=(1, 2)) for c in common], axis=0)
         facts = {"group": name, "tiles": int(mask.sum()), "cases": len(set(p.case[mask])), "classes": len(common)}
@@ -259,7 +273,7 @@ class Roles:
 
     baseline: str
     judged: str
-    rivals: list  # the other arms without synthetic tiles
+    rivals: list  # the other arms without synthetic tiles, trained on no more real ones than the baseline
     generated: bool  # the judged arm trains on synthetic tiles
     synthetic: str  # step it takes them from
     status: str  # which of them
@@ -291,7 +305,8 @@ def cast(specs, arms, baseline="", judged=""):
     judged = judged or (fit or [arm for arm in arms if arm != baseline][-1:])[0]
     if judged == baseline:
         raise ValueError(f"arm {judged!r} is both judged and the baseline; name another for one of them")
-    rivals = [arm for arm in arms if arm not in (*made, baseline, judged)] if judged in made else []
+    given = [arm for arm in arms if (specs[arm].get("real_tiles") or 0) != (specs[baseline].get("real_tiles") or 0)]  # a ceiling, no rival
+    rivals = [arm for arm in arms if arm not in (*made, *given, baseline, judged)] if judged in made else []
     spec = specs[judged]
     return Roles(baseline, judged, rivals, judged in made, spec.get("synthetic", ""), spec.get("status", "kept"), spec.get("per_class", 0))
 
@@ -309,10 +324,47 @@ def folders(run, step, draws=1, generators=1):
     return {(d, g): run.parent(step, experiment=places.replicate(run.experiment, d, g) if d or g else "") for d, g in replicates}
 
 
-def conclude(m, parts, held, made=None, *, demo=False):
+def controls(m, parts, specs):
+    """What arms with wrong labels say about the judged one, in sentences; [] without such an arm.
+
+    Synthetic tiles whose labels are shuffled teach nothing about a class. Where they help, or the judged arm does not do better, what
+    helped was the number of tiles, or how the others were weighed beside them.
+    """
+    said = []
+    for arm in m.predictions.arms:
+        if (specs.get(arm) or {}).get("labels", "own") != "shuffled" or arm == parts.baseline:
+            continue
+        alone, beside = difference(m, arm, parts.baseline, TAIL), difference(m, parts.judged, arm, TAIL)
+        gap = claims.points(beside.difference, beside.low, beside.high)
+        if alone.outcome == "more":
+            said.append(f"Control failed: {arm}, whose labels are wrong, finds the rare classes more often than {parts.baseline} as well.")
+        elif beside.outcome == "more":
+            said.append(f"Control: {parts.judged} finds the rare classes more often than {arm}, whose labels are wrong: {gap}.")
+        else:
+            said.append(f"Control: nothing shows that {parts.judged} does better than {arm}, whose labels are wrong: {gap}.")
+    return said
+
+
+def elsewhere(m, parts, name):
+    """How the judged arm does on tiles from another source, in lines, and the numbers behind them.
+
+    The same classifiers, trained and chosen on the dataset alone.
+    """
+    found = {e: difference(m, parts.judged, parts.baseline, e) for e in m.endpoints}
+    shown = [TAIL, HEAD, *(c for c in m.predictions.classes if m.roles[c] == "tail")]
+    lines = [f"On {name}, {claims.line(found[e])}." for e in shown if found[e].outcome != "absent"]
+    return {
+        "name": name,
+        "lines": lines or [f"{name} has no test tile of any class."],
+        "differences": {e: _plain(d) for e, d in found.items()},
+    }
+
+
+def conclude(m, parts, held, made=None, *, demo=False, specs=None):
     """Everything results.json holds: the sentence first, the numbers behind it, how they were made.
 
-    `made`: the synthetic tiles the judged arm trained on; a rare class without any is named in the sentence.
+    `made`: the synthetic tiles the judged arm trained on; a rare class without any is named in the sentence. `specs`: settings of the
+    arms, as the recipe has them; they tell which are controls.
     """
     p, every = m.predictions, differences(m, parts.baseline)
     rivals = [difference(m, parts.judged, rival, TAIL) for rival in parts.rivals]
@@ -323,6 +375,8 @@ def conclude(m, parts, held, made=None, *, demo=False):
     return {
         "sentence": claims.sentence(mine[TAIL], mine[HEAD], rivals, demo=demo, lacking=lacking, **count),
         "classes": {name: claims.line(mine[name]) for name in p.classes},
+        "controls": controls(m, parts, specs or {}),
+        "main_arms": main_arms(m, parts),
         "arm": parts.judged,
         "baseline": parts.baseline,
         "demo": demo,

@@ -127,7 +127,13 @@ def experiment(root, arms, cases, name="planted", seeds=6, made=24, specs=None, 
     specs = specs or {arm: {"synthetic": "keep"} if arm == "augmented" else {} for arm in arms}
     run = runs.start(**with_step, step="06_classifier", arms=specs, seeds=seeds)
     predict(run.path(), rows[rows["split"].ne("train")].reset_index(drop=True), arms, seeds, **how)
-    run.finish({})
+    size, kept = rows[rows["split"].eq("train")]["label"].value_counts(), made - made // 3
+    counts = [{"arm": a, "label": c, "real": int(size.get(c, 0)), "recoloured": 0} for a in arms for c in held.classes]
+    for row in counts:
+        rare, spec = row["label"] in held.tail, specs.get(row["arm"]) or {}
+        row["real"] = spec["real_tiles"] if rare and "real_tiles" in spec else row["real"]
+        row["synthetic"] = kept if rare and spec.get("synthetic") else 0
+    run.finish({"counts": counts})
     return run.folder.parent
 
 

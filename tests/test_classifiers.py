@@ -6,7 +6,7 @@ import pytest
 import squares
 import torch
 
-from histokit import backbone, classifiers, comparison, data, encoders, features, files, longtail, runs, trials
+from histokit import backbone, classifiers, codecs, comparison, data, encoders, features, files, longtail, runs, trials
 
 
 @pytest.fixture
@@ -123,6 +123,9 @@ def test_balanced_accuracy_is_scikit_learns_over_the_classes_that_occur():
         ({"../a": {}}, "becomes a folder name"),
         ({"logs": {}}, "and not logs"),
         ({"a": {"per_class": 1.5, "synthetic": "keep"}}, "whole number"),
+        ({"a": {"recolour": "reinhard"}}, "recolour needs per_class"),
+        ({"a": {"recolour": "reinhard", "per_class": 9, "synthetic": "keep"}}, "it stands without synthetic ones"),
+        ({"a": {"real_tiles": -1}}, "real_tiles is -1; expected a whole number, 0 for the budget's"),
         ({"a": {"labels": "shuffled"}}, "labels does nothing in an arm without synthetic tiles"),
         ({"a": {"mode": "knn", "loss": "logit_adjustment"}}, "loss does nothing in mode knn"),
     ],
@@ -144,6 +147,22 @@ def test_doses_nest_and_rejected_tiles_stay_out(study):
     assert sets["none"]["source"].eq("real").all()
     said = comparison.remarks(comparison.settle({"none": {"synthetic": "keep", "status": "rejected"}}), sets, tiles)
     assert said == ["Arm none: keep has no rejected tile, so it was trained on real tiles alone."]
+
+
+def test_the_curve_of_real_tiles_nests_and_lends_from_the_withheld():
+    rows = [("a", "red", "labelled", "train")] * 3 + [("b", "blue", "labelled", "train")] * 3 + [("c", "blue", "withheld", "train")] * 4
+    rows += [("d", "blue", "labelled", "test")]
+    tiles = pd.DataFrame(rows, columns=["case_id", "label", "use", "split"]).assign(source="real")
+    tiles["tile_id"] = [str(i) for i in range(len(tiles))]
+    sets = {n: comparison.real_tiles(tiles, n) for n in (0, 2, 3, 5, 7)}
+    chosen = {n: set(part.loc[part["label"].eq("blue"), "tile_id"]) for n, part in sets.items()}
+    assert [len(part) for part in chosen.values()] == [3, 2, 3, 5, 7]
+    assert chosen[2] < chosen[3] == chosen[0] < chosen[5] < chosen[7]
+    assert all(part["label"].eq("red").sum() == 3 and part["use"].eq("labelled").all() for part in sets.values())
+    with pytest.raises(ValueError, match="real_tiles 8: blue has 7 training tiles with those withheld"):
+        comparison.real_tiles(tiles, 8)
+    with pytest.raises(ValueError, match="a class that a budget makes rare"):
+        comparison.real_tiles(tiles[tiles["use"].eq("labelled")], 2)
 
 
 def test_a_tile_made_from_a_test_tile_is_refused(study):
@@ -329,7 +348,7 @@ def test_real_training_tiles_can_pass_through_the_autoencoder(study, monkeypatch
     from tiny import tiny_model
 
     monkeypatch.setattr(backbone, "load", lambda name, device, tiles: tiny_model())
-    codec = trials.VaeRoundTrip(tiny_model(), 64)
+    codec = codecs.VaeRoundTrip(tiny_model(), 64)
     tiles = data.load(runs.start(experiment="exp", step="look")).head(5)
     pixels = data.pixels(tiles, codec.reads_px)
     assert codec(pixels).shape == (5, 64, 64, 3) and codec(pixels).dtype == np.uint8 and len(codec(pixels[:0])) == 0
@@ -349,7 +368,7 @@ def test_a_coded_real_tile_is_what_a_synthetic_one_of_strength_0_is(study, tmp_p
     still = {"strength": 0, "num_inference_steps": 4, "guidance_scale": 1.0}
     table = img2img.job_table(model, tiles, {"blue": "blue"}, 3, **still)
     made = img2img.render(model, table, run, tiles)
-    codec = trials.VaeRoundTrip(model, 64)
+    codec = codecs.VaeRoundTrip(model, 64)
     sources = tiles.set_index("tile_id", drop=False).loc[table["tile_id"]]
     coded = codec(data.pixels(sources, codec.reads_px))
     assert abs(coded.astype(int) - data.pixels(made, 64).astype(int)).max() <= 1
@@ -395,3 +414,53 @@ def test_one_class_of_a_step_that_made_all_of_them(study):
 def test_predictions_carry_the_group_of_a_tile(study):
     run, _ = compare({"a": {}})
     assert "group" in predictions(run, "a")
+
+
+# --- tiles from elsewhere --------------------------------------------------------------------------------------------
+
+
+def elsewhere(labels=("red", "blue"), noise=12, copied=False):
+    """A second finished 00_dataset, `house`, of other tiles and sizes."""
+    folder, rows = files.root() / "other", []
+    for i, name in enumerate(labels):
+        for k in range(4):
+            facts = {"root": "data", "label": name, "split": ("train", "test")[k % 2], "case_id": f"train-{name}-0", "source": "real"}
+            pixels = squares.tile(squares.CLASSES[i % 3] if name not in squares.COLOURS else name, 7000 + 10 * i + k, noise)
+            rows.append(squares.row(folder, f"{name}-{k}.png", squares.tile("red", 0) if copied else pixels, **facts))
+    run = runs.start(experiment="exp", step="house")
+    frozen = files.read_json(files.root() / "outputs/exp/00_dataset/dataset.json")
+    files.write_json(run.path("dataset.json"), frozen | {"name": "other house", "root": "other", "tile_px": 48, "classes": list(labels)})
+    run.finish(pd.DataFrame(rows))
+
+
+def test_tiles_from_elsewhere_are_predicted_and_change_nothing_else(study):
+    elsewhere()
+    run, _ = compare({"real": {}})
+    tiles, settled = data.load(run), comparison.settle({"real": {}}, encoder="colour-texture")
+    other = comparison.external(run, "house", tiles)
+    assert len(other) == 8 and other["split"].eq("external").all() and other["case_id"].str.startswith("house/").all()
+    before = predictions(run, "real").set_index("tile_id")
+    trials.train(run, settled, comparison.assemble(run, tiles, settled), tiles, seeds=1, steps=12, batch_size=6, external=other)
+    after = predictions(run, "real").set_index("tile_id")
+    assert set(after.index) - set(before.index) == set(other["tile_id"])
+    pd.testing.assert_frame_equal(after.loc[before.index], before)
+    there = after[after["split"].eq("external")]
+    assert (there[[f"p_{c}" for c in squares.CLASSES]].to_numpy().argmax(1) == there["y"]).all(), "plain colours are easy anywhere"
+
+
+def test_tiles_from_elsewhere_that_do_not_fit_are_refused(study):
+    run = runs.start(experiment="exp", step="06_classifier")
+    tiles = data.load(run)
+    assert comparison.external(run, "", tiles).empty
+    elsewhere(labels=("red", "violet"))
+    with pytest.raises(ValueError, match="house has the class 'violet', which this dataset does not have"):
+        comparison.external(run, "house", tiles)
+
+
+def test_a_tile_of_this_dataset_is_not_from_elsewhere(study):
+    elsewhere(labels=("red",), copied=True)
+    run = runs.start(experiment="exp", step="06_classifier")
+    tiles = data.load(run)
+    tiles.loc[0, "sha256"] = files.sha256(files.root() / "other" / "red-0.png")
+    with pytest.raises(ValueError, match=r"house: 'red-0\.png' is a tile of this dataset too"):
+        comparison.external(run, "house", tiles)

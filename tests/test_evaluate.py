@@ -41,6 +41,12 @@ def test_the_notebook_ends_in_its_sentence_and_writes_the_same(root, repository)
     few = found["classes"]["Adeno, mucinous"]
     assert few.endswith("too few cases for an interval") and few in " ".join(printed.split())
     assert pictures == 7  # forest, two confusions, changed tiles, strips, map, closest pairs
+    assert "No curve: that takes a budget" in printed and found["worth"] == [] and found["main_arms"] == list(arms)
+    assert {row["class"] for row in found["probe"]} == {"Polyp", "Serrated"}
+    where = files.read_table(root / "outputs/planted/07_evaluate/stain_range.csv").set_index("group")
+    assert where.loc[["inside", "outside"], "tiles"].astype(int).sum() == sum(
+        f["tiles"] for n, f in found["differences"]["augmented"].items() if n in ("Polyp", "Serrated")
+    )
     assert {row["class"] for row in found["likeness"]} == {"Polyp", "Serrated"}
     folder = root / "outputs/planted/07_evaluate"
     table = files.read_table(folder / "differences.csv")
@@ -91,3 +97,17 @@ def test_the_map_calls_itself_a_picture():
     places = np.random.default_rng(0).normal(size=(12, 2))
     ax = plots.umap_scatter(places, np.array(["Polyp", "Normal"] * 6), places[:0], np.array([]), ["Polyp"])
     assert "A picture, not a metric" in ax.get_title(loc="left")
+
+
+@pytest.mark.slow
+def test_the_notebook_values_synthetic_tiles_in_real_ones_and_reports_its_controls(root, repository):
+    arms = {"real": {}, "augmented": {"Polyp": 0.7, "Serrated": 0.7}, "shuffled": {}}
+    arms |= {f"real{n}": {"Polyp": shift, "Serrated": shift} for n, shift in ((30, 0.7), (90, 1.4))}
+    specs = {"real": {}, "augmented": {"synthetic": "keep"}, "shuffled": {"synthetic": "keep", "labels": "shuffled"}}
+    planted.experiment(root, arms, [9, 9, 12, 11], specs=specs | {f"real{n}": {"real_tiles": n} for n in (30, 90)})
+    found, printed, pictures = execute(repository, root, experiment="planted", encoder="colour-texture", resamples=200)
+    assert pictures == 9  # as above, without more arms than are main ones; and every arm, and the curves
+    texts = [row["text"] for row in found["worth"]]
+    assert len(texts) == 2 and all(" synthetic tiles of augmented" in text and text in " ".join(printed.split()) for text in texts)
+    assert len(found["controls"]) == 1 and "shuffled, whose labels are wrong" in found["controls"][0]
+    assert found["main_arms"] == ["real", "augmented"]

@@ -7,7 +7,7 @@ import squares
 import torch
 from tiny import tiny_model
 
-from histokit import data, features, files, preflight, runs, trials
+from histokit import codecs, data, features, files, preflight, runs
 
 
 def rows(name, cases, per_case):
@@ -98,7 +98,7 @@ def test_a_survey_of_a_dataset_is_strict_json_and_sees_no_answer_on_a_test_tile(
     tiles, held = data.load(run), data.dataset(run)
     asked = []
     monkeypatch.setattr(preflight, "ceiling", lambda *args, spy=preflight.ceiling: asked.append(args) or spy(*args))
-    found = preflight.survey(tiles, held, features.load("colour-texture"), trials.VaeRoundTrip(tiny_model(), held.tile_px))
+    found = preflight.survey(tiles, held, features.load("colour-texture"), codecs.VaeRoundTrip(tiny_model(), held.tile_px))
     files.dumps(found.plain())
     assert found.trap[0] > 0.9  # the classes of `squares` are colours
     assert len(found.stains) == tiles["case_id"].nunique() and found.top["tiles"].tolist() == [6, 6, 6]

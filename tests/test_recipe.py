@@ -556,3 +556,20 @@ def test_replicates_of_nothing_are_refused(replicable):
         replicates.study(read(replicable, MAIN), draws=0)
     with pytest.raises(recipe.RecipeError, match="'study-g1' ends like a replicate"):
         read(replicable, MAIN, "experiment=study-g1")
+
+
+def test_tiles_from_elsewhere_are_no_dataset_of_the_steps_that_look_at_them(replicable):
+    for name, step in (("06_classifier", "arms"), ("07_evaluate", "")):
+        book = json.loads((replicable / "notebooks" / f"{name}.ipynb").read_text())
+        if step:
+            book["cells"][0]["source"] += "\nexternal: str = ''  # step of another 00_dataset"
+        (replicable / "notebooks" / f"{name}.ipynb").write_text(json.dumps(book))
+    text = MAIN.replace("  - judge:", "  - house: {run: 00_dataset, budget: {}}\n  - judge:")
+    text = text.replace("seeds: 6}", "seeds: 6, external: house}").replace(
+        "- 00_dataset\n", "- 00_dataset: {budget: {mucin: {tiles: 2}}}\n"
+    )
+    found = read(replicable, text)
+    assert found.steps["06_classifier"].dataset == "00_dataset" and "house" in found.steps["06_classifier"].parents
+    first, second, *_ = replicates.study(found, draws=2)
+    draws = [{id: recipe.parameters(r, r.steps[id]).get("draw", 0) for id in ("00_dataset", "house")} for r in (first, second)]
+    assert draws == [{"00_dataset": 0, "house": 0}, {"00_dataset": 1, "house": 0}], "tiles from elsewhere have no budget to draw"

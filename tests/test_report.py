@@ -35,7 +35,9 @@ def finished(root, names=("real", "augmented"), label="blue"):
             files.write_table(six.path(arm, str(s), "predictions.parquet"), table)
             files.write_json(six.path(arm, str(s), "model.json"), {"arm": arm, "seed": s})
     row = {"mode": "linear", "encoder": "mini-sup", "sampler": "natural", "loss": "cross_entropy", "augment": "none", "updates": 9}
-    trials = [row | {"arm": arm, "synthetic": "keep" * (arm == "augmented"), "n_real": 15, "n_synthetic": 4} for arm in names]
+    trials = [
+        row | {"arm": arm, "synthetic": "keep" * (arm == "augmented"), "n_real": 15, "n_synthetic": 4, "n_recoloured": 0} for arm in names
+    ]
     six.finish({"trials": trials, "counts": [], "val_recall": [], "remarks": []})
 
     seven = runs.start(experiment="exp", step="07_evaluate")
@@ -50,8 +52,21 @@ def finished(root, names=("real", "augmented"), label="blue"):
     none = copying.Report(
         pd.DataFrame(columns=copying.ROW), {"blue": copying.memorisation.Gate("uncalibrated", [EVIL])}, pd.DataFrame(), {"blue": []}
     )
+    points = [
+        ("blue", kind, arm, n, 0.5, 0.4, 0.6)
+        for kind, arm, n in (("real", "real", 5), ("synthetic", "real", 0), ("synthetic", "augmented", 4))
+    ]
+    points = pd.DataFrame(points, columns=["class", "kind", "arm", "tiles", "value", "low", "high"])
+    files.write_table(seven.path("tile_curves.csv"), points)
+    stained = verdict.groups(m, np.where(np.arange(len(y)) % 2, "inside", "outside"), dataset.tail)
+    files.write_table(seven.path("stain_range.csv"), stained)
+    abroad = {"lines": ["On another house, blue: found 1 of 2 with augmented."]}
+    more = {"signs": [], "stain": [], "signs_said": ["blue: the labels are doubtful"], "external": abroad} | {
+        "probe": [{"class": "blue", "encoder": "mini-sup", "auroc": 0.97}],
+        "worth": [{"text": f"blue: worth 3 [1 to 5] {EVIL}"}],
+    }
     looks = {"plan": "a", "opened_before": 3, "plans": ["a", "b"], "recipes": [""]}
-    seven.finish(verdict.conclude(m, parts, dataset, made) | {"likeness": [], "copies": none.plain(), "looks": looks})
+    seven.finish(verdict.conclude(m, parts, dataset, made, specs=specs) | more | {"likeness": [], "copies": none.plain(), "looks": looks})
     return seven.folder
 
 
@@ -70,11 +85,17 @@ def test_the_page_says_it_all_and_needs_no_network(root):
         "1 draw of the rare tiles",
         "opened 3 times before, with 2 plans",
         "newly found",
+        "blue: worth 3 [1 to 5]",
+        "inside",
+        "the labels are doubtful",
+        "On another house, blue",
+        "and in the external tiles",
+        "0.97",
     ):
         assert wanted in said.replace("&#39;", "'"), wanted
     assert not re.findall(r'(?:src|href)="(?!data:)', page) and "<script" not in page
     figures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    assert len(figures) >= 4 and all(base64.b64decode(figure).startswith(b"\x89PNG") for figure in figures)
+    assert len(figures) >= 5 and all(base64.b64decode(figure).startswith(b"\x89PNG") for figure in figures)
     assert plt.get_fignums() == []
 
 

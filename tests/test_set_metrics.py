@@ -158,6 +158,16 @@ def test_vendi_counts_different_tiles(width):
     assert set_metrics.vendi(np.repeat(basis, 5, axis=0)) == pytest.approx(4)
     assert set_metrics.vendi(np.ones((20, width))) == pytest.approx(1)
     assert set_metrics.vendi(np.eye(9)) == pytest.approx(9)
+    assert set_metrics.vendi(np.repeat(100 * basis, 5, axis=0), width=1) == pytest.approx(4)
+
+
+def test_vendi_with_a_width_does_not_mind_where_a_set_lies():
+    x = np.random.default_rng(0).normal(size=(30, 4))
+    here, there = set_metrics.vendi(x, width=1), set_metrics.vendi(x + 50, width=1)
+    assert here == pytest.approx(there) and set_metrics.vendi(x + 50) < 1.1 < 2 < set_metrics.vendi(x)
+    kernel = np.array([[np.exp(-((a - b) ** 2).sum() / 2) for b in x] for a in x]) / 30
+    second = np.linalg.svd(kernel, compute_uv=False)
+    assert here == pytest.approx(np.exp(-(second * np.log(second)).sum()))
 
 
 # --- neighbours ------------------------------------------------------------------------------------------------------
