@@ -188,7 +188,8 @@ KEPT, DROPPED = "#2e7d4f", "#b03030"
 
 
 def score_histograms(scores, real, cuts, title="Scores of the synthetic tiles, and where they are cut", axes=None):
-    """Four histograms: judge, likeness to the nearest training tile, to a better synthetic tile, contrast; real tiles as an outline.
+    """Eight histograms: judge, likeness to training tiles and to better synthetic ones, contrast, stain, focus, margin to the means of
+    other classes, realism; real tiles as an outline where they have the number.
 
     Args:
         scores, real, cuts: the tables of `screening.screen`, of one class.
@@ -197,7 +198,8 @@ def score_histograms(scores, real, cuts, title="Scores of the synthetic tiles, a
         The axes.
     """
     if axes is None:
-        _, axes = plt.subplots(1, 4, figsize=(13, 2.9), layout="constrained")
+        _, axes = plt.subplots(2, 4, figsize=(13, 5.2), layout="constrained")
+        axes = axes.ravel()
         axes[0].figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     cut = cuts.set_index("name")["cut"]
     panels = [
@@ -205,15 +207,22 @@ def score_histograms(scores, real, cuts, title="Scores of the synthetic tiles, a
         ("similarity_feature", "across_cases", "copy", "likeness to the nearest training tile"),
         ("twin_feature", "anywhere", "duplicate", "likeness to a better synthetic tile"),
         ("contrast", "contrast", "contrast", "contrast (grey levels)"),
+        ("stain", "stain", "stain", "stain (deviations from real tiles)"),
+        ("focus", "focus", "focus", "sharpness (grey levels)"),
+        ("centroid_margin", "", "", "margin: above 0 nearest to its own class"),
+        ("realism", "", "realism", "realism: 1 is inside a real tile's ball"),
     ]
     for ax, (name, reference, limit, label) in zip(axes, panels, strict=True):
-        values = scores[name].dropna().to_numpy()
-        others = real[reference].dropna().to_numpy()
-        low, high = np.min(np.r_[values, others, 0.0 if name == "judge" else cut[limit]]), np.max(np.r_[values, others, cut[limit]])
+        finite = scores[name].where(np.isfinite(scores[name].astype(float)))
+        values = finite.dropna().to_numpy(float)
+        others = real[reference].dropna().to_numpy() if reference else np.zeros(0)
+        at = cut[limit] if limit and np.isfinite(cut[limit]) else 0.0
+        ends = np.r_[values, others, [at] if at or name == "judge" else []]
+        low, high = (0.0 if name == "judge" else ends.min(), ends.max()) if len(ends) else (0.0, 1.0)
         bins = np.linspace(low, max(high, low + 1e-6), 26)
-        kept = scores["status"].eq("kept") & scores[name].notna()
+        kept = scores["status"].eq("kept") & finite.notna()
         ax.hist(
-            [scores.loc[kept, name], scores.loc[~kept, name].dropna()],
+            [finite[kept], finite[~kept].dropna()],
             bins,
             stacked=True,
             color=[KEPT, DROPPED],
@@ -228,14 +237,15 @@ def score_histograms(scores, real, cuts, title="Scores of the synthetic tiles, a
                 color=INK,
                 label="real tiles, scaled",
             )
-        if cut[limit] > 0:
-            ax.axvline(cut[limit], color=INK, lw=1, ls="--")
-            ax.text(cut[limit], 0.98, " cut", transform=ax.get_xaxis_transform(), va="top", fontsize=7)
+        if at > 0:
+            ax.axvline(at, color=INK, lw=1, ls="--")
+            ax.text(at, 0.98, " cut", transform=ax.get_xaxis_transform(), va="top", fontsize=7)
         ax.set_xlabel(label, fontsize=8)
         ax.tick_params(labelsize=7)
         ax.spines[["top", "right"]].set_visible(False)
     axes[1].legend(frameon=False, fontsize=7, loc="upper left")
-    axes[0].set_ylabel("tiles", fontsize=8)
+    for ax in axes[::4]:
+        ax.set_ylabel("tiles", fontsize=8)
     return axes
 
 

@@ -9,9 +9,9 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from histokit import augment, classifiers, copies, data, features, files, selection
+from histokit import augment, classifiers, copies, data, features, files, preflight, selection, set_metrics
 
-VERSION = 3
+VERSION = 4
 SAMPLE = 300  # real tiles that stand for all in the calibration of cuts
 VERDICTS = ("keep", "reject")
 
@@ -47,7 +47,7 @@ def remarks(panel, encoder):
     return said
 
 
-def screen(run, made, tiles, panel, encoder_name, thresholds):
+def screen(run, made, tiles, panel, encoder_name, thresholds, quota=None, centroids="unit"):
     """Score and judge the tiles of every class in `made`.
 
     Args:
@@ -56,6 +56,8 @@ def screen(run, made, tiles, panel, encoder_name, thresholds):
         panel: from `judges`.
         encoder_name: encoder of the distances.
         thresholds: see `selection.calibrate`.
+        quota: see `selection.limit`.
+        centroids: see `selection.to_centroids`.
 
     Returns:
         manifest (the rows with scores, status, reason), scores DataFrame (one row per tile, with class and decision),
@@ -67,10 +69,12 @@ def screen(run, made, tiles, panel, encoder_name, thresholds):
     manifests, scores, cuts, reals = [], [], [], []
     for name, rows in made.groupby("label", sort=False):
         rows = rows.reset_index(drop=True)
-        own = _scores(rows, data.training(tiles), name, panel, encoder)
+        own = _scores(rows, data.training(tiles), name, panel, encoder, centroids)
         real = pd.concat([_real(data.training(tiles), name, encoder), _judged(tiles, name, panel)], ignore_index=True)
         table = selection.calibrate(thresholds, real)
+        sizes = data.training(tiles)["label"].value_counts()
         decided = selection.decide(own, table, name, verdicts)
+        decided = selection.limit(decided, own, quota, int(sizes.get(name, 0)), int(sizes.max()))
         manifests.append(selection.merged(rows, own, decided))
         scores.append(pd.concat([rows[["tile_id", "label", "path"]], own, decided], axis=1))
         cuts.append(table.assign(label=name))
@@ -81,7 +85,7 @@ def screen(run, made, tiles, panel, encoder_name, thresholds):
     return tuple(pd.concat(parts, ignore_index=True) for parts in (manifests, scores, cuts, reals))
 
 
-def _scores(rows, training, name, panel, encoder):
+def _scores(rows, training, name, panel, encoder, centroids):
     probabilities = np.mean([judge.predict_tiles(rows) for judge in panel], axis=0)  # [B, C]
     classes = panel[0].classes
     out = {"sha256": rows["sha256"], "judge": probabilities[:, classes.index(name)]}
@@ -89,7 +93,14 @@ def _scores(rows, training, name, panel, encoder):
         "judge_class": [classes[i] for i in probabilities.argmax(axis=1)],
         "judge_rank": selection.rank_of(probabilities, classes.index(name)),
     }
-    out["brightness"], out["contrast"] = _tones(rows)
+    looks, real_looks = _looks(rows), _looks(_sample(training))
+    out |= {"brightness": looks["brightness"], "contrast": looks["contrast"], "focus": looks["focus"]}
+    out["stain"] = selection.deviation(looks["stains"], real_looks["stains"])
+    alike, of_real, labels = _scaling(training, encoder), features.embed(encoder, training), training["label"].to_numpy(str)
+    feats, of_real = alike(features.embed(encoder, rows)), alike(of_real)
+    places = selection.to_centroids(feats, of_real, labels, name, centroids)
+    out |= dict(zip(("centroid_rank", "centroid", "centroid_margin"), places, strict=True))
+    out["realism"] = _realism(feats, of_real[labels == name])
     order = np.argsort(-out["judge"], kind="stable")  # of two alike the one the judge likes better stays
     for space, (views, real) in _spaces(rows, training, encoder).items():
         similarity, index = selection.nearest_similarity(views, real)
@@ -131,8 +142,23 @@ def _real(training, name, encoder):
     table["anywhere"] = selection.real_similarity(views, real, position)
     table["known_copy"] = [float(selection.nearest_similarity(c[None], r[None])[0]) for c, r in zip(copied, real[position], strict=True)]
     shown = own.sample(min(SAMPLE, len(own)), random_state=0)
-    contrast = pd.DataFrame({"tile_id": shown["tile_id"], "label": shown["label"], "contrast": _tones(shown)[1]})
-    return pd.concat([table, contrast], ignore_index=True)
+    contrast = pd.DataFrame({"tile_id": shown["tile_id"], "label": shown["label"], "contrast": _looks(shown)["contrast"]})
+    every = _sample(training)
+    looks = _looks(every)
+    typical = pd.DataFrame({"tile_id": every["tile_id"], "label": every["label"], "focus": looks["focus"]})
+    typical["stain"] = selection.deviation(looks["stains"], looks["stains"])
+    return pd.concat([table, contrast, typical], ignore_index=True)
+
+
+def _sample(training):
+    """Real training tiles of all classes, at most `SAMPLE`: what the laboratory's stain and focus are like."""
+    return training.sample(min(SAMPLE, len(training)), random_state=0)
+
+
+def _realism(feats, real, k=5):
+    """Realism [B] beside the real training tiles of the class; NaN where these are too few to have neighbours."""
+    k = min(k, len(real) - 1)
+    return set_metrics.realism(feats, real, k) if k >= 1 and len(feats) else np.full(len(feats), np.nan)
 
 
 def _judged(tiles, name, panel):
@@ -162,9 +188,13 @@ class KnownCopy:
         return data.to_uint8(torch.cat(strong) * 2 - 1)
 
 
-def _tones(rows):
-    parts = [selection.tone(data.pixels(rows.iloc[i : i + 256])) for i in range(0, len(rows), 256)]
-    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+def _looks(rows):
+    """{brightness, contrast, focus [B], stains [B, 2]} of tiles."""
+    parts = []
+    for i in range(0, len(rows), 256):
+        pixels = data.pixels(rows.iloc[i : i + 256])
+        parts.append([*selection.tone(pixels), selection.focus(pixels), preflight.stains(pixels)])
+    return dict(zip(("brightness", "contrast", "focus", "stains"), map(np.concatenate, zip(*parts, strict=True)), strict=True))
 
 
 # --- a person's verdicts ---------------------------------------------------------------------------------------------

@@ -13,8 +13,13 @@ from torch.nn import functional as F
 
 from histokit import copies
 
-VERSION = 3
-THRESHOLDS = {"judge_rank": 0, "judge_p": 0.0, "copy": 0.0, "duplicate": 0.0, "picture": copies.THRESHOLD, "contrast": 0.0}
+VERSION = 4
+THRESHOLDS = {
+    "judge_rank": 0, "judge_p": 0.0, "copy": 0.0, "duplicate": 0.0, "picture": copies.THRESHOLD, "contrast": 0.0, "stain": 0.0,
+    "focus": 0.0, "centroid_rank": 0, "realism": 0.0,
+}  # fmt: skip
+QUOTAS = ("keep", "ratio", "top_p", "balance")
+RANKS = {"judge": False, "centroid": True, "centroid_margin": False, "realism": False}  # score -> whether less is better
 TYPICAL = 0.99  # share of real tiles that a calibrated cut lets pass
 CAUGHT = 0.95  # share of known copies that it still finds
 PASSED = 0.75  # share of real validation tiles of the class that the judge's cut lets pass
@@ -92,6 +97,49 @@ def tone(pixels):
     return grey.mean(axis=(1, 2)), grey.std(axis=(1, 2))
 
 
+def focus(pixels):
+    """Sharpness [B] of uint8 tiles [B, H, W, 3]: standard deviation of the Laplacian of their grey levels; a blurred tile has little."""
+    grey = torch.from_numpy(np.asarray(pixels, np.float32).mean(axis=-1))[:, None]
+    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
+    return F.conv2d(grey, kernel).flatten(1).std(dim=1).numpy()
+
+
+def deviation(amounts, reference):
+    """How far [B] the stain of tiles [B, 2] (haematoxylin, eosin) lies from that of real ones [N, 2], in robust standard deviations.
+
+    The farther of the two stains counts; 1.349 quartile ranges are a deviation of a normal distribution.
+    """
+    low, middle, high = np.quantile(reference, [0.25, 0.5, 0.75], axis=0)
+    return (np.abs(amounts - middle) / np.maximum((high - low) / 1.349, 1e-6)).max(axis=1)
+
+
+def to_centroids(feats, real_feats, real_labels, asked, metric="unit"):
+    """Distances to the mean feature of each class of real training tiles; Liu et al. (2023), HistoDiffusion, section on selection.
+
+    "unit": features and means have length 1, so a class that spreads far gains nothing by it. "raw": the paper's, means of unit features
+    as they fall, mean squared difference, which favours such classes.
+
+    Args:
+        feats: [B, D]; real_feats: [N, D]; real_labels: [N].
+        asked: class name the tiles were made for.
+
+    Returns:
+        Place [B] of the asked class among the nearest, from 1; distance [B] to it, lower is better; margin [B], distance to the nearest
+        other class minus that, above 0 where the asked one is nearest (NaN with a single class).
+    """
+    if metric not in ("unit", "raw"):
+        raise ValueError(f"metric is {metric!r}; expected unit or raw")
+    feats, real_feats = (F.normalize(torch.as_tensor(np.asarray(x, np.float64)), dim=-1).numpy() for x in (feats, real_feats))
+    names = sorted(set(real_labels))
+    means = np.stack([real_feats[np.asarray(real_labels) == name].mean(0) for name in names])
+    means = means / np.linalg.norm(means, axis=1, keepdims=True) if metric == "unit" else means
+    distance = ((feats[:, None] - means[None]) ** 2).mean(-1)  # [B, C]
+    own = names.index(asked)
+    others = np.delete(distance, own, axis=1)
+    margin = others.min(1) - distance[:, own] if others.shape[1] else np.full(len(feats), np.nan)
+    return 1 + (distance < distance[:, [own]]).sum(1), distance[:, own], margin
+
+
 def rank_of(probabilities, asked):
     """Place [B] of class `asked` (label id) in each row of probabilities [B, C]: 1 where it is the likeliest."""
     probabilities = np.asarray(probabilities)
@@ -109,13 +157,15 @@ def calibrate(thresholds, real):
     (a conformal p-value of 0.25 of the class, Vovk et al. 2005, section 4.5); the source tells how many tiles of other classes would
     pass too: where they are as many, the judge is blind. A copy is nearer to a training tile than
     99 % of real tiles are to one of another case, and as near as 95 % of known copies are to their originals; a duplicate the
-    same, with any other real tile instead. A tile is blank with less than half the contrast of the palest real one.
+    same, with any other real tile instead. A tile is blank with less than half the contrast of the palest real one, blurred with less than
+    half the sharpness of the blurriest real tiles, stained unlike real ones beyond 99 % of them. `centroid_rank` (1: the mean of the asked
+    class must be the nearest) and `realism` (1: inside the ball of a real tile) are shown and cut nothing until somebody asks.
 
     Args:
         thresholds: dict, any of `THRESHOLDS`; an unknown key raises ValueError.
-        real: DataFrame, one row per real tile: similarity `across_cases`, `anywhere` and `known_copy`, and `contrast` of the
-            class's own tiles; of validation tiles the judge's probability of the asked class, `judge` where they are of that class,
-            `judge_of_others` where they are not; NaN where a tile has no such number.
+        real: DataFrame, one row per real tile: similarity `across_cases`, `anywhere` and `known_copy`, `stain` and `focus`, and
+            `contrast` of the class's own tiles; of validation tiles the judge's probability of the asked class, `judge` where they are
+            of that class, `judge_of_others` where they are not; NaN where a tile has no such number.
     """
     unknown = [key for key in thresholds if key not in THRESHOLDS]
     if unknown:
@@ -142,7 +192,20 @@ def calibrate(thresholds, real):
     contrast = real["contrast"].dropna()
     palest = float(contrast.min()) / 2 if len(contrast) else 4.0
     rows.append(("contrast", given["contrast"] or palest, "set by hand" if given["contrast"] else "half that of the palest real tile"))
+    rows += [_typical(name, given[name], real) for name in ("stain", "focus")]
+    rows += [(name, given[name], "set by hand" if given[name] else "shown, not asked for") for name in ("centroid_rank", "realism")]
     return pd.DataFrame(rows, columns=["name", "cut", "source"])
+
+
+def _typical(name, given, real):
+    values = real[name].dropna() if name in real else pd.Series(dtype=float)
+    if given:
+        return name, given, "set by hand"
+    if len(values) < ENOUGH:
+        return name, np.inf if name == "stain" else 0.0, f"only {len(values)} real tiles to calibrate on: nothing is cut"
+    if name == "stain":
+        return name, float(values.quantile(TYPICAL)), f"{TYPICAL:.0%} of {len(values)} real tiles are stained less unlike the others"
+    return name, float(values.quantile(1 - TYPICAL)) / 2, f"half the sharpness that {TYPICAL:.0%} of {len(values)} real tiles have"
 
 
 def _agreement(given, real, few=5):
@@ -163,8 +226,9 @@ def decide(scores, cuts, asked, reviews=None):
     """Status and reason of every tile; a tile may fail for several reasons, and each is kept.
 
     Args:
-        scores: DataFrame with sha256, judge (probability of the asked class), judge_class, judge_rank, contrast, and for the spaces
-            "feature" and "picture": similarity_*, nearest_* (a training tile), twin_* (similarity to a better synthetic tile), twin_of_*.
+        scores: DataFrame with sha256, judge (probability of the asked class), judge_class, judge_rank, contrast, stain, focus,
+            centroid_rank, realism (NaN where unknown, which cuts nothing), and for the spaces "feature" and "picture": similarity_*,
+            nearest_* (a training tile), twin_* (similarity to a better synthetic tile), twin_of_*.
         cuts: from `calibrate`.
         asked: class name the tiles were made for.
         reviews: {sha256: (verdict, note)} of a person, "keep" or "reject"; they win over every score.
@@ -190,6 +254,14 @@ def decide(scores, cuts, asked, reviews=None):
         elif row["judge"] < cut["judge_p"]:
             seen = "judge unsure" if row["judge_class"] == asked else f"judge sees {row['judge_class']}"
             why.append(f"{seen}: {asked} only {row['judge']:.2g}, cut {cut['judge_p']:.2g}")
+        if row["stain"] > cut["stain"]:
+            why.append(f"stain: {row['stain']:.1f} deviations from real tiles, cut {cut['stain']:.1f}")
+        if row["focus"] < cut["focus"]:
+            why.append(f"blurred: sharpness {row['focus']:.1f}, cut {cut['focus']:.1f}")
+        if cut["centroid_rank"] and row["centroid_rank"] > cut["centroid_rank"]:
+            why.append(f"centroid: {asked} in place {row['centroid_rank']:.0f}, cut {cut['centroid_rank']:.0f}")
+        if row["realism"] < cut["realism"]:
+            why.append(f"realism: {row['realism']:.2f}, cut {cut['realism']:.2f}")
         status = "quarantined" if copy else "rejected" if why else "kept"
         verdict, note = (reviews or {}).get(row["sha256"], ("", ""))
         if verdict:
@@ -197,6 +269,40 @@ def decide(scores, cuts, asked, reviews=None):
             why = [f"person: {verdict}" + (f", {note}" if note else ""), *why]
         rows.append((status, "; ".join(why)))
     return pd.DataFrame(rows, columns=["status", "reason"], index=scores.index)
+
+
+def limit(decisions, scores, quota, real_tiles, most_real=0):
+    """Keep the best of the tiles that passed, where a quota says how many; the others are rejected for it.
+
+    Args:
+        decisions: from `decide`, of one class.
+        scores: the same tiles; a person's "keep" (reason "person: ...") comes before every score and is never cut.
+        quota: {} for no limit; one of {"keep": 50}, {"ratio": 2.0} (synthetic per real training tile), {"top_p": 0.5} (share of those
+            made), {"balance": True} (as many as the largest class has more); and {"by": "judge"}, or centroid, centroid_margin, realism.
+        real_tiles: real training tiles of the class; most_real: of the largest class.
+
+    Raises ValueError for an unknown key or value.
+    """
+    asked = {key: value for key, value in (quota or {}).items() if key != "by"}
+    by = (quota or {}).get("by", "judge")
+    if not quota:
+        return decisions
+    if len(asked) != 1 or next(iter(asked)) not in QUOTAS or by not in RANKS:
+        raise ValueError(f"quota is {quota}; expected one of {', '.join(QUOTAS)}, and `by` one of {', '.join(RANKS)}")
+    ((kind, value),) = asked.items()
+    expected = {"balance": "true", "top_p": "a share from 0 to 1"}.get(kind, "a number from 0 on")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not True if kind == "balance" else not number or not 0 <= value <= (1 if kind == "top_p" else np.inf):
+        raise ValueError(f"quota {kind} is {value!r}; expected {expected}")
+    sizes = {"keep": value, "ratio": value * real_tiles, "top_p": value * len(decisions), "balance": max(0, most_real - real_tiles)}
+    most = round(sizes[kind])
+    table = decisions.assign(person=~decisions["reason"].str.startswith("person: keep"), score=scores[by] * (1 if RANKS[by] else -1))
+    order = table[table["status"].eq("kept")].sort_values(["person", "score"], kind="stable")
+    over = order.index[[i >= most and later for i, later in enumerate(order["person"])]]
+    out, place = decisions.copy(), {i: n for n, i in enumerate(order.index, start=1)}
+    for i in over:
+        out.loc[i, ["status", "reason"]] = "rejected", f"quota: place {place[i]} by {by}, {most} are kept"
+    return out
 
 
 def merged(manifest, scores, decisions):
@@ -234,6 +340,11 @@ def _kind(reason):
         "repeats": "repeats another",
         "judge": "judge disagrees",
         "person": "a person's verdict",
+        "stain": "stained unlike real tiles",
+        "blurred": "blurred",
+        "centroid": "nearer to another class",
+        "realism": "outside the real tiles",
+        "quota": "beyond the quota",
     }
     return known.get(reason.split()[0].rstrip(":"), reason)
 

@@ -55,6 +55,94 @@ def test_tone_of_black_white_and_a_checkerboard():
     assert contrast.tolist() == [0, 0, 127.5]
 
 
+def test_a_blurred_tile_is_less_sharp():
+    tile = np.random.default_rng(0).integers(0, 255, (1, 32, 32, 1), np.uint8).repeat(3, axis=3)
+    smooth = ((tile.astype(int) + np.roll(tile, 1, 1) + np.roll(tile, 1, 2) + np.roll(tile, 1, (1, 2))) // 4).astype(np.uint8)
+    sharp, blurred, flat = (float(selection.focus(x)[0]) for x in (tile, smooth, np.full_like(tile, 9)))
+    assert sharp > 1.5 * blurred > 0 == flat
+    board = np.indices((8, 8)).sum(0)[None, ..., None].repeat(3, axis=3) % 2 * 10  # the Laplacian is 40 or -40 everywhere
+    assert selection.focus(board)[0] == pytest.approx(40, rel=0.02)
+
+
+def test_deviation_counts_robust_standard_deviations_of_the_farther_stain():
+    reference = np.random.default_rng(0).normal([1, 2], [0.1, 0.5], (4000, 2))
+    found = selection.deviation(np.array([[1, 2], [1.3, 2], [1, 0.5], [1.3, 0]]), reference)
+    assert found == pytest.approx([0, 3, 3, 4], abs=0.2)
+
+
+@pytest.mark.parametrize("metric", ["unit", "raw"])
+def test_the_nearest_mean_is_found_and_the_margin_has_its_sign(metric):
+    real, labels = np.array([[1.0, 0.1, 0.1], [1, -0.1, 0], [0, 1, 0], [0.1, 1, 0.2]]), ["a", "a", "b", "b"]
+    place, distance, margin = selection.to_centroids(np.array([[2.0, 0, 0], [0, 3, 0.1], [1, 1, 0]]), real, labels, "a", metric)
+    assert place.tolist()[:2] == [1, 2] and margin[0] > 0 > margin[1] and distance[0] < distance[2] < distance[1]
+    second = sorted(set(labels))  # the same, by scikit-learn's nearest centroid
+    from sklearn.neighbors import NearestCentroid
+
+    unit = real / np.linalg.norm(real, axis=1, keepdims=True)
+    asked = np.array([[2.0, 0, 0], [0, 3, 0.1], [1, 0.8, 0]])
+    theirs = NearestCentroid().fit(unit, labels).predict(asked / np.linalg.norm(asked, axis=1, keepdims=True))
+    assert [second[0] == one for one in theirs] == (selection.to_centroids(asked, real, labels, "a", "raw")[0] == 1).tolist()
+
+
+def test_the_paper_s_distance_favours_a_class_that_spreads_and_ours_does_not():
+    """The short mean of a diffuse class is nearer to anything, the 12th of the errors listed for HistoDiffusion."""
+    rng = np.random.default_rng(0)
+    tight, wide = rng.normal([1, 0, 0], 0.05, (200, 3)), rng.normal([0, 0.4, 0], 1.0, (200, 3))
+    real, labels = np.concatenate([tight, wide]), ["tight"] * 200 + ["wide"] * 200
+    between = np.array([[1.0, 2.2, 0]])
+    places = {metric: selection.to_centroids(between, real, labels, "wide", metric)[1:] for metric in ("raw", "unit")}
+    far = np.array([[1.0, 0, 1.0]])  # nearly orthogonal to the wide class
+    assert selection.to_centroids(far, real, labels, "tight", "unit")[0] == 1
+    assert places["unit"][1][0] != places["raw"][1][0]
+    with pytest.raises(ValueError, match="metric is 'cosine'; expected unit or raw"):
+        selection.to_centroids(far, real, labels, "tight", "cosine")
+
+
+def passed(n=6):
+    """n tiles that passed with the judge's score 0.9, 0.8, ..., and the fourth by a person's word."""
+    decisions = pd.DataFrame({"status": ["kept"] * n, "reason": [""] * n})
+    decisions.loc[3, "reason"] = "person: keep"
+    return decisions, pd.DataFrame({"judge": 0.9 - 0.1 * np.arange(n), "centroid": np.arange(n)[::-1] / 10})
+
+
+@pytest.mark.parametrize(
+    ("quota", "kept"),
+    [
+        ({}, [0, 1, 2, 3, 4, 5]),
+        ({"keep": 2}, [0, 3]),  # the person's tile is one of the two
+        ({"keep": 0}, [3]),
+        ({"ratio": 0.5}, [0, 1, 3]),  # of six real tiles
+        ({"top_p": 0.5}, [0, 1, 3]),  # of six made
+        ({"balance": True}, [0, 1, 2, 3]),  # ten in the largest class
+        ({"keep": 2, "by": "centroid"}, [3, 5]),
+        ({"keep": 99}, [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_a_quota_keeps_the_best_and_what_a_person_wants(quota, kept):
+    decisions, scores = passed()
+    left = selection.limit(decisions, scores, quota, real_tiles=6, most_real=10)
+    assert left.index[left["status"].eq("kept")].tolist() == kept
+    assert left.loc[left["status"].eq("rejected"), "reason"].str.startswith("quota: place ").all()
+    assert selection.limit(left, scores, quota, 6, 10).equals(left), "again changes nothing" if quota != {"top_p": 0.5} else ""
+
+
+@pytest.mark.parametrize(
+    ("quota", "words"),
+    [
+        ({"keep": 2, "ratio": 1}, "expected one of keep, ratio, top_p, balance"),
+        ({"most": 2}, "expected one of keep"),
+        ({"keep": 2, "by": "beauty"}, "`by` one of judge, centroid"),
+        ({"keep": "2"}, "quota keep is '2'; expected a number from 0 on"),
+        ({"keep": True}, "expected a number"),
+        ({"balance": 3}, "quota balance is 3; expected true"),
+        ({"top_p": 1.5}, "a share from 0 to 1"),
+    ],
+)
+def test_a_quota_that_means_nothing_is_refused(quota, words):
+    with pytest.raises(ValueError, match=words):
+        selection.limit(*passed(), quota, 6, 10)
+
+
 def test_rank_of_the_asked_class():
     assert selection.rank_of([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]], 1).tolist() == [2, 2]
     assert selection.rank_of([[0.2, 0.6, 0.2]], 1).tolist() == [1]
@@ -112,7 +200,8 @@ def test_too_few_real_tiles_calibrate_nothing():
 
 
 GOOD = {
-    "sha256": "a" * 64, "judge": 0.9, "judge_class": "blue", "judge_rank": 1, "contrast": 20.0,
+    "sha256": "a" * 64, "judge": 0.9, "judge_class": "blue", "judge_rank": 1, "contrast": 20.0, "stain": 1.0, "focus": 9.0,
+    "centroid_rank": 1, "realism": 0.8,
     "similarity_feature": 0.5, "nearest_feature": "r1", "twin_feature": float("nan"), "twin_of_feature": "",
     "similarity_picture": 0.1, "nearest_picture": "r2", "twin_picture": 0.2, "twin_of_picture": "s1",
 }  # fmt: skip
@@ -123,6 +212,10 @@ GOOD = {
     [
         ({}, "kept", ""),
         ({"contrast": 1.0}, "rejected", "blank or black: contrast 1.0 below 4.0"),
+        ({"stain": 3.5}, "rejected", "stain: 3.5 deviations from real tiles, cut 3.0"),
+        ({"focus": 1.0}, "rejected", "blurred: sharpness 1.0, cut 2.0"),
+        ({"centroid_rank": 2}, "rejected", "centroid: blue in place 2, cut 1"),
+        ({"realism": 0.4}, "rejected", "realism: 0.40, cut 0.50"),
         ({"judge": 0.1, "judge_class": "red"}, "rejected", "judge sees red: blue only 0.1, cut 0.2"),
         ({"judge": 0.1}, "rejected", "judge unsure: blue only 0.1, cut 0.2"),
         ({"similarity_feature": 0.99}, "quarantined", "copy of r1: feature 0.990, cut 0.950"),
@@ -135,9 +228,30 @@ GOOD = {
     ],
 )
 def test_every_reject_keeps_its_reason(change, status, reason):
-    cuts = selection.calibrate({"copy": 0.95, "duplicate": 0.97, "judge_p": 0.2, "contrast": 4.0}, NONE)
-    found = selection.decide(pd.DataFrame([GOOD | change]), cuts, "blue").iloc[0]
+    given = {
+        "copy": 0.95,
+        "duplicate": 0.97,
+        "judge_p": 0.2,
+        "contrast": 4.0,
+        "stain": 3.0,
+        "focus": 2.0,
+        "centroid_rank": 1,
+        "realism": 0.5,
+    }
+    found = selection.decide(pd.DataFrame([GOOD | change]), selection.calibrate(given, NONE), "blue").iloc[0]
     assert (found["status"], found["reason"]) == (status, reason)
+
+
+def test_stain_and_focus_are_held_against_real_tiles_and_nothing_where_these_are_few():
+    rng = np.random.default_rng(0)
+    real = real_scores(rng.uniform(0, 0.5, 400)).assign(stain=np.abs(rng.normal(size=400)), focus=rng.normal(20, 2, 400))
+    cuts = selection.calibrate({}, real).set_index("name")
+    assert cuts["cut"]["stain"] == pytest.approx(real["stain"].quantile(0.99)) and 6.5 < cuts["cut"]["focus"] < 8.5
+    few = selection.calibrate({}, real.head(9)).set_index("name")
+    assert few["cut"]["stain"] == np.inf and few["cut"]["focus"] == 0 and "only 9 real tiles" in few["source"]["stain"]
+    assert cuts["cut"]["realism"] == cuts["cut"]["centroid_rank"] == 0 and cuts["source"]["realism"] == "shown, not asked for"
+    unknown = selection.decide(pd.DataFrame([GOOD | {"realism": np.nan, "centroid_rank": 3}]), selection.calibrate({}, NONE), "blue")
+    assert unknown["status"].tolist() == ["kept"], "what nobody asked for, and what is not known, cuts nothing"
 
 
 def test_a_place_set_by_hand_rejects_what_lies_behind():
