@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from histokit import data, files, texture
+from histokit import data, files, known_encoders, texture
 
 VERSION = 1
 
 FIXED = {"colour-texture": texture.ColourTexture, "picture": texture.Picture}
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+IMAGENET = known_encoders.IMAGENET
 MINI = Path(__file__).parent / "mini"
 WITH_FILE = ("cnn@", "timm:", "torchvision:")
 KINDS = (
@@ -217,21 +217,27 @@ def _torchvision(name, architecture, weights):
 
 
 class _Pooled(nn.Module):
-    """A transformers vision model reduced to one vector an image: its class token, or class token and mean patch side by side."""
+    """A vision model reduced to one vector an image: its class token, or class token and mean patch side by side.
 
-    def __init__(self, model, pooling):
+    `before` tokens stand before the patches: the class token and any registers, which are no picture.
+    """
+
+    def __init__(self, model, pooling, before=1, tokens=lambda model, x: model(pixel_values=x).last_hidden_state):
         super().__init__()
-        self.model, self.pooling = model, pooling
+        self.model, self.pooling, self.before, self.tokens = model, pooling, before, tokens
 
     def forward(self, x):
-        out = self.model(pixel_values=x).last_hidden_state
+        out = self.tokens(self.model, x)
         if out.ndim == 4:  # a convolutional model: [B, C, h, w]
             return out.mean(dim=(2, 3))
-        return out[:, 0] if self.pooling == "cls" else torch.cat([out[:, 0], out[:, 1:].mean(dim=1)], dim=1)
+        return out[:, 0] if self.pooling == "cls" else torch.cat([out[:, 0], out[:, self.before :].mean(dim=1)], dim=1)
 
 
 def _from_folder(name, folder):
-    config, own = _json(folder / "config.json"), _json(folder / "histokit.json")
+    config, own = _json(folder / "config.json"), known_encoders.known(name) | _json(folder / "histokit.json")
+    pooling = own.get("pooling", "cls")
+    if pooling not in ("cls", "cls+mean"):
+        raise ValueError(f"{folder / 'histokit.json'}: pooling is {pooling!r}; expected cls or cls+mean")
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise FileNotFoundError(f"encoder {name!r}: {folder} has no model.safetensors; {PICKLED}")
@@ -239,19 +245,22 @@ def _from_folder(name, folder):
         import timm
 
         encoder = _described_by_timm(name, timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0), weights)
+        if "pooling" in own and (before := getattr(encoder.net, "num_prefix_tokens", 0)):
+            encoder.net = _Pooled(encoder.net, pooling, before, lambda model, x: model.forward_features(x))
+            encoder.pooling, encoder.dim = pooling, encoder.dim * (2 if pooling == "cls+mean" else 1)
     else:
         import transformers
 
         transformers.utils.logging.disable_progress_bar()
-        pooling, picture = own.get("pooling", "cls"), _json(folder / "preprocessor_config.json")
-        if pooling not in ("cls", "cls+mean"):
-            raise ValueError(f"{folder / 'histokit.json'}: pooling is {pooling!r}; expected cls or cls+mean")
+        picture = _json(folder / "preprocessor_config.json")
         model = transformers.AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
         dim = (config.get("hidden_size") or config["hidden_sizes"][-1]) * (2 if pooling == "cls+mean" else 1)
         mean, std = tuple(picture.get("image_mean", IMAGENET["mean"])), tuple(picture.get("image_std", IMAGENET["std"]))
         size = picture.get("crop_size") or picture.get("size") or config.get("image_size", 224)
         size = size.get("height") or size.get("shortest_edge") if isinstance(size, dict) else size
-        encoder = Encoder(name, _Pooled(model, pooling), dim, {"weights": files.sha256(weights)[:16]}, int(size), mean, std, pooling)
+        registers = config.get("num_register_tokens") or 0
+        identity = {"weights": files.sha256(weights)[:16]} | ({"registers": registers} if registers and pooling == "cls+mean" else {})
+        encoder = Encoder(name, _Pooled(model, pooling, 1 + registers), dim, identity, int(size), mean, std, pooling)
     for key in ("size", "mean", "std", "licence"):
         if key in own:
             setattr(encoder, key, tuple(own[key]) if isinstance(own[key], list) else own[key])

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from histokit import augment, classifiers, copies, data, features, files, preflight, selection, set_metrics
+from histokit import augment, classifiers, copies, data, features, files, known_encoders, preflight, selection, set_metrics
 
 VERSION = 4
 SAMPLE = 300  # real tiles that stand for all in the calibration of cuts
@@ -40,6 +40,10 @@ def remarks(panel, encoder):
         if panel[0].facts["encoder"] == encoder
         else []
     )
+    for name in dict.fromkeys([encoder, panel[0].facts["encoder"]]):
+        licence = known_encoders.known(name).get("licence", "MIT")
+        if known_encoders.restricted(licence):
+            said.append(f"Tiles chosen with {name} may come under its licence ({licence}); read it before they are shared.")
     if panel[0].mode not in ("knn", "prototype") and panel[0].facts["settings"]["sampler"] == "natural":
         shares = np.array(panel[0].facts["class_counts"]) / max(1, sum(panel[0].facts["class_counts"]))
         if panel[0].facts["settings"]["loss"] == "cross_entropy" and shares.min() < 0.2 / len(shares):

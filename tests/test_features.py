@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from histokit import augment, copies, features, files, texture
+from histokit import augment, copies, features, files, known_encoders, texture
 
 
 @pytest.fixture
@@ -151,6 +151,52 @@ def test_a_transformers_folder_says_its_pooling_and_licence(root):
     encoder = features.load("dino")
     assert (encoder.dim, encoder.mean, encoder.licence, encoder.size) == (32, (0.5, 0.5, 0.5), "MIT", 28)
     assert encoder(np.zeros((1, 40, 40, 3), np.uint8)).shape == (1, 32)
+
+
+def test_registers_are_no_picture_and_a_known_encoder_needs_no_description(root):
+    import transformers
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    config = transformers.Dinov2WithRegistersConfig(**sizes, num_register_tokens=3)
+    model = transformers.Dinov2WithRegistersModel(config).eval()
+    model.save_pretrained(root / "encoders" / "Midnight-12k")
+    encoder = features.load("encoders/Midnight-12k")
+    assert (encoder.dim, encoder.mean, encoder.licence, encoder.pooling) == (32, (0.5, 0.5, 0.5), "MIT", "cls+mean")
+    tiles = np.random.default_rng(0).integers(0, 255, (2, 28, 28, 3), np.uint8)
+    tokens = model(pixel_values=(torch.from_numpy(tiles).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5).last_hidden_state
+    assert tokens.shape[1] == 1 + 3 + 4
+    torch.testing.assert_close(encoder(tiles), torch.cat([tokens[:, 0], tokens[:, 4:].mean(1)], 1).detach(), rtol=1e-4, atol=1e-5)
+    files.write_json(root / "encoders" / "Midnight-12k" / "histokit.json", {"pooling": "cls", "licence": "mine"})
+    mine = features.load("encoders/Midnight-12k")
+    assert (mine.dim, mine.licence) == (16, "mine") and mine.identity != encoder.identity, "what the folder says wins"
+
+
+def test_a_known_timm_encoder_is_pooled_as_its_authors_do(root):
+    import timm
+
+    net = timm.create_model("test_vit", pretrained=False, num_classes=0).eval()
+    place = root / "virchow"
+    place.mkdir()
+    save_file(net.state_dict(), place / "model.safetensors")
+    config = {
+        "architecture": "test_vit",
+        "num_classes": net.num_classes,
+        "pretrained_cfg": {"input_size": [3, 160, 160], "mean": [0] * 3, "std": [1] * 3},
+    }
+    files.write_json(place / "config.json", config)
+    encoder = features.load("virchow")
+    assert encoder.dim == 2 * net.num_features and encoder.pooling == "cls+mean" and encoder.mean == known_encoders.IMAGENET["mean"]
+    tiles = np.random.default_rng(0).integers(0, 255, (1, 160, 160, 3), np.uint8)
+    mean, std = (torch.tensor(known_encoders.IMAGENET[key])[:, None, None] for key in ("mean", "std"))
+    tokens = net.forward_features((torch.from_numpy(tiles).permute(0, 3, 1, 2) / 255 - mean) / std)
+    torch.testing.assert_close(encoder(tiles), torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1).detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_licences_that_bind_what_is_made_are_told_from_open_ones():
+    said = {name: known_encoders.restricted(facts["licence"]) for name, facts in known_encoders.KNOWN.items()}
+    assert said["uni"] and said["virchow2"] and said["phikon-v2"] and not said["midnight"] and not said["h-optimus-0"]
+    assert known_encoders.known("kaiko-ai/midnight") == known_encoders.known("/models/Midnight-12k/") == known_encoders.KNOWN["midnight"]
+    assert known_encoders.known("mini-ssl") == {}
 
 
 @pytest.mark.parametrize(

@@ -120,3 +120,29 @@ def test_the_command_and_an_experiment_that_is_not_finished(root, capsys):
     assert cli.main(["report", "exp", "--share"]) == 0 and "report-share.html" in capsys.readouterr().out
     assert cli.main(["report", "other"]) == 2
     assert "no finished 07_evaluate in outputs/other" in capsys.readouterr().err
+
+
+def test_a_record_number_in_name_picture_and_table_does_not_survive_sharing(root, monkeypatch):
+    """Planted where hospitals leave it: file name, case, patient, slide, group, and EXIF and text of the picture."""
+    from PIL import Image, PngImagePlugin
+
+    number, plain = "MRN4711077", squares.row
+
+    def row(folder, file_name, pixels, **facts):
+        real = facts.get("source") == "real"
+        found = plain(folder, f"{number}/{file_name}" if real else file_name, pixels, **facts)
+        if not real:
+            return found
+        exif, text = Image.Exif(), PngImagePlugin.PngInfo()
+        exif[0x010E] = text_value = number
+        text.add_text("Patient", text_value)
+        Image.fromarray(pixels).save(folder / found["file_name"], exif=exif, pnginfo=text)
+        named = dict.fromkeys(("case_id", "patient", "slide", "group"), f"{number}-{facts['case_id']}")
+        return found | named | {"sha256": files.sha256(folder / found["file_name"])}
+
+    monkeypatch.setattr(squares, "row", row)
+    place = finished(root)
+    page = report.build("exp", share=True)
+    raw = page.encode() + b"".join(base64.b64decode(found) for found in re.findall(r"base64,([A-Za-z0-9+/=]+)", page))
+    assert number.encode() not in raw, "the shared page"
+    assert number in (place / "tiles.csv").read_text(), "or nothing was planted"
