@@ -180,6 +180,7 @@ def test_a_known_timm_encoder_is_pooled_as_its_authors_do(root):
     save_file(net.state_dict(), place / "model.safetensors")
     config = {
         "architecture": "test_vit",
+        "model_args": {"img_size": 160},
         "num_classes": net.num_classes,
         "pretrained_cfg": {"input_size": [3, 160, 160], "mean": [0] * 3, "std": [1] * 3},
     }
