@@ -407,3 +407,29 @@ def test_every_tile_that_changed_is_named_by_how():
     names = read.tile_id[[*polyp[:3], normal[0]]]
     found = table[table["change"].ne("")].set_index("tile_id")["change"].to_dict()
     assert found == dict(zip(names, ["newly found", "still missed", "lost", "newly flagged"], strict=True))
+
+
+def unlucky(trial, draws=3, generators=2, seeds=3, luck=0.4):
+    """Predictions of an arm that truly adds nothing, whose draws and generators have luck of their own."""
+    rows, rng = tiles([14, 12, 10, 9], per_case=4), np.random.default_rng(trial)
+    runs = stats.crossed(draws, generators, seeds)
+    of_draw, of_generator = rng.normal(0, luck, (draws, 2)), rng.normal(0, luck, (draws, generators, 2))
+    p = []
+    for arm in range(2):
+        shifts = [(of_draw[d] + of_generator[d, g]) * arm for d, g, _ in runs]
+        p.append(
+            [planted.scores(rows, dict(zip(planted.TAIL, s, strict=True)), [trial, arm, *r]) for s, r in zip(shifts, runs, strict=True)]
+        )
+    p, y = np.array(p), rows["label"].map(CLASSES.index).to_numpy()
+    tile, case = (rows[name].to_numpy(str) for name in ("tile_id", "case_id"))
+    return predictions.Predictions(CLASSES, ["real", "augmented"], runs, tile, case, y, p.argmax(-1), p, {}, [])
+
+
+@pytest.mark.slow
+def test_with_no_true_effect_helps_is_said_in_at_most_one_experiment_in_twenty():
+    specs, said = {"real": {}, "augmented": {"synthetic": "keep"}}, {"helps": 0, "hurts": 0}
+    for trial in range(200):
+        m = verdict.measure(unlucky(trial), dataset(), resamples=100, seed=trial)
+        sentence = verdict.conclude(m, verdict.cast(specs, ["real", "augmented"]), dataset())["sentence"]
+        said = {word: n + (f"augmented {word}" in sentence) for word, n in said.items()}
+    assert said["helps"] <= 10, said
