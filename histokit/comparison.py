@@ -185,7 +185,7 @@ def counts(sets, classes):
 
 def remarks(arms, sets, tiles):
     """Plain sentences on what a reader of the result must know; empty when there is nothing to say."""
-    said = []
+    said, coded = [], {}
     for name, arm in arms.items():
         if arm["synthetic"] and not sets[name]["source"].eq("synthetic").any():
             said.append(f"Arm {name}: {arm['synthetic']} has no {arm['status']} tile, so it was trained on real tiles alone.")
@@ -197,13 +197,15 @@ def remarks(arms, sets, tiles):
                 )
         real = sets[name]["source"].eq("real")
         if "path" in sets[name] and not real.all():
-            said += [f"Arm {name}: {line}" for line in shortcuts.codec_remarks(sets[name][real], sets[name][~real])]
+            for line in shortcuts.codec_remarks(sets[name][real], sets[name][~real]):
+                coded.setdefault(line, []).append(name)
         borrowed = _unchecked(sets[name])
         if borrowed:
             said.append(
                 f"Arm {name}: {borrowed} synthetic tiles were made from tiles of another class, and no judge has looked at their labels; "
                 "name a 05_select step."
             )
+    said += [f"Arm{'s' * (len(names) > 1)} {', '.join(names)}: {line}" for line, names in coded.items()]
     idle = [name for name, arm in arms.items() if arm["mode"] in ("knn", "prototype")]
     if idle:
         said.append(f"Not trained, so outside the comparison at equal updates: {', '.join(idle)}.")

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import squares
 import torch
+from PIL import Image
 
 from histokit import augment, comparison, data, files, recolour, runs
 
@@ -92,6 +93,12 @@ def test_an_arm_gets_recoloured_tiles_of_the_rare_class_in_stains_of_other_cases
     changed = np.abs(pixels.mean((1, 2)) - own.mean((0, 1, 2))).max(axis=1) > 30
     assert 5 <= changed.sum() < 9, "most donors are of another colour here, one case is blue as well"
     assert all(files.sha256(path) == sha for path, sha in zip(many["path"], many["sha256"], strict=True))
+    told = comparison.remarks(arms, sets, tiles)
+    assert not any(line.startswith("Arm") for line in told), "same codec, same size, all tiles that were asked for"
+    for path in data.training(tiles)["path"]:
+        Image.open(path).resize((80, 80)).save(path)
+    said = comparison.remarks(arms, sets, tiles)[0]
+    assert said.startswith("Arms few, many: real tiles are PNG 80 x 80 px, added ones PNG 64 x 64 px")
     table = comparison.counts(sets, squares.CLASSES).set_index(["arm", "label"])
     assert table.loc[("many", "blue")].tolist() == [4, 0, 9] and table.loc[("real", "blue")].tolist() == [4, 0, 0]
 
