@@ -262,20 +262,30 @@ def pairs(left, right, captions, title="", ax=None, cols=4):
 
 
 def arm_tiles(counts, title="What each arm is trained on", ax=None):
-    """Training tiles per class and arm, real ones and those added to them side by side; counts: table of `comparison.counts`."""
-    arms, labels = list(dict.fromkeys(counts["arm"])), list(dict.fromkeys(counts["label"]))
-    ax = ax or new_axes(8, 0.8 + 0.18 * len(arms) * len(labels) + 0.2 * len(labels))
-    step = 0.8 / len(arms)
-    for a, arm in enumerate(arms):
-        rows = counts[counts["arm"].eq(arm)].set_index("label").loc[labels]
-        at = np.arange(len(labels)) - 0.4 + step * (a + 0.5)
-        ax.barh(at, rows["real"], step * 0.9, color=TRAIN, label="real" if a == 0 else None)
-        ax.barh(at, rows["synthetic"], step * 0.9, left=rows["real"], color=TEST, label="synthetic" if a == 0 else None)
-        if counts["recoloured"].any():
-            ax.barh(at, rows["recoloured"], step * 0.9, left=rows["real"], color=VAL, label="real, recoloured" if a == 0 else None)
-        for y, real, made in zip(at, rows["real"], rows["synthetic"] + rows["recoloured"], strict=True):
-            ax.text(real + made, y, f" {arm}: {real}" + (f" + {made}" if made else ""), va="center", fontsize=7, color=INK)
-    ax.set_yticks(range(len(labels)), labels)
+    """Training tiles per class, real ones and those added to them; arms that train on the same share a bar.
+
+    Args:
+        counts: table of `comparison.counts`.
+    """
+    bars, middles, y = [], {}, 0.0
+    for label, rows in counts.groupby("label", sort=False):
+        shared = rows.groupby(["real", "synthetic", "recoloured"], sort=False)["arm"].agg(list)
+        bars += [(y + k, *numbers, arms) for k, (numbers, arms) in enumerate(shared.items())]
+        middles[label] = y + (len(shared) - 1) / 2
+        y += len(shared) + 0.6
+    ax = ax or new_axes(8, 0.8 + 0.2 * y)
+    at, real, synthetic, recoloured = np.array([bar[:-1] for bar in bars], dtype=float).T
+    for numbers, left, colour, label in (
+        (real, 0, TRAIN, "real"),
+        (synthetic, real, TEST, "synthetic"),
+        (recoloured, real, VAL, "real, recoloured"),
+    ):
+        if label == "real" or numbers.any():
+            ax.barh(at, numbers, 0.85, left=left, color=colour, label=label)
+    for y, n, made, painted, arms in bars:
+        added = f" + {made + painted}" if made + painted else ""
+        ax.text(n + made + painted, y, f" {_few(arms, counts['arm'].nunique())}: {n}{added}", va="center", fontsize=7, color=INK)
+    ax.set_yticks(list(middles.values()), list(middles))
     ax.invert_yaxis()
     ax.set_xlim(right=counts[["real", "synthetic", "recoloured"]].sum(axis=1).max() * 1.3)
     ax.set_xlabel("training tiles")
@@ -284,37 +294,62 @@ def arm_tiles(counts, title="What each arm is trained on", ax=None):
     return ax
 
 
+def _few(arms, every, most=3):
+    """Names of arms for one bar: all of them, up to three, or how many more."""
+    if len(arms) == every > 1:
+        return "every arm"
+    return ", ".join(arms[:most]) + (f" and {len(arms) - most} more" if len(arms) > most else "")
+
+
+def _colour(k, n):
+    """The k-th of n colours: the usual ones, or twenty where ten do not suffice."""
+    return f"C{k}" if n <= 10 else plt.get_cmap("tab20")(k % 20)
+
+
 def arm_curves(history, title="Balanced accuracy on real validation tiles while training", ax=None):
     """One line per arm (mean over seeds) over thin lines per seed; history: table of `trials.histories`."""
-    ax = ax or new_axes(8, 3.5)
+    ax, n = ax or new_axes(8, 3.5), history["arm"].nunique()
     for i, (arm, rows) in enumerate(history.groupby("arm", sort=False)):
         table = rows.pivot_table(index="step", columns="seed", values="val_balanced_accuracy")
         if len(table):
-            ax.plot(table.index, table, color=f"C{i}", lw=0.5, alpha=0.4)
-            ax.plot(table.index, table.mean(axis=1), color=f"C{i}", lw=2, label=arm)
+            ax.plot(table.index, table, color=_colour(i, n), lw=0.5, alpha=0.4 if n <= 6 else 0.1)
+            ax.plot(table.index, table.mean(axis=1), color=_colour(i, n), lw=2 if n <= 6 else 1.2, label=arm)
     ax.set_ylim(0, 1.02)
     ax.set_xlabel("optimiser updates")
     ax.set_title(title, loc="left", fontsize=10)
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, fontsize=8, loc="lower right")
+        where = {"loc": "lower right"} if n <= 6 else {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+        ax.legend(frameon=False, fontsize=8 if n <= 6 else 7, **where)
     return ax
 
 
 def arm_recall(recall, title="Recall of each class on real validation tiles", ax=None):
-    """Recall per class: a dot per arm (mean over seeds) and a bar from the lowest to the highest seed.
+    """Recall per class: a dot per arm (mean over seeds) and a bar from the lowest to the highest seed; beyond six arms a table in colours.
 
     Args:
         recall: DataFrame arm, seed, label, recall, tiles.
     """
     arms, labels = list(dict.fromkeys(recall["arm"])), list(dict.fromkeys(recall["label"]))
+    tiles = recall.groupby("label")["tiles"].first()
+    names = [f"{label} ({tiles[label]})" for label in labels]
+    if len(arms) > 6:
+        table = recall.pivot_table("recall", "arm", "label", sort=False).loc[arms, labels]
+        ax = ax or new_axes(2.5 + 0.8 * len(labels), 1.4 + 0.27 * len(arms))
+        ax.imshow(table, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        for (y, x), value in np.ndenumerate(table.to_numpy()):
+            ax.text(x, y, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color="white" if value > 0.6 else INK)
+        ax.set_yticks(range(len(arms)), arms, fontsize=8)
+        ax.set_xticks(range(len(labels)), names, rotation=30, ha="right", fontsize=8)
+        ax.spines[:].set_visible(False)
+        ax.set_title(f"{title}, %", loc="left", fontsize=10)
+        return ax
     ax = ax or new_axes(8, 0.9 + 0.16 * len(arms) * len(labels) + 0.15 * len(labels))
     for a, arm in enumerate(arms):
         found = recall[recall["arm"].eq(arm)].groupby("label")["recall"].agg(["mean", "min", "max"]).loc[labels]
         at = np.arange(len(labels)) - 0.35 + 0.7 * (a + 0.5) / len(arms)
         ax.hlines(at, found["min"], found["max"], color=f"C{a}", lw=1)
         ax.plot(found["mean"], at, "o", color=f"C{a}", ms=5, label=arm)
-    tiles = recall.groupby("label")["tiles"].first()
-    ax.set_yticks(range(len(labels)), [f"{label} ({tiles[label]})" for label in labels])
+    ax.set_yticks(range(len(labels)), names)
     ax.invert_yaxis()
     ax.set_xlim(-0.03, 1.03)
     ax.set_xlabel("recall (in brackets: validation tiles)")
@@ -378,7 +413,8 @@ def arm_differences(rows, endpoint, notes=None, title="", ax=None):
     ax.set_yticks(range(len(rows)), names, fontsize=8)
     ax.axvline(0, color=INK, lw=0.8)
     ax.set_ylim(len(rows) - 0.5, -0.5)
-    ax.set_xlabel(f"points of {endpoint}, arm minus {rows['baseline'].iloc[0]}; bar: 95 % interval, hollow: none")
+    ax.set_xlabel(f"points of {endpoint}")
+    ax.set_title("bar: 95 % interval, hollow: none", loc="right", fontsize=8, color=FAINT)
     ax.set_title(title or f"Every arm against {rows['baseline'].iloc[0]}", loc="left", fontsize=10)
     return ax
 

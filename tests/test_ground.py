@@ -70,3 +70,19 @@ def test_notebooks_are_as_nbformat_writes_them(repository):
     for path in sorted((repository / "notebooks").glob("*.ipynb")):
         text = path.read_text(encoding="utf-8")
         assert nbformat.writes(nbformat.reads(text, as_version=4)) + "\n" == text, path.name
+
+
+def test_every_table_of_a_notebook_is_the_last_of_its_cell(repository):
+    """Elsewhere, or inside an `if`, a table is made and never shown."""
+    import ast
+    import json
+
+    for path in sorted((repository / "notebooks").glob("*.ipynb")):
+        for cell in json.loads(path.read_text())["cells"]:
+            if cell["cell_type"] != "code" or "plots.table(" not in "".join(cell["source"]):
+                continue
+            body = ast.parse("".join(cell["source"])).body
+            calls = [node for part in body for node in ast.walk(part) if isinstance(node, ast.Attribute) and node.attr == "table"]
+            calls = [node for node in calls if getattr(node.value, "id", "") == "plots"]
+            last = [node for node in ast.walk(body[-1]) if node in calls]
+            assert isinstance(body[-1], ast.Expr) and len(last) == len(calls) == 1, f"{path.name}, cell {cell['id']}"
