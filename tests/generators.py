@@ -4,6 +4,7 @@ One experiment up to 06_classifier: five classes, two of them rare, and a step o
 """
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -13,11 +14,12 @@ from PIL import Image, ImageFilter
 from histokit import augment, comparison, data, files, runs, toy, trials
 
 HEAD, TAIL = ["stroma", "normal_gland", "adenoma"], ["mucinous", "cribriform"]
-SIZES = {"train": (12, 5), "val": (5, 3), "test": (12, 3)}  # cases of a class in each split, and tiles of a case
+SIZES = {"train": (12, 4), "val": (4, 2), "test": (10, 2)}  # cases of a class in each split, and tiles of a case
 TAIL_SIZES = {"train": (3, 4), "val": (6, 4), "test": (14, 4)}
 MADE = 40  # synthetic tiles a class
 
 
+@functools.cache
 def drawn(label, case, index=0):
     return toy.tile(label, case, index)[0]
 

