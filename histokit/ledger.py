@@ -32,7 +32,7 @@ class Look:
             return
         from_ = ", ".join(name or "a notebook opened by hand" for name in self.recipes)
         plans = f"{len(self.plans)} plans" if len(self.plans) > 1 else "the same plan"
-        yield f"The test tiles of {dataset} have been opened {self.before} times before, with {plans}, by {from_}."
+        yield f"The test tiles of {dataset} have been opened {self.before} time{'s' * (self.before != 1)} before, with {plans}, by {from_}."
         if self.changed:
             yield f"The plan was changed after the first look at them; it was: {self.changed}."
 

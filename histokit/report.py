@@ -179,14 +179,16 @@ def _likeness(results):
 
 def _probe(results):
     return [
-        {"class": row["class"], "encoder": row["encoder"], "AUROC": row["auroc"]} for row in results["probe"] if row["auroc"] is not None
+        {"class": row["class"], "encoder": row["encoder"], "AUROC": f"{row['auroc']:.2f}"}
+        for row in results["probe"]
+        if row["auroc"] is not None
     ]
 
 
 def _stain(place, judged, baseline):
     table = files.read_table(place / "stain_range.csv")
     return [
-        {"cases stained": row["group"], "tiles / cases": f"{row['tiles']} / {row['cases']}", baseline: _share(row[baseline])}
+        {"cases stained": row["group"], "tiles / cases": f"{row['tiles']:.0f} / {row['cases']:.0f}", baseline: _share(row[baseline])}
         | {judged: _share(row[judged])}
         for row in table.to_dict("records")
         if row["group"] in ("inside", "outside")
@@ -232,7 +234,8 @@ def _unchecked(results, dataset, arms, specs):
         yield "No arm with wrong labels, which must not help, was among them."
     if results.get("looks", {}).get("opened_before"):
         looks = results["looks"]
-        yield f"These test tiles had been opened {looks['opened_before']} times before, with {len(looks['plans'])} plans: not untouched."
+        times = f"{looks['opened_before']} time{'s' * (looks['opened_before'] != 1)}"
+        yield f"These test tiles had been opened {times} before, with {len(looks['plans'])} plans: not untouched."
     there = results["external"]["lines"]
     yield "Other scanners, laboratories and hospitals than those in the data" + (" and in the external tiles." if there else ".")
 
