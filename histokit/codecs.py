@@ -8,6 +8,11 @@ from histokit import backbone, data, decode
 VERSION = 1
 
 
+def load(base_model, device, tile_px, tiles=None):
+    """`VaeRoundTrip` of a base by name, see `backbone.load`."""
+    return VaeRoundTrip(backbone.load(base_model, device, tiles=tiles), tile_px)
+
+
 class VaeRoundTrip:
     """Tiles as the base model's autoencoder gives them back, `tile_px` wide: the way every synthetic tile has gone.
 

@@ -48,7 +48,7 @@ def train(run, arms, sets, tiles, *, seeds, steps, batch_size, lr=0.0, base_mode
             if external is not None and len(external):
                 seen.refuse(place, external.assign(split="test"), f"encoder {arm['encoder']!r}")
         if arm["real_through"] == "vae" and codec is None:
-            codec = codecs.VaeRoundTrip(backbone.load(base_model, run.device, tiles=tiles), dataset.tile_px)
+            codec = codecs.load(base_model, run.device, dataset.tile_px, tiles)
         trial = _Trial(run, name, arm, sets[name], held_out, dataset, codec if arm["real_through"] == "vae" else None)
         rows += [trial.finished(s, steps, batch_size, lr) or trial.train(s, steps, batch_size, lr) for s in range(seeds)]
         val = [row["val_balanced_accuracy"] for row in rows[-seeds:]]

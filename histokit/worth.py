@@ -22,13 +22,13 @@ def curves(m, parts, specs, counts):
     Args:
         m: verdict.Measured; parts: verdict.Roles.
         specs: {arm: settings} of the classifier step, as its recipe writes them.
-        counts: table of `comparison.counts`.
+        counts: rows of `comparison.counts`.
 
     Returns:
         DataFrame class, kind (real | synthetic), arm, tiles, value, low, high (recall in [0, 1]), sorted by tiles; no rows where a class
         has fewer than three points of real tiles.
     """
-    held = counts.set_index(["arm", "label"])
+    held = pd.DataFrame(counts).set_index(["arm", "label"])
     levels = verdict.levels(m).set_index(["arm", "endpoint"])
     rows = []
     for name in m.predictions.classes:
