@@ -71,10 +71,11 @@ def screen(run, made, tiles, panel, encoder_name, thresholds, quota=None, centro
     if place := features.source(encoder_name):
         run.input(place)
     manifests, scores, cuts, reals = [], [], [], []
+    typical = _typical(data.training(tiles)) if len(made) else None
     for name, rows in made.groupby("label", sort=False):
         rows = rows.reset_index(drop=True)
-        own = _scores(rows, data.training(tiles), name, panel, encoder, centroids)
-        real = pd.concat([_real(data.training(tiles), name, encoder), _judged(tiles, name, panel)], ignore_index=True)
+        own = _scores(rows, data.training(tiles), name, panel, encoder, centroids, typical)
+        real = pd.concat([_real(data.training(tiles), name, encoder), typical[0], _judged(tiles, name, panel)], ignore_index=True)
         table = selection.calibrate(thresholds, real)
         sizes = data.training(tiles)["label"].value_counts()
         decided = selection.decide(own, table, name, verdicts)
@@ -89,7 +90,7 @@ def screen(run, made, tiles, panel, encoder_name, thresholds, quota=None, centro
     return tuple(pd.concat(parts, ignore_index=True) for parts in (manifests, scores, cuts, reals))
 
 
-def _scores(rows, training, name, panel, encoder, centroids):
+def _scores(rows, training, name, panel, encoder, centroids, typical):
     probabilities = np.mean([judge.predict_tiles(rows) for judge in panel], axis=0)  # [B, C]
     classes = panel[0].classes
     out = {"sha256": rows["sha256"], "judge": probabilities[:, classes.index(name)]}
@@ -97,9 +98,9 @@ def _scores(rows, training, name, panel, encoder, centroids):
         "judge_class": [classes[i] for i in probabilities.argmax(axis=1)],
         "judge_rank": selection.rank_of(probabilities, classes.index(name)),
     }
-    looks, real_looks = _looks(rows), _looks(_sample(training))
+    looks = _looks(rows)
     out |= {"brightness": looks["brightness"], "contrast": looks["contrast"], "focus": looks["focus"]}
-    out["stain"] = selection.deviation(looks["stains"], real_looks["stains"])
+    out["stain"] = selection.deviation(looks["stains"], typical[1])
     alike, of_real, labels = _scaling(training, encoder), features.embed(encoder, training), training["label"].to_numpy(str)
     feats, of_real = alike(features.embed(encoder, rows)), alike(of_real)
     places = selection.to_centroids(feats, of_real, labels, name, centroids)
@@ -147,16 +148,15 @@ def _real(training, name, encoder):
     table["known_copy"] = [float(selection.nearest_similarity(c[None], r[None])[0]) for c, r in zip(copied, real[position], strict=True)]
     shown = own.sample(min(SAMPLE, len(own)), random_state=0)
     contrast = pd.DataFrame({"tile_id": shown["tile_id"], "label": shown["label"], "contrast": _looks(shown)["contrast"]})
-    every = _sample(training)
+    return pd.concat([table, contrast], ignore_index=True)
+
+
+def _typical(training):
+    """Focus and stain of real training tiles of all classes, at most `SAMPLE`, and the stains [N, 2] themselves: the laboratory's."""
+    every = training.sample(min(SAMPLE, len(training)), random_state=0)
     looks = _looks(every)
-    typical = pd.DataFrame({"tile_id": every["tile_id"], "label": every["label"], "focus": looks["focus"]})
-    typical["stain"] = selection.deviation(looks["stains"], looks["stains"])
-    return pd.concat([table, contrast, typical], ignore_index=True)
-
-
-def _sample(training):
-    """Real training tiles of all classes, at most `SAMPLE`: what the laboratory's stain and focus are like."""
-    return training.sample(min(SAMPLE, len(training)), random_state=0)
+    table = pd.DataFrame({"tile_id": every["tile_id"], "label": every["label"], "focus": looks["focus"]})
+    return table.assign(stain=selection.deviation(looks["stains"], looks["stains"])), looks["stains"]
 
 
 def _realism(feats, real, k=5):

@@ -23,7 +23,7 @@ def test_a_trace_in_every_synthetic_tile_is_found_and_no_trace_is_chance():
     found = shortcuts.probe({"clean": (a, b), "traced": (a, traced)}, real, made, ["a"]).set_index("encoder")["auroc"]
     assert found["traced"] > 0.98 and 0.3 < found["clean"] < 0.7
     (said,) = shortcuts.probe_remarks(shortcuts.probe({"traced": (a, traced)}, real, made, ["a"]))
-    assert said.startswith("a: synthetic tiles give themselves away (AUROC traced 1.00).") or "0.9" in said
+    assert said.startswith("a: synthetic tiles give themselves away (AUROC traced ")
 
 
 def test_what_was_made_from_a_case_stays_on_its_side():
