@@ -4,6 +4,7 @@
 generator saw; planted copies of training tiles show whether the detector would have noticed. Nothing here rejects or deletes a tile.
 """
 
+import functools
 import io
 import json
 from dataclasses import dataclass
@@ -11,12 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import ndtr
 
-from histokit import augment, copies, data, features, memorisation, set_metrics
+from histokit import augment, copies, data, features, memorisation, set_metrics, stats
 
-VERSION = 1
+VERSION = 2
 PLANTED = 60  # training tiles of which each kind of copy is planted
 PAIRS = 20  # closest pairs that a person looks at
+PULLED = 4  # and tiles at which the prompt pulled far harder than is usual in their class
 NEIGHBOURS = 50  # real tiles around a synthetic one, for the ratio test
 
 
@@ -114,6 +117,37 @@ class Nearest:
             out[space] = np.where(np.isfinite(best), 1 - best, np.nan), row
         return out
 
+    @functools.cached_property
+    def apart(self):
+        """{space: [T] distance of each training tile to the nearest other one}."""
+        out = {}
+        for space, views in self.views(self.training).items():
+            alike = _best(views, self.real[space])
+            np.fill_diagonal(alike, -np.inf)
+            out[space] = 1 - alike.max(axis=1)
+        return out
+
+    def ratio(self, tiles, around, codec=None):
+        """{space: [N]} `memorisation.ratio` of each tile; real tiles of its own case count neither as training tiles nor as around it.
+
+        Not finite where all of them are of its own case.
+        """
+        case = tiles["case_id"].to_numpy()[:, None] if "case_id" in tiles else np.full((len(tiles), 1), "")
+        pool = {
+            self.encoder.name: _unit((features.embed(self.encoder, around) - self.mean) * self.weight),
+            "outline": _unit(features.embed(self.picture, around)),
+        }
+        out = {}
+        for space, views in self.views(tiles, codec).items():
+            near, far = 1 - _best(views, self.real[space]), 1 - _best(views, pool[space])
+            own = case != ""
+            near[own & (case == self.training["case_id"].to_numpy())] = np.inf
+            far[own & (case == around["case_id"].to_numpy())] = np.nan
+            far.sort(axis=1)
+            many = around["label"].value_counts().min()  # of each class
+            out[space] = memorisation.ratio(near.min(axis=1), far[:, :many])  # NaN is sorted last
+        return out
+
 
 def _unit(x):
     x = np.asarray(x, np.float64)
@@ -155,17 +189,23 @@ def measure(tiles, made, classes, encoder, *, vae=None, most=500, seed=0):
         own = _some(made[made["label"].eq(name)], most, seed)
         held = _some(tiles[_kept_out(tiles) & tiles["label"].eq(name)], most, seed)
         if len(own):
-            found = _class(name, own, held, near, copied, seed)
+            pooled = Pooled(name, near, tiles, classes, sample, planted(vae), most, seed)
+            found = _class(name, own, held, near, copied, pooled, seed)
             rows, gates[name], detectors[name] = rows + found["rows"], found["gate"], found["detectors"]
             pairs.append(found["pairs"])
-    closest = pd.concat(pairs).sort_values("rank", kind="stable").head(PAIRS) if pairs else pd.DataFrame(columns=PAIR)
-    return Report(pd.DataFrame(rows, columns=ROW), gates, closest.reset_index(drop=True), detectors)
+    closest = _closest(pd.concat(pairs)) if pairs else pd.DataFrame(columns=PAIR)
+    rows = pd.DataFrame(rows, columns=ROW)
+    rows["p"] = np.nan
+    if (known := rows["z"].notna()).any():
+        rows.loc[known, "p"] = stats.holm(ndtr(rows.loc[known, "z"].to_numpy(float)))
+    return Report(rows, gates, closest.reset_index(drop=True), detectors)
 
 
 ROW = (
-    "class space synthetic held_out cases cut copies expected excess low high copied_training most_copied most_copied_times closest certain"
+    "class space synthetic held_out cases test cut copies expected excess low high copied_training most_copied most_copied_times closest "
+    "certain authentic authentic_real z farther"
 ).split()
-PAIR = "class tile_id nearest space distance other_space other_distance rank".split()
+PAIR = "class tile_id nearest space distance other_space other_distance rank pull".split()
 
 
 def _kept_out(tiles):
@@ -183,7 +223,39 @@ def _some(rows, most, seed):
     return rows.sample(min(most, len(rows)), random_state=seed).sort_index().reset_index(drop=True)
 
 
-def _class(name, own, held, near, copied, seed):
+class Pooled:
+    """The ratio test, calibrated on real tiles of all rare classes, for one with too few held-out tiles of its own.
+
+    Every class has as many tiles around as this one, or a small class among large ones would seem to lie near its training tiles.
+    """
+
+    def __init__(self, name, near, tiles, classes, sample, kinds, most, seed):
+        self.near, self.sample, self.kinds, self.seed = near, sample, kinds, seed
+        self.held = _some(tiles[_kept_out(tiles) & tiles["label"].isin(classes)], most, seed)
+        real = tiles[tiles["use"].eq("labelled") & tiles["source"].eq("real") & tiles["split"].isin(["train", "val", "test"])]
+        self.around = real.groupby("label").sample(frac=1, random_state=seed)
+        self.around = self.around.groupby("label").head(min(NEIGHBOURS, real["label"].eq(name).sum())).reset_index(drop=True)
+
+    def __call__(self, tiles, codec=None):
+        """{space: [N]} ratio of tiles that may be copies; their own cases count."""
+        return self.near.ratio(tiles.assign(case_id=""), self.around, codec)
+
+    @functools.cached_property
+    def detectors(self):
+        """{space: memorisation.Detector} on ratios; empty where even all classes together are too few."""
+        real = pd.concat([self.near.training, self.held])
+        copied = {kind: self(self.sample, codec) for kind, codec in self.kinds.items()}
+        found = {}
+        for space, value in self.near.ratio(real, self.around).items():
+            known, planted = np.isfinite(value), {kind: ratios[space] for kind, ratios in copied.items()}
+            try:
+                found[space] = memorisation.calibrate(space, value[known], real["case_id"].to_numpy()[known], planted, self.seed)
+            except set_metrics.TooSmall:
+                return {}
+        return found
+
+
+def _class(name, own, held, near, copied, pooled, seed):
     ours, theirs = near(own), near(held)
     training = near.training[near.training["label"].eq(name)].reset_index(drop=True)
     across = near(training, apart=True) if len(training) else {}
@@ -193,15 +265,20 @@ def _class(name, own, held, near, copied, seed):
         closest[space] = float(distance.min())
         limit[space] = memorisation.certain(real, np.concatenate(list(copied[space].values())))
         line = dict.fromkeys(ROW, np.nan) | {"class": name, "space": space, "synthetic": len(own), "held_out": len(held)}
-        line |= {"cases": held["case_id"].nunique(), "closest": closest[space], "certain": limit[space]}
+        line |= {"cases": held["case_id"].nunique(), "closest": closest[space], "certain": limit[space], "test": ""}
+        line |= _without_cut(distance, row, *theirs[space], near.apart[space])
         try:
             detector = memorisation.calibrate(space, theirs[space][0], held["case_id"].to_numpy(), copied[space], seed)
+            value, few, line["test"] = distance, False, "distance"
         except set_metrics.TooSmall:
-            rows.append(line)
-            continue
-        many = int((distance < detector.strict).sum())
+            few, detector = True, pooled.detectors.get(space)
+            if detector is None:
+                rows.append(line)
+                continue
+            value, line["test"] = pooled(own)[space], "ratio"
+        many = int((value < detector.strict).sum())
         excess, low, high = memorisation.excess(many, len(own), detector.strict_rate, detector.real_tiles)
-        share, most, times = memorisation.copied_from(distance, row, detector.strict, len(near.training))
+        share, most, times = memorisation.copied_from(value, row, detector.strict, len(near.training))
         line |= {"cut": detector.strict, "copies": many, "expected": detector.strict_rate, "excess": excess, "low": low, "high": high}
         most_copied = near.training["tile_id"].iloc[most] if most >= 0 else ""
         line |= {"copied_training": share, "most_copied": most_copied, "most_copied_times": times}
@@ -209,20 +286,48 @@ def _class(name, own, held, near, copied, seed):
         found.append(detector)
         bounds.append((low, high))
     pairs = _pairs(name, own, ours, near.training)
-    return {"rows": rows, "gate": memorisation.gate(found, bounds, closest, limit), "pairs": pairs, "detectors": found}
+    return {"rows": rows, "gate": memorisation.gate(found, bounds, closest, limit, few), "pairs": pairs, "detectors": found}
+
+
+def _without_cut(distance, row, real, real_row, apart):
+    """The two statistics that need no cut: the share of authentic tiles, and the ranks of the distances, beside held-out real tiles."""
+    found = {"authentic": float((distance > apart[row]).mean())}
+    if len(real):
+        z, farther = set_metrics.data_copying(distance, real)
+        found |= {"authentic_real": float((real > apart[real_row]).mean()), "z": z, "farther": farther}
+    return found
+
+
+def _closest(pairs):
+    """The closest pairs of all classes, and after them those whose prompt pulled far harder than the others' of their class."""
+    pairs = pairs.sort_values("rank", kind="stable")
+    near, pulled = pairs[pairs["rank"] < PAIRS].head(PAIRS), pairs[pairs["pull"] > pairs["pull_limit"]]
+    pulled = pulled[~pulled["tile_id"].isin(near["tile_id"])].drop_duplicates("tile_id").nlargest(PULLED, "pull")
+    return pd.concat([near, pulled])[PAIR]
+
+
+def _pulls(own):
+    """How hard the prompt pulled at each tile, as 03 wrote it down [N], NaN where it did not; and above what that is far from usual.
+
+    Three deviations above the median, the deviation taken from the median absolute one (Leys et al. 2013, doi 10.1016/j.jesp.2013.03.013).
+    """
+    pull = np.array([float(json.loads(text or "{}").get("prompt_pull", np.nan)) for text in own["scores"].fillna("")])
+    known = pull[np.isfinite(pull)]
+    middle = np.median(known) if len(known) else np.nan
+    return pull, middle + 3 * 1.4826 * np.median(np.abs(known - middle)) if len(known) else np.nan
 
 
 def _pairs(name, own, ours, training):
-    """The closest pairs of a class in either space, by their rank there."""
-    spaces = list(ours)
+    """The nearest training tile of every tile of a class in either space, by its rank there."""
+    spaces, (pull, limit) = list(ours), _pulls(own)
     rows = []
     for space in spaces:
         other = spaces[1 - spaces.index(space)]
         distance, row = ours[space]
-        for rank, i in enumerate(np.argsort(distance, kind="stable")[:PAIRS]):
+        for rank, i in enumerate(np.argsort(distance, kind="stable")):
             pair = [name, own["tile_id"].iloc[i], training["tile_id"].iloc[row[i]], space, distance[i], other, ours[other][0][i], rank]
-            rows.append(dict(zip(PAIR, pair, strict=True)))
-    return pd.DataFrame(rows, columns=PAIR).drop_duplicates(["tile_id", "nearest"])
+            rows.append(dict(zip(PAIR, [*pair, pull[i]], strict=True)) | {"pull_limit": limit})
+    return pd.DataFrame(rows, columns=[*PAIR, "pull_limit"]).drop_duplicates(["tile_id", "nearest"])
 
 
 def table(report):
@@ -238,11 +343,30 @@ def table(report):
         if np.isnan(row["cut"]):
             shown |= {"copies": memorisation.TOO_FEW, "excess": "", "training tiles copied": ""}
         else:
-            shown |= {"copies": f"{row['copies']:.0f}, {percent(row['expected'])} expected"}
+            by = " by the ratio test" if row["test"] == "ratio" else ""
+            shown |= {"copies": f"{row['copies']:.0f}{by}, {percent(row['expected'])} expected"}
             shown |= {"excess": f"{100 * row['excess']:+.1f} points [{100 * row['low']:+.1f} to {100 * row['high']:+.1f}]"}
             shown |= {"training tiles copied": percent(row["copied_training"])}
         rows.append(shown | {"closest pair": f"{row['closest']:.3f}, a copy below {row['certain']:.3f}"})
     return pd.DataFrame(rows)
+
+
+def captions(pairs):
+    """What stands below each of the closest pairs."""
+    near = [f"{row.space} {row.distance:.3f}\n{row.other_space} {row.other_distance:.3f}" for row in pairs.itertuples()]
+    hard = [f"\nprompt pulled {pull:.3f}" if rank >= PAIRS else "" for pull, rank in zip(pairs["pull"], pairs["rank"], strict=True)]
+    return [one + other for one, other in zip(near, hard, strict=True)]
+
+
+def rank_table(report):
+    """What needs no cut: how many tiles are authentic, and whether they lie nearer to the training tiles than held-out real ones do."""
+    shown = report.rows[["class", "space"]].copy()
+    for column, title in (("authentic", "authentic"), ("authentic_real", "real ones of other cases")):
+        shown[title] = ["" if np.isnan(share) else f"{100 * share:.0f} %" for share in report.rows[column]]
+    shown["farther than a real one"] = ["" if np.isnan(share) else f"{100 * share:.0f} %" for share in report.rows["farther"]]
+    shown["C_T"] = ["n too small to say" if np.isnan(z) else f"{z:+.1f}" for z in report.rows["z"]]
+    shown["p, Holm"] = ["" if np.isnan(p) else f"{p:.2g}" for p in report.rows["p"]]
+    return shown
 
 
 def sentences(report):

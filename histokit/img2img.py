@@ -22,6 +22,7 @@ __all__ = [
 ]  # fmt: skip
 
 VERSION = 2
+PULL = "prompt_pull"  # name of the score that `sampling.sample` calls pulls
 
 # --- images ----------------------------------------------------------------------------------------------------------
 
@@ -69,21 +70,23 @@ def _blocks(jobs, batch):
 
 
 def _make(model, sources, block, batch, **settings):
-    """Images uint8 [n, H, W, 3] of the n jobs of one block, each in the slot its number gives it."""
+    """Images uint8 [n, H, W, 3] of the n jobs of one block, each in the slot its number gives it, and how hard each prompt pulled [n]."""
     rows = list(block.itertuples())
     slots = [rows[0]] * batch  # a slot nobody needs repeats the first job
     for row in rows:
         slots[row.number % batch] = row
-    last = max(row.number % batch for row in rows) + 1
+    last, pulls = max(row.number % batch for row in rows) + 1, []
     images = sampling.sample(
         model,
         [row.prompt for row in slots[:last]],
         [torch.Generator().manual_seed(row.seed) for row in slots[:last]],
         sources=sources.latents([row.tile_id for row in slots[:last]]),
         batch=batch,
+        pulls=pulls,
         **_settings(rows[0], settings),
     )
-    return images[[row.number % batch for row in rows]]
+    slot = [row.number % batch for row in rows]
+    return images[slot], np.asarray(pulls)[slot]
 
 
 def _settings(row, changes):
@@ -119,13 +122,14 @@ def render(model, jobs, run, tiles, *, batch=None):
         for block in _blocks(jobs, batch):
             if missing.isdisjoint(block):
                 continue
-            images = _make(model, sources, jobs.loc[block], batch)
+            images, pulls = _make(model, sources, jobs.loc[block], batch)
             for done in pending:
                 done.result()
             pending = []
-            for i, image in zip(block, images, strict=True):
+            for i, image, pull in zip(block, images, pulls, strict=True):
                 if i in missing:
                     facts = {"synthetic": True, "class": jobs["class"][i], "index": int(jobs["number"][i]), "seed": int(jobs["seed"][i])}
+                    facts |= {} if np.isnan(pull) else {PULL: float(f"{pull:.4g}")}
                     text = {"histokit": keys[i], "histokit:provenance": json.dumps(facts), "prompt": jobs["prompt"][i]}
                     pending.append(writer.submit(files.write_png, paths[i], image, text))
             made += len(pending)
@@ -158,6 +162,15 @@ def _there(path, key, run):
         files.link(old, path)
         return True
     return False
+
+
+def _pull(path):
+    """{prompt_pull: number} as it was written into the picture, {} where there was no guidance."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        facts = json.loads(image.info.get("histokit:provenance", "{}"))
+    return {PULL: facts[PULL]} if PULL in facts else {}
 
 
 def _key_of(path):
@@ -211,7 +224,7 @@ def _manifest(model, jobs, run, tiles, sources, paths, batch):
                 "settings": json.dumps(settings | {"batch": batch}),
                 "lora_sha": row.lora_sha,
                 "token_sha": row.token_sha,
-                "scores": "{}",
+                "scores": json.dumps(_pull(path)),
                 "status": "kept",
                 "reason": "",
                 "run_id": run.run_id,
@@ -258,7 +271,7 @@ class Previewer:
 
     def __call__(self, block=0, **settings):
         rows = self.jobs.loc[self.blocks[block]]
-        images = _make(self.model, self.sources, rows, self.batch, **settings)
+        images, _ = _make(self.model, self.sources, rows, self.batch, **settings)
         sources = self.sources.pixels(list(rows["tile_id"]))
         return Preview(images, sources, self.steps(block, **settings), rows.assign(**settings))
 
@@ -270,7 +283,7 @@ class Previewer:
     def ladder(self, strengths, job=0, **settings):
         """Images [n, H, W, 3] of job `job` at each of `strengths`, alone in their batch: within a grey level of the finished ones."""
         row = self.jobs.loc[[job]]
-        return np.concatenate([_make(self.model, self.sources, row.assign(number=0), 1, strength=s, **settings) for s in strengths])
+        return np.concatenate([_make(self.model, self.sources, row.assign(number=0), 1, strength=s, **settings)[0] for s in strengths])
 
 
 def previewer(model, jobs, tiles, batch=None):

@@ -13,7 +13,7 @@ import numpy as np
 
 from histokit import set_metrics, stats
 
-VERSION = 2
+VERSION = 3
 FALSE_ALARMS = 0.05  # share of held-out real tiles that the cut calls copies
 STRICT = 0.01  # the same for the planted controls, which must be found with hardly a false alarm
 FOUND = 0.95  # share of each kind of planted copy that a fit detector finds
@@ -104,10 +104,15 @@ def ratio(distance, neighbours):
     For classes with too few held-out tiles to calibrate on: a dense class is not called copied because its tiles are alike.
 
     Args:
-        distance: [M]. neighbours: [M, K] distances to real tiles, the nearest K = 50 or as many as there are.
+        distance: [M]. neighbours: [M, K] distances to real tiles, the nearest K = 50 or as many as there are; NaN where there are fewer.
+
+    Returns:
+        [M], about 1 or more for a new tile, 0 for a copy; infinite for a tile without neighbours.
     """
-    around = np.asarray(neighbours, float).mean(1)
-    return np.divide(distance, around, out=np.ones(len(around)), where=around > 0)
+    neighbours = np.asarray(neighbours, float)
+    known = np.isfinite(neighbours)
+    around = np.divide(np.where(known, neighbours, 0).sum(1), known.sum(1), out=np.full(len(known), np.nan), where=known.any(1))
+    return np.divide(distance, around, out=np.where(known.any(1), 1.0, np.inf), where=around > 0)
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ def certain(real, copied):
     return float(min(ends, default=0.0))
 
 
-def gate(detectors, bounds, closest, limit):
+def gate(detectors, bounds, closest, limit, pooled=False):
     """The Gate of one class: blocked where copies are shown, uncalibrated where they cannot be ruled out, else pass.
 
     Args:
@@ -141,13 +146,14 @@ def gate(detectors, bounds, closest, limit):
             tiles could not pass.
         closest: {space: least distance of a synthetic tile to a training tile}.
         limit: {space: `certain`}.
+        pooled: the detectors were calibrated on tiles of other classes, by the `ratio`: they can show copies and rule out none.
     """
     shown = [
         f"a pair in {space} is as near as copies are, and as no two real tiles of different cases"
         for space in closest
         if closest[space] < limit[space]
     ]
-    unsure = [] if detectors else [TOO_FEW]
+    unsure = [] if detectors and not pooled else [TOO_FEW]
     unsure += [f"detector not fit: planted copies by {kind} are not found" for kind in unfit(detectors)]
     for detector, (low, high) in zip(detectors, bounds, strict=True):
         rates = f"more copies in {detector.space} than among real tiles"

@@ -206,7 +206,8 @@ def _copies(results, share):
             rows.append({"class": row["class"], "space": row["space"], "copies": "not calibrated", "excess": "", "most copied": ""})
             continue
         most = f"{row['most_copied_times']:.0f} times" + ("" if share else f" {row['most_copied']}") if row["copies"] else ""
-        copied = f"{row['copies']:.0f} of {row['synthetic']}, {100 * row['expected']:.1f} % expected"
+        by = " by the ratio test" if row.get("test") == "ratio" else ""
+        copied = f"{row['copies']:.0f} of {row['synthetic']}{by}, {100 * row['expected']:.1f} % expected"
         excess = _points(row["excess"], row["low"], row["high"])
         rows.append({"class": row["class"], "space": row["space"], "copies": copied, "excess": excess, "most copied": most})
     return rows

@@ -128,7 +128,9 @@ class Run:
         self._alive()
         if not names:
             return self.folder
-        path = files.inside(self.folder, "/".join(str(name) for name in names))
+        name = "/".join(str(name) for name in names)
+        files.inside(self.folder, name)
+        path = self.folder / name  # as the folder is called, also where outputs/ is a link
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from histokit import backbone
 
 VERSION = 2
+FIRST = 3  # steps over which `pull` is averaged
 
 
 def schedule(scheduler, num_inference_steps, strength=1.0):
@@ -72,7 +73,7 @@ def noise_predicted(scheduler, output, z, t):
     raise ValueError(f"the scheduler says prediction_type {kind!r}; epsilon and v_prediction are known")
 
 
-def guided(model, cond, uncond=None, guidance_scale=1.0):
+def guided(model, cond, uncond=None, guidance_scale=1.0, watch=None):
     """`predict` with classifier-free guidance: uncond + scale (cond - uncond); Ho & Salimans (2022), arXiv:2207.12598, eq. 6.
 
     Args:
@@ -80,6 +81,8 @@ def guided(model, cond, uncond=None, guidance_scale=1.0):
         cond: [B, L, D] text embeddings, one per image.
         uncond: [1 or B, L, D] embedding of the empty prompt; unused at scale 1, where the second pass is skipped.
         guidance_scale: 1 turns guidance off.
+        watch: called as `watch(i, pull)` where there is guidance, with `pull` [B]: how far the prompt moves the UNet's output, root mean
+            square. Prompts whose training pictures are memorised pull harder; Wen et al. (2024), arXiv:2407.21720, section 4.
     """
     if guidance_scale != 1 and uncond is None:
         raise ValueError(f"guidance_scale {guidance_scale} needs the embedding of the empty prompt, got uncond=None")
@@ -92,6 +95,8 @@ def guided(model, cond, uncond=None, guidance_scale=1.0):
         if guidance_scale != 1:
             without, with_ = output.chunk(2)
             output = without + guidance_scale * (with_ - without)
+            if watch is not None:
+                watch(i, (with_ - without).detach().square().mean(dim=(1, 2, 3)).sqrt())
         return noise_predicted(model.scheduler, output, z, t)
 
     return predict
@@ -133,7 +138,7 @@ def batch_size(model):
 
 
 @torch.no_grad()
-def sample(model, prompts, generators, *, sources=None, strength=1.0, guidance_scale=2.0, num_inference_steps=25, batch=None):
+def sample(model, prompts, generators, *, sources=None, strength=1.0, guidance_scale=2.0, num_inference_steps=25, batch=None, pulls=None):
     """Images uint8 [N, H, W, 3] of N prompts, from noise or from the latents of real tiles.
 
     SDEdit, Meng et al. (2022), arXiv:2108.01073: a source is noised to `strength` of the schedule and denoised again. Strength 1
@@ -146,6 +151,7 @@ def sample(model, prompts, generators, *, sources=None, strength=1.0, guidance_s
         generators: list of N CPU generators, one per image.
         sources: [N, 4, h, w] scaled latents, or None for text-to-image.
         batch: images per batch, by default `batch_size(model)`.
+        pulls: a list that receives one number per image, the mean `watch` of `guided` over the first steps taken; NaN without guidance.
     """
     model.need("vae", "unet", "text_encoder", "tokenizer", "scheduler")
     batch = batch or batch_size(model)
@@ -167,6 +173,10 @@ def sample(model, prompts, generators, *, sources=None, strength=1.0, guidance_s
         n = len(z)
         cond = torch.stack([context[prompt] for prompt in prompts[rows]])
         z, cond = (torch.cat([x, x[-1:].expand(batch - n, *x.shape[1:])]) for x in (z, cond))
-        z = denoise(guided(model, cond, uncond, guidance_scale), z, model.scheduler, timesteps)
+        seen = []
+        watch = None if pulls is None else lambda i, pull, seen=seen: seen.append(pull) if i < FIRST else None
+        z = denoise(guided(model, cond, uncond, guidance_scale, watch), z, model.scheduler, timesteps)
+        if pulls is not None:
+            pulls += (torch.stack(seen).mean(dim=0) if seen else torch.full((batch,), torch.nan)).tolist()[:n]
         images.append(backbone.decode(model, z, min(batch, 4))[:n])  # the decoder's activations are the largest
     return np.concatenate(images)

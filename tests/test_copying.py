@@ -83,6 +83,75 @@ def test_few_held_out_tiles_leave_it_uncalibrated_but_a_plain_copy_is_seen(study
     assert gate.state == "blocked" and "as copies are" in gate.reasons[0]
 
 
+def test_few_held_out_tiles_are_judged_by_the_ratio_test_which_shows_copies_and_rules_out_none(study):
+    rows = report(fresh(40, "red"), "red")
+    assert set(rows.rows["test"]) == {"ratio"} and (rows.rows["copies"] <= 2).all()
+    assert rows.gates["red"].state == "uncalibrated" and rows.gates["red"].reasons[0] == copying.memorisation.TOO_FEW
+    real, names = real_training(study, "red")
+    found = report(fresh(20, "red") + [noisy(np.rot90(real[i % 2]), i) for i in range(20)], "red")
+    assert found.gates["red"].state == "blocked" and (found.rows["copies"] >= 20).all()
+    assert copying.table(found)["copies"].str.contains("by the ratio test").all()
+    assert set(found.rows["most_copied"]) <= set(names)
+
+
+def test_the_ratio_leaves_out_what_a_tile_shares_its_case_with(study):
+    tiles = data.load(runs.start(experiment="exp", step="look"))
+    training = data.training(tiles)
+    near = copying.Nearest(training, features.load("colour-texture"))
+    around = tiles.groupby("label").sample(6, random_state=0).reset_index(drop=True)
+    own, anyone = near.ratio(training, around), near.ratio(training.assign(case_id=""), around)
+    for space in own:
+        assert (anyone[space] < 1e-9).all(), "a training tile is its own nearest"
+        for value, row in zip(own[space], training.to_dict("records"), strict=True):
+            others, far = training[training["case_id"].ne(row["case_id"])], around[around["case_id"].ne(row["case_id"])]
+            one = training[training["tile_id"].eq(row["tile_id"])]
+            nearest, mean = (np.sort(1 - cosine(near, one, real, space))[:n].mean() for real, n in ((others, 1), (far, 6)))
+            assert value == pytest.approx(nearest / mean, rel=1e-6)
+
+
+def cosine(near, one, real, space):
+    """Largest cosine of the 8 symmetries of one tile with each real tile."""
+    if space == "outline":
+        feats = features.embed(near.picture, real)
+    else:
+        feats = (features.embed(near.encoder, real) - near.mean) * near.weight
+    feats = feats / np.linalg.norm(feats, axis=1, keepdims=True)
+    return (near.views(one)[space][0] @ feats.T).max(axis=0)
+
+
+def test_ranks_and_authentic_tiles_tell_a_copier_from_an_honest_generator(study):
+    honest = report(fresh(60)).rows
+    assert (honest["authentic"] - honest["authentic_real"]).abs().max() < 0.2 and honest["farther"].between(0.35, 0.65).all()
+    assert (honest["p"] > 0.01).all()
+    real, _ = real_training(study)
+    copied = report([noisy(np.rot90(real[i % 12]), i) for i in range(60)])
+    assert (copied.rows["authentic"] == 0).all() and (copied.rows["farther"] < 0.02).all() and (copied.rows["p"] < 1e-6).all()
+    shown = copying.rank_table(copied)
+    assert list(shown["authentic"]) == ["0 %", "0 %"] and shown["C_T"].str.startswith("-").all()
+    red = report(fresh(5, "red"), "red")
+    assert red.rows["p"].notna().all(), "ten held-out tiles rank, though they do not calibrate"
+
+
+def test_a_tile_whose_prompt_pulled_too_hard_is_shown_though_it_is_far(study):
+    pixels, pulls = fresh(60), list(np.random.default_rng(0).normal(0.1, 0.005, 60).round(4))
+    squares.synthetic({"blue": 60}, step="made", pixels={"blue": pixels})
+    run = runs.start(experiment="exp", step="07_evaluate")
+    made = data.load(run, step="made")
+    near = copying.Nearest(data.training(data.load(run)), features.load("colour-texture"))(made)
+    far = int(np.argmax(np.minimum(*(np.argsort(np.argsort(distance)) for distance, _ in near.values()))))
+    pulls[far] = 0.2
+    made["scores"] = [json.dumps({"prompt_pull": float(pull)}) for pull in pulls]
+    found = copying.measure(data.load(run), made, ["blue"], features.load("colour-texture"))
+    assert len(found.pairs) <= copying.PAIRS + copying.PULLED
+    last = found.pairs.iloc[-1]
+    assert last["tile_id"] == made["tile_id"][far] and last["rank"] >= copying.PAIRS
+    shown = copying.captions(found.pairs)
+    assert shown[-1].endswith("prompt pulled 0.200") and not any("pulled" in text for text in shown[:10])
+    made["scores"] = ""
+    unknown = copying.measure(data.load(run), made, ["blue"], features.load("colour-texture"))
+    assert len(unknown.pairs) == copying.PAIRS and unknown.pairs["pull"].isna().all()
+
+
 def test_a_source_of_another_class_counts_as_something_to_copy(study):
     squares.synthetic({"blue": 3}, step="made", sources=json.dumps(["train/red/0.png"]))
     run = runs.start(experiment="exp", step="07_evaluate")

@@ -170,6 +170,18 @@ def test_the_manifest_tells_where_every_image_comes_from(model, tiles):
     assert np.array_equal(data.pixels(again, 32), pixels(made))
 
 
+def test_how_hard_the_prompt_pulled_is_kept_with_every_image(model, tiles):
+    run = start()
+    rows = img2img.render(model, jobs(model, tiles, 5), run, tiles, batch=2)
+    pulls = [json.loads(text)["prompt_pull"] for text in rows["scores"]]
+    assert len(set(pulls)) == 5 and min(pulls) > 0
+    again = img2img.render(model, jobs(model, tiles, 6), run, tiles, batch=2)
+    assert again["scores"].tolist()[:5] == rows["scores"].tolist(), "read from the pictures that were there"
+    run.finish(again)
+    plain = img2img.render(model, jobs(model, tiles, 2, guidance_scale=1.0), start("other"), tiles)
+    assert set(plain["scores"]) == {"{}"}
+
+
 def test_an_interrupted_set_ends_as_an_uninterrupted_one(model, tiles, monkeypatch):
     table, write = jobs(model, tiles, 11), files.write_png
     run = start("whole")

@@ -66,6 +66,9 @@ def test_the_ratio_does_not_call_a_dense_class_copied():
     loose = memorisation.ratio(np.array([1.0, 0.01]), neighbours)
     np.testing.assert_allclose(dense, loose)
     assert dense[1] < 0.01 < dense[0]
+    few = np.where(np.arange(50) < 3, neighbours, np.nan)
+    np.testing.assert_allclose(memorisation.ratio([1.0, 0.0], few), [1 / few[0, :3].mean(), 0])
+    assert memorisation.ratio([0.3], [[np.nan]]) == np.inf and memorisation.ratio([0.0], [[0.0]]) == 1
 
 
 def gate(low=-0.02, high=0.01, closest=0.5, found=None):

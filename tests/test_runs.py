@@ -154,6 +154,18 @@ def test_a_finished_run_is_not_written_to(root):
             late()
 
 
+def test_the_outputs_folder_may_be_a_link(root, tmp_path):
+    (tmp_path / "scratch").mkdir()
+    (root / "outputs").rename(root / "gone") if (root / "outputs").exists() else None
+    (root / "outputs").symlink_to(tmp_path / "scratch")
+    run = runs.start(experiment="exp", step="a")
+    path = run.path("tiles", "0.png")
+    assert path.relative_to(run.folder).as_posix() == "tiles/0.png" and path.is_relative_to(root)
+    files.write_bytes(path, b"x")
+    run.finish()
+    assert (tmp_path / "scratch/exp/a/tiles/0.png").read_bytes() == b"x" and run.record["outputs"].keys() >= {"tiles/0.png"}
+
+
 def test_paths_stay_inside_the_run_folder(root):
     run = start()
     for bad in ("../x", "/etc/passwd", "a\0"):

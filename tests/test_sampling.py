@@ -130,6 +130,28 @@ def test_an_image_does_not_depend_on_its_neighbours_nor_visibly_on_its_slot(mode
     torch.testing.assert_close(run([0])[0], whole[0], atol=1e-4, rtol=1e-4)
 
 
+def test_the_pull_of_a_prompt_is_how_far_it_moves_the_first_predictions(model):
+    prompts, pulls = ["gland tissue", "", "necrosis"], []
+    generators = [torch.Generator().manual_seed(k) for k in range(3)]
+    sampling.sample(model, prompts, generators, num_inference_steps=5, guidance_scale=2.0, batch=2, pulls=pulls)
+    assert len(pulls) == 3 and pulls[1] == pytest.approx(0, abs=1e-6) and pulls[0] > 0
+
+    z, cond, uncond = start(model, (0,)), context(model, prompts[0]), context(model, "")
+    timesteps, expected = sampling.schedule(model.scheduler, 5), []
+
+    def predict(z, t, i):  # two separate passes
+        with torch.no_grad():
+            one, other = (model.unet(z, t, words).sample for words in (cond, uncond))
+        expected.append((one - other).pow(2).mean().sqrt().item())
+        return sampling.noise_predicted(model.scheduler, other + 2 * (one - other), z, t)
+
+    sampling.denoise(predict, z, model.scheduler, timesteps)
+    assert pulls[0] == pytest.approx(np.mean(expected[: sampling.FIRST]), rel=1e-3) and len(expected) == 5
+    off = []
+    sampling.sample(model, prompts, generators, num_inference_steps=2, guidance_scale=1.0, pulls=off)
+    assert np.isnan(off).all() and len(off) == 3
+
+
 def test_samples_are_padded_ordered_and_nearly_independent_of_the_batch_size(model):
     prompts = [f"{word} tissue" for word in ("gland", "necrosis", "tumour", "skin", "colon")]
 
