@@ -128,6 +128,21 @@ def stain_range(tiles, *, per_case=4, seed=0):
     return pd.Series([where[key] for key in zip(test["label"], test["case_id"], strict=True)], index=test["tile_id"], dtype=str)
 
 
+def elsewhere(tiles, other, name, seed=0):
+    """What else than tissue differs between the training tiles and labelled tiles of another source, in lines: codec, size, stain."""
+    ours, theirs = (rows[rows["use"].eq("labelled") & rows["source"].eq("real")] for rows in (tiles[tiles["split"].eq("train")], other))
+    if ours.empty or theirs.empty:
+        return []
+    said, kinds = [], [max(found, key=found.get) for found in (codecs(ours, seed=seed), codecs(theirs, seed=seed))]
+    if kinds[0] != kinds[1]:
+        said.append(f"Tiles of {name} are {kinds[1]}, those trained on {kinds[0]}: what changes there may be the codec's or the size's.")
+    where = stain_range(pd.concat([ours, theirs.assign(split="test")], ignore_index=True), seed=seed)
+    cases = theirs.assign(where=where.reindex(theirs["tile_id"]).to_numpy()).drop_duplicates(["label", "case_id"])
+    apart = int(cases["where"].eq(OUTSIDE).sum())
+    said.append(f"{apart} of {len(cases)} cases of {name} are stained outside the range of the training cases of their class.")
+    return said
+
+
 def _stains(rows, batch=256):
     parts = [preflight.stains(data.pixels(rows.iloc[i : i + batch])) for i in range(0, len(rows), batch)]
     return np.concatenate(parts) if parts else np.zeros((0, 2))

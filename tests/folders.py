@@ -30,9 +30,8 @@ def encoded(image, kind="PNG", **options):
     return file.getvalue()
 
 
-def class_folders(root, classes=("a", "b"), cases=6, tiles=3, px=32, above=""):
+def class_folders(root, classes=("a", "b"), cases=6, tiles=3, px=32, above="", seed=0):
     """root/[above/]CLASS/CASE_TILE.png; returns root."""
-    seed = 0
     for name in classes:
         for case in range(cases):
             for tile in range(tiles):

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -83,6 +84,19 @@ def test_cases_outside_the_stain_of_the_training_cases_are_known(root, monkeypat
     assert shortcuts.stain_range(again, per_case=9).eq("inside").all(), "training cases lie in their own range"
     with_one = tiles[tiles["split"].eq("test") | tiles["case_id"].isin(["train-red-0", "train-blue-0"])]
     assert shortcuts.stain_range(with_one).eq("outside").all(), "one case is no range"
+
+    same = again.assign(tile_id=again["tile_id"].str.replace("train", "there"))
+    (said,) = shortcuts.elsewhere(tiles, same[same["split"].eq("test")], "house")
+    assert said.startswith("0 of ") and "cases of house are stained outside" in said
+    (said,) = shortcuts.elsewhere(tiles, dark.assign(split="val"), "house")  # whatever its split is called there
+    assert said.startswith(f"{len(dark)} of {len(dark)} cases")
+    coded = dark.copy()
+    coded["path"] = [str(Path(path).with_suffix(".jpg")) for path in coded["path"]]
+    for old, new in zip(dark["path"], coded["path"], strict=True):
+        Image.open(old).save(new, quality=80)
+    lines = shortcuts.elsewhere(tiles, coded, "house")
+    assert len(lines) == 2 and lines[0].startswith("Tiles of house are JPEG 64 x 64 px") and "trained on PNG 64 x 64 px" in lines[0]
+    assert shortcuts.elsewhere(tiles, dark.head(0), "house") == []
 
 
 @pytest.mark.parametrize("rows", [0, 1])

@@ -22,18 +22,20 @@ shared:
   base_model: tiny
 steps:
   - 00_dataset
+  - house: {run: 00_dataset, dataset: params/datasets/house.yaml}
   - judge: {run: 06_classifier, arms: {judge: {}}, seeds: 1, steps: 10, batch_size: 8, encoder: colour-texture}
   - 01_textual_inversion: {steps: 4, batch_size: 2, n_vectors: 2, options: {validate_every: 4, sheet_every: 4}}
   - 02_lora:
       {tokens: 01_textual_inversion, steps: 30, batch_size: 2, rank: 2, options: {checkpoint_every: 5, validate_every: 15, sheet_every: 30}}
   - 03_img2img: {num_images: 10, num_inference_steps: 40, encoder: colour-texture}
   - 05_select: {source: 03_img2img, judge: judge, encoder: picture, thresholds: {judge_rank: 3}}  # random weights please no judge
-  - 06_classifier: {arms: {real: {}, augmented: {synthetic: 05_select}}, seeds: 2, steps: 10, batch_size: 8, encoder: colour-texture}
+  - 06_classifier:
+      {arms: {real: {}, augmented: {synthetic: 05_select}}, external: house, seeds: 2, steps: 10, batch_size: 8, encoder: colour-texture}
   - 07_evaluate: {arms_of: 06_classifier, encoder: picture, resamples: 50}
 """
 DATASET = """\
-root: data
-classes: {common: {role: head}, other: {role: head}, rare: {role: tail}}
+root: {folder}
+classes: {{common: {{role: head}}, other: {{role: head}}, rare: {{role: tail}}}}
 case_pattern: (?P<case_id>P\\d+)
 tile_px: 32
 """
@@ -43,7 +45,9 @@ STEPS = re.findall(r"^  - (\w+)", RECIPE, flags=re.M)
 def working_root(root):
     """A working root with tiles of three classes, one of them rare, a tiny base, and the recipe."""
     folders.class_folders(root / "data", ("common", "other", "rare"), cases=6, tiles=3)
-    files.write_text(root / "params" / "datasets" / "set.yaml", DATASET)
+    folders.class_folders(root / "elsewhere", ("common", "other", "rare"), cases=9, tiles=1, seed=1000)
+    for name, folder in (("set", "data"), ("house", "elsewhere")):
+        files.write_text(root / "params" / "datasets" / f"{name}.yaml", DATASET.format(folder=folder))
     write_hub_layout(root / "tiny")
     (root / "params" / "story.yaml").write_text(RECIPE)
     return root
@@ -95,6 +99,21 @@ def test_every_step_is_done_and_the_verdict_is_on_the_terminal(told):
     assert sentence in text and "for this one draw and generator" in sentence
     trials = files.read_json(home / "06_classifier" / "results.json")["trials"]
     assert {trial["n_synthetic"] for trial in trials if trial["arm"] == "augmented"} == {10}, "or what is generated changes nothing below"
+
+
+def test_tiles_of_another_house_are_predicted_and_judged_and_never_trained_on(told):
+    root, _ = told
+    home = root / "outputs" / "story"
+    answers = files.read_table(next((home / "06_classifier" / "augmented").glob("*/predictions.parquet")))
+    there = answers[answers["split"].eq("external")]
+    assert len(there) == 27 and there["case_id"].str.startswith("house/").all()
+    found = files.read_json(home / "07_evaluate" / "results.json")["external"]
+    assert found["name"] == "house" and found["lines"][0].startswith("On house, ")
+    looked = files.read_json(home / "07_evaluate" / "07_evaluate.ipynb")
+    printed = "".join(text for cell in looked["cells"] for output in cell.get("outputs", []) for text in output.get("text", []))
+    assert "cases of house are stained outside the range" in printed
+    trials = files.read_json(home / "06_classifier" / "results.json")["trials"]
+    assert {trial["n_real"] for trial in trials} == {len(files.read_table(home / "00_dataset" / "manifest.csv").query("split == 'train'"))}
 
 
 def test_synthetic_tiles_come_from_training_cases_alone(told):
