@@ -151,7 +151,7 @@ def _run(arguments):
 def _dry_run(arguments, recipe, only, force, several=False):
     import shlex
 
-    from histokit import batch, files, jobs, notebooks
+    from histokit import batch, files, forecast, jobs, notebooks
 
     if several:
         print(f"\n{recipe.experiment}")
@@ -160,14 +160,11 @@ def _dry_run(arguments, recipe, only, force, several=False):
     again = {s.job.id for s in batch.redo(states, force)}
     todo = [s for s in states if s.state != "done" or s.job.id in again]
     width = _width(states)
-    seconds, room, unknown = 0, 0, 0
+    guesses, lacking = forecast.expect(recipe, found, [s.job.id for s in todo], say=lambda line: print(line, file=sys.stderr, flush=True))
     for s in states:
-        takes, bytes = jobs.expected(s.job)
-        if s in todo:
-            seconds, room, unknown = seconds + (takes or 0), room + (bytes or 0), unknown + (takes is None)
         state = {"done": "redo" if s.job.id in again else "done", "unknown": ""}.get(s.state, s.state)
-        print(f"{s.job.name:<{width}}  {state:<11}  {batch.duration(takes):>7}  {s.why}".rstrip())
-    print(f"\n{len(todo)} of {len(states)} jobs to run: {_estimate(len(todo) - unknown, unknown, batch.duration(seconds), room)}")
+        print(f"{s.job.name:<{width}}  {state:<11}  {batch.duration(guesses[s.job.id].seconds):>7}  {s.why}".rstrip())
+    print(f"\n{len(todo)} of {len(states)} jobs to run: {_estimate([guesses[s.job.id] for s in todo], lacking)}")
     if left := jobs.leftovers(found):
         print(f"set aside first, as {recipe.name} does not ask for it any more: {', '.join(left.values())}")
     if todo:
@@ -186,10 +183,17 @@ def _dry_run(arguments, recipe, only, force, several=False):
     return 0
 
 
-def _estimate(judged, unknown, time, room):
+def _estimate(guesses, lacking):
+    from histokit import batch
+
+    judged = [guess for guess in guesses if guess.seconds is not None]
+    why = f" ({lacking})" if lacking else ""
     if not judged:
-        return "time and disk unknown, no earlier run of these steps to judge by" if unknown else "nothing to wait for"
-    return f"about {time} and {room / 1e6:.0f} MB" + (f" for {judged}; {unknown} have no earlier run to judge by" if unknown else "")
+        return f"time and disk unknown{why}" if guesses else "nothing to wait for"
+    time, room, many = sum(g.seconds for g in judged), sum(g.bytes for g in judged), sum(g.files for g in judged)
+    size = f"{room / 1e9:.1f} GB" if room > 1e9 else f"{room / 1e6:.0f} MB"
+    unknown = len(guesses) - len(judged)
+    return f"about {batch.duration(time)}, {size}, {many:,} files" + (f" for {len(judged)}; {unknown} unknown{why}" if unknown else "")
 
 
 def _width(states):
@@ -201,7 +205,7 @@ def _short(path, root):
 
 
 def _status(arguments):
-    from histokit import batch, jobs
+    from histokit import batch, forecast, jobs
 
     states, study = [], _study(arguments)
     for recipe in study:
@@ -210,8 +214,9 @@ def _status(arguments):
         found = jobs.expand(recipe)
         mine = [jobs.look(j) for j in found]
         width = _width(mine)
+        guesses, _ = forecast.expect(recipe, found, [s.job.id for s in mine if s.seconds is None], measure=False)
         for s in mine:
-            takes = s.seconds if s.seconds is not None else jobs.expected(s.job)[0]
+            takes = s.seconds if s.seconds is not None else guesses[s.job.id].seconds
             print(f"{s.job.name:<{width}}  {'' if s.state == 'unknown' else s.state:<11}  {batch.duration(takes):>7}  {s.why}".rstrip())
         if left := jobs.leftovers(found):
             print(f"set aside by the next run, as {recipe.name} does not ask for it any more: {', '.join(left.values())}")

@@ -159,13 +159,8 @@ def wall_time(folder):
     return files.read_json(path).get("wall_s") if path.exists() else None
 
 
-def size(folder):
-    """Bytes of a run folder."""
-    return sum(p.stat().st_size for p in Path(folder).rglob("*") if p.is_file())
-
-
 def expected(job, root=None):
-    """(seconds, bytes) a job will take, judged by the latest finished run of the same step; None where there is none.
+    """(seconds, bytes, files) of the latest finished run of this step with the same parameters, seeds apart; None where there is none.
 
     Runs of this experiment count before those of others, and the same class before its neighbours.
     """
@@ -173,10 +168,17 @@ def expected(job, root=None):
     home = Path(root or files.root()) / "outputs"
     for path in [*home.glob(f"*/{job.step}/run.json"), *home.glob(f"*/{job.step}/*/run.json")]:
         run = files.read_json(path)
-        if run.get("status") == "done" and run.get("wall_s") is not None:
+        if run.get("status") == "done" and run.get("wall_s") is not None and _work(run.get("parameters", {})) == _work(job.parameters):
             near = (job.folder == path.parent, job.folder.is_relative_to(home / path.relative_to(home).parts[0]))
             found.append((near, path.stat().st_mtime, run["wall_s"], path.parent))
     if not found:
-        return None, None
+        return None
     _, _, seconds, folder = max(found, key=lambda f: f[:2])
-    return seconds, size(folder)
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    return seconds, sum(sizes), len(sizes)
+
+
+def _work(parameters):
+    """The parameters that say how much there is to do."""
+    apart = ("experiment", "step", "recipe", "class_name", "seed", "draw")
+    return {name: value for name, value in files.plain(parameters).items() if name not in apart}

@@ -33,6 +33,11 @@ def freeze(root):
     run.finish({})
 
 
+def runs_parameters(root, step, **changes):
+    found = recipe.read(root / "params/study.yaml")
+    return recipe.parameters(found, found.steps[step]) | changes
+
+
 def told(capsys, *arguments, status=0):
     assert cli.main(list(map(str, arguments))) == status
     out = capsys.readouterr()
@@ -48,7 +53,12 @@ def test_help_answers_at_once_because_it_imports_nothing_heavy():
     assert imported("from histokit import cli\ncli.parser().format_help()") == []
 
 
-def test_a_dry_run_and_a_status_import_neither_torch_nor_papermill(root):
+def test_a_status_and_a_dry_run_of_what_has_run_before_import_neither_torch_nor_papermill(root):
+    found = recipe.read(root / "params/study.yaml")
+    for id, step in found.steps.items():
+        files.write_json(
+            root / "outputs/other" / id / "run.json", {"status": "done", "wall_s": 1.0, "parameters": recipe.parameters(found, step)}
+        )
     found = imported(f"from histokit import cli\nfor c in (['run', '-n'], ['status']): cli.main([*c, {str(root / 'params/study.yaml')!r}])")
     assert not {"torch", "papermill", "nbformat", "pandas", "IPython"} & set(found)
 
@@ -57,14 +67,17 @@ def test_a_dry_run_shows_jobs_estimates_and_commands(root, capsys):
     path = root / "params/study.yaml"
     out = told(capsys, "run", path, "--dry-run")
     assert "03_img2img/<rare classes, known after 00_dataset>" in out
-    assert "4 of 4 jobs to run: time and disk unknown, no earlier run of these steps to judge by" in out
+    assert "4 of 4 jobs to run: time and disk unknown" in out, "there are no tiles to count"
     freeze(root)
     capsys.readouterr()
     earlier = root / "outputs/other/03_img2img/fat-x"
-    files.write_json(earlier / "run.json", {"status": "done", "wall_s": 180.0})
+    given = runs_parameters(root, "03_img2img", strength=0.25) | {"experiment": "other", "class_name": "fat", "seed": 7}
+    files.write_json(earlier / "run.json", {"status": "done", "wall_s": 180.0, "parameters": given})
     (earlier / "tiles.bin").write_bytes(bytes(2_000_000))
+    out = told(capsys, "run", path, "-n", "-p", "strength=0.5", "--only", "03_img2img")
+    assert "2 of 2 jobs to run: time and disk unknown" in out, "that run had other settings"
     out = told(capsys, "run", path, "-n", "-p", "strength=0.25", "--only", "03_img2img")
-    assert "2 of 2 jobs to run: about 6 min and 4 MB" in out
+    assert "2 of 2 jobs to run: about 6 min, 4 MB, 4 files" in out
     (command, _) = [line for line in out.splitlines() if line.startswith("HISTOKIT_NOTEBOOK=")]
     notebook = "notebooks/03_img2img.ipynb"
     assert command.startswith(f"HISTOKIT_NOTEBOOK={notebook} papermill {notebook} outputs/study/03_img2img-fat-")

@@ -1,0 +1,120 @@
+"""What a dry run says of time, disk and files: counted from parameters, priced by this machine, corrected by earlier runs."""
+
+import dataclasses
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+from tiny import write_hub_layout
+
+from histokit import calibration, files, forecast, jobs, notebooks, recipe
+
+COUNTS = forecast.Counts(train=500, held=300, tail_train=24, tail=("fat", "mucin"), classes=6, tile_px=128)
+RATES = calibration.Rates(start=10, read=0.01, see={"e": 0.5}, head=0.1, train=2, denoise=3, code=7, lora_bytes=100, latent_bytes=1000)
+
+
+def job(repository, stem, step="", class_name="", known=True, **parameters):
+    path = repository / "notebooks" / f"{stem}.ipynb"
+    given = {name: p.default for name, p in notebooks.declared(path).items()} | {"encoder": "e"} | parameters
+    return jobs.Job(step or stem, class_name, path, repository, given, (), known)
+
+
+def units(one, found=()):
+    return forecast.work(one, [one, *found], COUNTS)
+
+
+def test_every_notebook_has_a_rule_or_is_known_to_have_none(repository):
+    stems = {path.stem for path in (repository / "notebooks").glob("*.ipynb")}
+    assert stems - set(forecast.RULES) == {"20_pretrain"}
+
+
+@pytest.mark.parametrize(("changes", "passes"), [({}, 20), ({"guidance_scale": 1.0}, 10), ({"strength": 1.0}, 40), ({"num_images": 8}, 20)])
+def test_a_set_of_images_takes_its_true_steps_twice_under_guidance(repository, changes, passes):
+    settings = {"num_images": 4, "num_inference_steps": 20, "strength": 0.5, "guidance_scale": 2.0} | changes
+    found = units(job(repository, "03_img2img", class_name="fat", **settings))
+    assert found["denoise"] == settings["num_images"] * passes
+    assert found["files"] == settings["num_images"] + forecast.HOUSEKEEPING and found["start"] == 1
+
+
+def test_training_grows_with_steps_and_batch(repository):
+    one, other = (units(job(repository, "02_lora", class_name="all", steps=steps, batch_size=4)) for steps in (100, 300))
+    assert other["train"] - one["train"] == pytest.approx(800) and one["latents"] == 8 * 24
+
+
+def test_real_tiles_are_seen_once_and_synthetic_ones_by_every_arm_that_has_them(repository):
+    made = job(repository, "03_img2img", class_name="fat", num_images=30), job(repository, "03_img2img", class_name="mucin", num_images=30)
+    kept = [dataclasses.replace(job(repository, "05_select", class_name=one.class_name, source="03_img2img")) for one in made]
+    judge = job(repository, "06_classifier", "judge", arms={"judge": {}}, seeds=1)
+    arms = {"real": {}, "dose": {"synthetic": "05_select", "per_class": 3}, "all": {"synthetic": "05_select"}, "far": {"encoder": "f"}}
+    compared = job(repository, "06_classifier", arms=arms, seeds=6, steps=500)
+    found = [judge, *made, *kept, compared]
+    first, *_, last = forecast.once([forecast.work(one, found, COUNTS) for one in found])
+    assert first["real", "e"] == 8 * 500 + 300 and last["real", "e"] == 0 and last["real", "f"] == 8 * 500 + 300
+    assert last["made", "e", "05_select"] == 8 * 60 and last["head"] == 4 * 6 * 500
+    assert forecast.cost(last, RATES)[0] is None, "nobody knows how fast f is"
+    full = units(job(repository, "06_classifier", arms={"full": {"mode": "full"}}, seeds=2, steps=100, batch_size=8))
+    assert full["see", "e"] == 3 * 2 * 100 * 8 + 2 * 10 * 100 and not full["head"]
+
+
+def test_a_step_whose_classes_are_not_known_counts_once_for_each(repository):
+    settings = {"num_images": 5, "num_inference_steps": 10, "strength": 0.5}
+    one, both = (units(job(repository, "03_img2img", known=known, **settings)) for known in (True, False))
+    assert both == {name: 2 * number for name, number in one.items()}
+
+
+def test_the_price_is_a_sum():
+    held = Counter(
+        {"start": 1, "train": 4, ("see", "e"): 2, ("real", "e"): 4, "seconds": 5, "bytes": 9, "latents": 2, "loras": 3, "files": 6}
+    )
+    price = forecast.cost(held, RATES)
+    assert price == (10 + 8 + 1 + 2 + 5, 9 + 2000 + 300, 6)
+    assert forecast.cost(held, dataclasses.replace(RATES, train=None))[0] is None
+
+
+def test_counts_come_from_the_description_until_00_has_run(repository, root):
+    text = (repository / "params/demo.yaml").read_text()
+    (root / "params" / "demo.yaml").write_text(text)
+    files.write_text(root / "params/datasets/toy.yaml", (repository / "params/datasets/toy.yaml").read_text())
+    found = recipe.read(root / "params/demo.yaml")
+    at = {one.step: one for one in jobs.expand(found)}
+    counted = forecast.counts(found, at["02_lora"])
+    assert counted.tail == ("mucinous", "cribriform") and counted.classes == 8 and 800 < counted.train + counted.held < 960
+    assert forecast.counts(found, SimpleNamespace(step="02_lora", notebook=at["02_lora"].notebook)) == counted
+
+
+def test_a_dry_run_measures_once_and_an_earlier_run_knows_better(repository, root, measured, monkeypatch):
+    (root / "params" / "demo.yaml").write_text((repository / "params/demo.yaml").read_text())
+    files.write_text(root / "params/datasets/toy.yaml", (repository / "params/datasets/toy.yaml").read_text())
+    found = recipe.read(root / "params/demo.yaml")
+    every = jobs.expand(found)
+    todo = [one.id for one in every]
+    nothing, _ = forecast.expect(found, every, todo, measure=False)
+    assert measured == [] and all(guess.seconds is None for guess in nothing.values())
+    first, lacking = forecast.expect(found, every, todo, say=lambda line: None)
+    again, _ = forecast.expect(found, every, todo, say=pytest.fail)
+    assert first == again and lacking == "" and [base for base, *_ in measured] == ["mini"]
+    assert all(guess.seconds > 0 and guess.files for guess in first.values())
+    lora = next(one for one in every if one.step == "02_lora")
+    for steps, seconds in ((110, 77.0), (50, 5.0)):
+        given = lora.parameters | {"steps": steps, "experiment": "other", "seed": 9}
+        files.write_json(root / f"outputs/other{steps}/02_lora/all/run.json", {"status": "done", "wall_s": seconds, "parameters": given})
+    guess = forecast.expect(found, every, todo)[0][lora.id]
+    assert guess.seen and guess.seconds == 77.0 and guess.files == 1
+
+
+def test_a_base_that_is_not_there_is_named_and_the_rest_is_known(tmp_path):
+    found = REAL("models/none", 2, ["colour-texture"], "cpu", 0.1)
+    assert "models/none" in found.lacking and found.train is None and found.see["colour-texture"] > 0 and found.start > 0
+
+
+def test_every_rate_is_measured_on_a_base(tmp_path):
+    write_hub_layout(tmp_path / "tiny")
+    found = REAL(str(tmp_path / "tiny"), 2, ["colour-texture"], "cpu", 0.1)
+    assert (
+        found.lacking == ""
+        and min(found.read, found.head, found.train, found.denoise, found.code, found.lora_bytes, found.latent_bytes) > 0
+    )
+    assert found.train > found.denoise, "a training step holds a pass"
+
+
+REAL = calibration.measure_all  # as it is before any test puts another in its place
