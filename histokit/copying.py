@@ -195,7 +195,6 @@ def measure(tiles, made, classes, encoder, *, vae=None, most=500, seed=0):
             pairs.append(found["pairs"])
     closest = _closest(pd.concat(pairs)) if pairs else pd.DataFrame(columns=PAIR)
     rows = pd.DataFrame(rows, columns=ROW)
-    rows["p"] = np.nan
     if (known := rows["z"].notna()).any():
         rows.loc[known, "p"] = stats.holm(ndtr(rows.loc[known, "z"].to_numpy(float)))
     return Report(rows, gates, closest.reset_index(drop=True), detectors)
@@ -203,7 +202,7 @@ def measure(tiles, made, classes, encoder, *, vae=None, most=500, seed=0):
 
 ROW = (
     "class space synthetic held_out cases test cut copies expected excess low high copied_training most_copied most_copied_times closest "
-    "certain authentic authentic_real z farther"
+    "certain authentic authentic_real z farther p"
 ).split()
 PAIR = "class tile_id nearest space distance other_space other_distance rank pull".split()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from histokit import files
 
 PACKAGE = Path(__file__).resolve().parent
-PICTURES = ("plots", "widgets")  # their calls are outside the key
+PICTURES = ("plots", "charts", "widgets")  # their calls are outside the key
 OUTSIDE = (*PICTURES, "report", "cli", "batch")  # and so are these modules
 PLACE = ("experiment", "step", "recipe", "shard")  # parameters that say where a run lives, not what it computes
 PATTERNS = ("*.json", "*.safetensors", "*.yaml", "*.txt")  # what makes a folder of weights or settings
@@ -38,7 +38,7 @@ def find_notebook(step):
 
 
 def code(notebook):
-    """Hash of what the notebook computes: its code cells but for parameters, comments, layout and calls to plots or widgets."""
+    """Hash of what the notebook computes: its code cells but for parameters, comments, layout and calls to plots, charts or widgets."""
     return files.digest([ast.unparse(tree) for tree in _cells(str(notebook))])
 
 
@@ -71,7 +71,7 @@ def _cells(notebook):
 
 
 def _is_picture(statement):
-    """True when the statement only draws: an expression whose outer call is plots.* or widgets.*, or no other call anywhere in it."""
+    """True when the statement only draws: an expression whose outer call is one of PICTURES, or no other call anywhere in it."""
     if any(isinstance(node, ast.NamedExpr) for node in ast.walk(statement)):
         return False
     if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):

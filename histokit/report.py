@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from histokit import comparison, data, files, places, plots, provenance, verdict
+from histokit import charts, comparison, data, files, places, plots, provenance, verdict
 
 VERSION = 2
 SHOWN = 12  # tiles of each kind, in the order of the table: nobody picks
@@ -67,7 +67,7 @@ def _gather(experiment, place, share):
         "controls": results["controls"],
         "worth": [row["text"] for row in results["worth"]],
         "probe": _probe(results),
-        "signs": results["signs_said"],
+        "signs": [*results["signs_said"], *results.get("lpips", {}).get("lines", [])],
         "external": results["external"]["lines"],
         "stain": _stain(place, judged, baseline),
         "alarms": _alarms(results),
@@ -218,6 +218,7 @@ def _copies_said(results):
         reasons = f": {'; '.join(gate['reasons'])}" if gate["reasons"] else ""
         said = {"pass": "may be exported", "blocked": "may not be exported", "uncalibrated": "may be exported only on somebody's word"}
         yield f"{name}: {gate['state']}, {said[gate['state']]}{reasons}."
+    yield from results.get("membership", {}).get("lines", [])
 
 
 def _unchecked(results, dataset, arms, specs):
@@ -285,14 +286,14 @@ def _figures(place, results, dataset, tiles, changes, specs, share):
 
     with plt.ioff():
         table, main = files.read_table(place / "differences.csv"), results["main_arms"]
-        plots.forest(table[table["arm"].isin(main)], dataset.roles, arms)
+        charts.forest(table[table["arm"].isin(main)], dataset.roles, arms)
         keep("forest")
         if len(arms) > len(main):
-            plots.arm_differences(table, verdict.TAIL, comparison.described(specs))
+            charts.arm_differences(table, verdict.TAIL, comparison.described(specs))
             keep("arms")
         points = files.read_table(place / "tile_curves.csv")
         if len(points):
-            plots.tile_curves(points)
+            charts.tile_curves(points)
             keep("curves")
         table = files.read_table(place / "confusion.csv")
         pair = {
@@ -302,10 +303,12 @@ def _figures(place, results, dataset, tiles, changes, specs, share):
             .to_numpy()
             for arm in (results["baseline"], results["arm"])
         }
-        plots.confusions(pair, dataset.classes)
+        charts.confusions(pair, dataset.classes)
         keep("confusion")
         one, other = pair.values()
-        plots.confusion_difference(other - one, dataset.classes, f"{results['arm']} minus {results['baseline']}, points of each true class")
+        charts.confusion_difference(
+            other - one, dataset.classes, f"{results['arm']} minus {results['baseline']}, points of each true class"
+        )
         keep("moved")
         if share:
             return found

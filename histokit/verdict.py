@@ -312,10 +312,14 @@ def cast(specs, arms, baseline="", judged=""):
 
 
 def plan(parts, specs, resamples):
-    """What a comparison set out to do, as the ledger keeps it: everything that could be turned until a result pleases."""
+    """What a comparison set out to do, as the ledger keeps it: everything that could be turned until a result pleases.
+
+    Every arm has the same search budget on validation tiles: one configuration, the one the recipe gives it, and the check that keeps
+    its best weights.
+    """
     arms = {name: spec or {} for name, spec in specs.items()}
     figures = {"endpoint": TAIL, "head": HEAD, "head margin": claims.MARGIN, "level": LEVEL, "resamples": resamples}
-    return {"judged": parts.judged, "baseline": parts.baseline, **figures, "arms": arms}
+    return {"judged": parts.judged, "baseline": parts.baseline, **figures, "configurations of each arm": 1, "arms": arms}
 
 
 def folders(run, step, draws=1, generators=1):

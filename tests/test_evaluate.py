@@ -11,7 +11,7 @@ import pandas as pd
 import planted
 import pytest
 
-from histokit import files, plots
+from histokit import charts, files, plots
 
 matplotlib.use("Agg")
 
@@ -69,7 +69,7 @@ def rows(**changes):
 
 
 def test_the_forest_has_rare_classes_first_and_the_head_cost_on_the_same_axis():
-    ax = plots.forest(
+    ax = charts.forest(
         pd.DataFrame(rows() + rows(arm="oversampled")), {"Normal": "head", "Polyp": "tail"}, ["real", "oversampled", "augmented"]
     )
     names = [label.get_text().partition("\n")[0] for label in ax.get_yticklabels()]
@@ -78,13 +78,13 @@ def test_the_forest_has_rare_classes_first_and_the_head_cost_on_the_same_axis():
 
 
 def test_a_difference_without_an_interval_is_a_hollow_dot():
-    ax = plots.forest(pd.DataFrame(rows(low=np.nan, high=np.nan)), {"Normal": "head", "Polyp": "tail"}, ["real", "augmented"])
+    ax = charts.forest(pd.DataFrame(rows(low=np.nan, high=np.nan)), {"Normal": "head", "Polyp": "tail"}, ["real", "augmented"])
     dots = [line for line in ax.lines if line.get_marker() == "o"]
     assert len(dots) == 4 and all(dot.get_markerfacecolor() == "white" for dot in dots)
 
 
 def test_a_confusion_difference_without_test_tiles_of_a_class_says_so():
-    ax = plots.confusion_difference(np.array([[0.1, -0.1], [np.nan, np.nan]]), ["Normal", "Polyp"])
+    ax = charts.confusion_difference(np.array([[0.1, -0.1], [np.nan, np.nan]]), ["Normal", "Polyp"])
     assert [text.get_text() for text in ax.texts] == ["+10.0", "-10.0", "no test tile"]
 
 

@@ -11,7 +11,7 @@ import pytest
 from histokit import keys
 
 GROUND = {"files", "tables", "keys", "locks", "places", "machine", "notebooks", "runs"}
-TOP = {"batch", "cli", "report", "doctor", "jobs", "worker"}
+TOP = {"batch", "cli", "report", "doctor", "forecast", "jobs", "worker"}
 
 
 def modules(repository):
