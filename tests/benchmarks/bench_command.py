@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from histokit import places
+from histokit import calibration, forecast, jobs, machine, places
+from histokit import recipe as recipes
 
+MEASURE = calibration.measure_all  # which no test may
 ROOT = Path(__file__).resolve().parents[2]  # where `make demo` was run, not the empty root of a test
 HISTOKIT = [sys.executable, "-m", "histokit"]
 PYTHON = [sys.executable, "-c", "pass"]
@@ -57,3 +59,20 @@ def test_the_demo_as_it_was_made(demo):
     threads = {record["threads"] for record in demo}
     print(f"\ndemo: {seconds / 60:.1f} min in {len(demo)} runs on {threads} threads (limit 10 on two cores)", flush=True)
     assert seconds <= 600
+
+
+def test_a_dry_run_foretells_the_demo(demo, monkeypatch):
+    """Its calibration now against what each run took then, kernel starts on neither side."""
+    monkeypatch.setenv("HISTOKIT_ROOT", str(ROOT))
+    recipe = recipes.read(ROOT / "params" / "demo.yaml")
+    found = jobs.expand(recipe)
+    start = time.perf_counter()
+    rates = MEASURE("mini", 8, ["mini-ssl", "mini-sup"], machine.device(), calibration.SECONDS)
+    took = time.perf_counter() - start
+    units = forecast.once([forecast.work(job, found, forecast.counts(recipe, job)) for job in found])
+    said = {job.name: forecast.cost(unit, rates)[0] - rates.start for job, unit in zip(found, units, strict=True)}
+    real = {f"{r['step']}/{r['class_name']}".rstrip("/"): r["wall_s"] for r in demo}
+    each = ", ".join(f"{name} {said[name]:.0f} for {real.get(name, 0):.0f}" for name in said)
+    ratio = sum(said.values()) / sum(real.values())
+    print(f"\ndry run: foretells {ratio:.2f} of the demo's seconds ({each}), from a calibration of {took:.0f} s", flush=True)
+    assert 1 / 3 <= ratio <= 3 and took <= 2 * calibration.SECONDS
