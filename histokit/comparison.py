@@ -218,8 +218,8 @@ def remarks(arms, sets, tiles):
     return said
 
 
-def described(arms):
-    """{arm: what a recipe set for it, in a few words}; "" for an arm that changes nothing."""
+def described(arms, baseline=""):
+    """{arm: in what it differs from the baseline, or from a plain arm, in a few words}; "" for one that does not."""
     words = {
         "synthetic": "{}",
         "per_class": "{} a class",
@@ -227,10 +227,10 @@ def described(arms):
         "recolour": "recoloured, {}",
         "real_tiles": "{} real tiles",
     }
-    told = {}
+    plain, told = ARM | (arms.get(baseline) or {}), {}
     for name, spec in arms.items():
-        parts = [words.get(key, f"{key} {{}}").format(value) for key, value in (spec or {}).items() if value != ARM.get(key)]
-        told[name] = ", ".join(parts)
+        spec = ARM | (spec or {})
+        told[name] = ", ".join(words.get(key, f"{key} {{}}").format(spec[key]) for key in spec if spec[key] != plain.get(key))
     return told
 
 

@@ -193,7 +193,7 @@ def measure(tiles, made, classes, encoder, *, vae=None, most=500, seed=0):
             found = _class(name, own, held, near, copied, pooled, seed)
             rows, gates[name], detectors[name] = rows + found["rows"], found["gate"], found["detectors"]
             pairs.append(found["pairs"])
-    closest = _closest(pd.concat(pairs)) if pairs else pd.DataFrame(columns=PAIR)
+    closest = _same_pair(_closest(pd.concat(pairs)), made, near) if pairs else pd.DataFrame(columns=PAIR)
     rows = pd.DataFrame(rows, columns=ROW)
     if (known := rows["z"].notna()).any():
         rows.loc[known, "p"] = stats.holm(ndtr(rows.loc[known, "z"].to_numpy(float)))
@@ -305,6 +305,16 @@ def _closest(pairs):
     return pd.concat([near, pulled])[PAIR]
 
 
+def _same_pair(pairs, made, near):
+    """`pairs` with the distance in the other space between the same two tiles."""
+    views = near.views(made.set_index("tile_id", drop=False).loc[pairs["tile_id"]])
+    rows = near.training.reset_index().drop_duplicates("tile_id").set_index("tile_id")["index"].loc[pairs["nearest"]]
+    other = [
+        1 - (views[space][i] @ near.real[space][row]).max() for i, (space, row) in enumerate(zip(pairs["other_space"], rows, strict=True))
+    ]
+    return pairs.assign(other_distance=other)
+
+
 def _pulls(own):
     """How hard the prompt pulled at each tile, as 03 wrote it down [N], NaN where it did not; and above what that is far from usual.
 
@@ -324,7 +334,7 @@ def _pairs(name, own, ours, training):
         other = spaces[1 - spaces.index(space)]
         distance, row = ours[space]
         for rank, i in enumerate(np.argsort(distance, kind="stable")):
-            pair = [name, own["tile_id"].iloc[i], training["tile_id"].iloc[row[i]], space, distance[i], other, ours[other][0][i], rank]
+            pair = [name, own["tile_id"].iloc[i], training["tile_id"].iloc[row[i]], space, distance[i], other, np.nan, rank]
             rows.append(dict(zip(PAIR, [*pair, pull[i]], strict=True)) | {"pull_limit": limit})
     return pd.DataFrame(rows, columns=[*PAIR, "pull_limit"]).drop_duplicates(["tile_id", "nearest"])
 

@@ -5,13 +5,14 @@ Reads what a finished 07_evaluate and the steps before it wrote; measures nothin
 """
 
 import base64
+import contextlib
 import io
 import json
 from pathlib import Path
 
 import pandas as pd
 
-from histokit import charts, comparison, data, files, places, plots, provenance, verdict
+from histokit import charts, comparison, copying, data, files, places, plots, provenance, verdict
 
 VERSION = 2
 SHOWN = 12  # tiles of each kind, in the order of the table: nobody picks
@@ -79,10 +80,11 @@ def _gather(experiment, place, share):
         "copies_said": _copies_said(results),
         "unchecked": list(_unchecked(results, dataset, arms, specs)),
         "removed": REMOVED if share else [],
-        "arms": _arms(arms),
+        "arms": _arms(arms)[0],
+        "same": _arms(arms)[1],
         "interval": "Intervals: {method}; {B} resamples; unit: {unit}.".format(**results["interval"]),
         "runs": _runs(experiment, place, share),
-        "figures": _figures(place, results, dataset, tiles, changes, specs, share),
+        "figures": _figures(place, record, results, dataset, tiles, changes, specs, share),
     }  # fmt: skip
 
 
@@ -139,7 +141,7 @@ def _alarms(results):
         {
             "arm": row["arm"],
             "rare tiles flagged": percent(row["flagged"]),
-            "false alarms per 1,000": round(row["false_alarms"], 1),
+            "false alarms per 1,000": f"{row['false_alarms']:.0f}",
             "predictive value": percent(row["ppv"]),
         }
         for row in results["alarms"]
@@ -243,9 +245,14 @@ def _unchecked(results, dataset, arms, specs):
 
 
 def _arms(arms):
+    """(rows, what is the same in all of them)."""
     table = pd.DataFrame(arms["trials"]).groupby("arm", sort=False).first().reset_index()
-    columns = ["arm", "mode", "encoder", "sampler", "loss", "augment", "synthetic", "n_real", "n_synthetic", "n_recoloured", "updates"]
-    return json.loads(table[columns].to_json(orient="records"))
+    columns = ["mode", "encoder", "sampler", "loss", "augment", "synthetic", "n_real", "n_synthetic", "n_recoloured", "updates"]
+    alike = [name for name in columns if len(table) > 1 and table[name].nunique(dropna=False) == 1]
+    table, same = table[["arm", *(name for name in columns if name not in alike)]], table[alike].head(1).to_dict("records")
+    titles = {name: f"{name.removeprefix('n_')} tiles" for name in columns if name.startswith("n_")}
+    shown = table.rename(columns=titles)
+    return json.loads(shown.to_json(orient="records")), ", ".join(f"{titles.get(k, k)} {v or 'none'}" for k, v in (same or [{}])[0].items())
 
 
 def _runs(experiment, place, share):
@@ -273,7 +280,23 @@ def _runs(experiment, place, share):
     return sorted(rows, key=lambda row: (row["finished"], row["step"], row["class"]))
 
 
-def _figures(place, results, dataset, tiles, changes, specs, share):
+def _closest(place, record, dataset, tiles):
+    """The closest pairs of 07 with the rows of their synthetic and training tiles; None where there are none, or files are gone."""
+    pairs = files.read_table(place / "closest_pairs.csv") if (place / "closest_pairs.csv").is_file() else []
+    if not len(pairs):
+        return None
+    tables = []
+    for name in {name for request in record["parents"] for name in request["found"]}:
+        with contextlib.suppress(FileNotFoundError):
+            tables.append(files.read_table(data.manifest_file(files.root() / name)))
+    made = pd.concat([table[table["source"].eq("synthetic")] for table in tables]).drop_duplicates("tile_id", ignore_index=True)
+    made = data.located(made, dataset, files.root() / "outputs" / record["experiment"]).set_index("tile_id", drop=False)
+    left, right = made.reindex(pairs["tile_id"]), tiles.set_index("tile_id", drop=False).reindex(pairs["nearest"])
+    there = left["path"].notna().all() and right["path"].notna().all()
+    return (pairs, left, right) if there and all(Path(path).is_file() for path in [*left["path"], *right["path"]]) else None
+
+
+def _figures(place, record, results, dataset, tiles, changes, specs, share):
     import matplotlib.pyplot as plt
 
     found, arms = {}, list(results["arms"])
@@ -289,7 +312,7 @@ def _figures(place, results, dataset, tiles, changes, specs, share):
         charts.forest(table[table["arm"].isin(main)], dataset.roles, arms)
         keep("forest")
         if len(arms) > len(main):
-            charts.arm_differences(table, verdict.TAIL, comparison.described(specs))
+            charts.arm_differences(table, verdict.TAIL, comparison.described(specs, results["baseline"]))
             keep("arms")
         points = files.read_table(place / "tile_curves.csv")
         if len(points):
@@ -320,4 +343,9 @@ def _figures(place, results, dataset, tiles, changes, specs, share):
                 title = f"{change}: {len(rows)} of {changes['change'].eq(change).sum()}, in the order of their names"
                 plots.image_grid(data.pixels(pictures, dataset.tile_px), title, list(rows["label"]), cols=6)
                 keep(name)
+        if found_pairs := _closest(place, record, dataset, tiles):
+            pairs, left, right = found_pairs
+            shown = data.pixels(left, dataset.tile_px), data.pixels(right)
+            plots.pairs(*shown, copying.captions(pairs), "The closest pairs: synthetic | training tile")
+            keep("pairs")
     return found

@@ -9,7 +9,7 @@ import pandas as pd
 
 from histokit import comparison, stats, verdict
 
-VERSION = 1
+VERSION = 2
 LEAST = 3  # points of a curve
 
 
@@ -22,27 +22,27 @@ def curves(m, parts, specs, counts):
     Args:
         m: verdict.Measured; parts: verdict.Roles.
         specs: {arm: settings} of the classifier step, as its recipe writes them.
-        counts: rows of `comparison.counts`.
+        counts: rows of `comparison.counts`, of all replicates.
 
     Returns:
-        DataFrame class, kind (real | synthetic), arm, tiles, value, low, high (recall in [0, 1]), sorted by tiles; no rows where a class
-        has fewer than three points of real tiles.
+        DataFrame class, kind (real | synthetic), arm, tiles (mean over replicates), fewest, most, value, low, high (recall in [0, 1]),
+        sorted by tiles; no rows where a class has fewer than three points of real tiles.
     """
-    held = pd.DataFrame(counts).set_index(["arm", "label"])
+    held = pd.DataFrame(counts).groupby(["arm", "label"])[["real", "synthetic"]].agg(["mean", "min", "max"])
     levels = verdict.levels(m).set_index(["arm", "endpoint"])
     rows = []
     for name in m.predictions.classes:
         real = [arm for arm in m.predictions.arms if _alike(specs, arm, parts.baseline, "real_tiles")]
         made = [arm for arm in m.predictions.arms if parts.generated and _alike(specs, arm, parts.judged, "per_class")]
-        if len({held.loc[(arm, name), "real"] for arm in real}) < LEAST:
+        if len({held.loc[(arm, name), ("real", "mean")] for arm in real}) < LEAST:
             continue
-        points = [("real", arm, held.loc[(arm, name), "real"]) for arm in real]
-        points += [("synthetic", arm, held.loc[(arm, name), "synthetic"]) for arm in made]
-        points += [("synthetic", parts.baseline, 0)] * bool(made)
-        for kind, arm, tiles in sorted(points, key=lambda point: (point[0], point[2])):
-            level = levels.loc[(arm, name)]
-            rows.append({"class": name, "kind": kind, "arm": arm, "tiles": int(tiles), **level[["value", "low", "high"]].to_dict()})
-    return pd.DataFrame(rows, columns=["class", "kind", "arm", "tiles", "value", "low", "high"])
+        points = [("real", arm, *held.loc[(arm, name), "real"]) for arm in real]
+        points += [("synthetic", arm, *held.loc[(arm, name), "synthetic"]) for arm in made]
+        points += [("synthetic", parts.baseline, 0, 0, 0)] * bool(made)
+        for kind, arm, *many in sorted(points, key=lambda point: (point[0], point[2])):
+            tiles = dict(zip(("tiles", "fewest", "most"), map(round, many), strict=True))
+            rows.append({"class": name, "kind": kind, "arm": arm} | tiles | levels.loc[(arm, name), ["value", "low", "high"]].to_dict())
+    return pd.DataFrame(rows, columns=["class", "kind", "arm", "tiles", "fewest", "most", "value", "low", "high"])
 
 
 def _alike(specs, arm, other, key):
@@ -84,8 +84,9 @@ def worth(m, parts, points):
     The interval is that of the same resamples of cases and seeds the verdict rests on, 2.5 to 97.5 %.
 
     Returns:
-        DataFrame class, arm, synthetic, real (tiles of the baseline), worth, low, high (more real tiles; NaN ends where the test cases
-        carry no interval), least, most (what the ends of the curve allow), text.
+        DataFrame class, arm, synthetic, fewest, highest (synthetic tiles: mean over replicates, and their range), real (tiles of the
+        baseline), worth, low, high (more real tiles; NaN ends where the test cases carry no interval), least, most (what the ends of the
+        curve allow), text.
     """
     rows = []
     for name, part in points.groupby("class", sort=False):
@@ -101,20 +102,27 @@ def worth(m, parts, points):
         if not np.isnan(judged["low"]):
             drawn = looked_up(tiles, np.stack([m.drawn[arm][:, e] for arm in arms], 1), m.drawn[judged["arm"]][:, e]) - base
             low, high = np.quantile(drawn, [0.025, 0.975])
-        row = {"class": name, "arm": judged["arm"], "synthetic": judged["tiles"], "real": base, "worth": float(value)}
+        row = {"class": name, "arm": judged["arm"], "synthetic": judged["tiles"], "fewest": judged["fewest"], "highest": judged["most"]}
+        row |= {"real": base, "worth": float(value)}
         row |= {"low": low, "high": high, "least": tiles[0] - base, "most": tiles[-1] - base}
         rows.append(row | {"text": sentence(row)})
-    return pd.DataFrame(rows, columns=["class", "arm", "synthetic", "real", "worth", "low", "high", "least", "most", "text"])
+    return pd.DataFrame(rows, columns="class arm synthetic fewest highest real worth low high least most text".split())
 
 
 def sentence(row):
     """One row of `worth` in words."""
-    many = f"{row['class']}: {row['synthetic']} synthetic tiles of {row['arm']}"
+    made = f"{row['fewest']} to {row['highest']}" if row["fewest"] != row["highest"] else row["synthetic"]
+    many = f"{row['class']}: {made} synthetic tiles of {row['arm']}"
     curve = f"beyond the {row['real']} there are, by the curve from {row['real'] + row['least']} to {row['real'] + row['most']} real tiles"
     if np.isnan(row["low"]):
         return f"{many} did what {_number(row, 'worth')} more real tiles do {curve}; fewer than {stats.MIN_CASES} test cases, no interval."
     if round(row["low"]) <= row["least"] and round(row["high"]) >= row["most"]:
         return f"{many}: what they are worth in real tiles cannot be said, the interval spans the curve, {curve.rpartition('curve ')[2]}."
+    if round(row["high"]) <= row["least"]:
+        fewest = row["real"] + row["least"]
+        return f"{many} were worth less than nothing: with the {row['real']} real ones they did no better than {fewest} real ones alone."
+    if round(row["low"]) >= row["most"]:
+        return f"{many} did at least what {row['most']} more real ones do, the end of the curve."
     return f"{many} were worth {_number(row, 'worth')} [{_number(row, 'low')} to {_number(row, 'high')}] real ones {curve}."
 
 

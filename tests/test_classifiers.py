@@ -464,3 +464,9 @@ def test_a_tile_of_this_dataset_is_not_from_elsewhere(study):
     tiles.loc[0, "sha256"] = files.sha256(files.root() / "other" / "red-0.png")
     with pytest.raises(ValueError, match=r"house: 'red-0\.png' is a tile of this dataset too"):
         comparison.external(run, "house", tiles)
+
+
+def test_an_arm_is_described_by_what_sets_it_apart_from_the_baseline():
+    arms = {"real": {}, "over": {"sampler": "balanced"}, "made": {"sampler": "balanced", "synthetic": "keep", "per_class": 10}}
+    assert comparison.described(arms) == {"real": "", "over": "sampler balanced", "made": "keep, 10 a class, sampler balanced"}
+    assert comparison.described(arms, "over") == {"real": "sampler natural", "over": "", "made": "keep, 10 a class"}

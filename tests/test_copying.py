@@ -74,6 +74,12 @@ def test_copies_turned_and_noisy_are_found_and_traced(study):
     assert row["low"] < 20 / 80 < row["high"] + 0.02
     assert set(found.pairs["nearest"]) == set(names[:3]) and len(found.pairs) <= copying.PAIRS
     assert found.pairs["rank"].is_monotonic_increasing
+    for pair in found.pairs.head(4).itertuples():  # both distances are of the pair that is shown
+        look = runs.start(experiment="exp", step="look")
+        synthetic, tiles = data.load(look, step="made"), data.load(look)
+        near = copying.Nearest(data.training(tiles), features.load("colour-texture"))
+        alone = cosine(near, synthetic[synthetic["tile_id"].eq(pair.tile_id)], tiles[tiles["tile_id"].eq(pair.nearest)], pair.other_space)
+        assert pair.other_distance == pytest.approx(1 - alone[0], abs=1e-6)
 
 
 def test_few_held_out_tiles_leave_it_uncalibrated_but_a_plain_copy_is_seen(study):

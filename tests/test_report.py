@@ -52,6 +52,9 @@ def finished(root, names=("real", "augmented"), label="blue"):
     none = copying.Report(
         pd.DataFrame(columns=copying.ROW), {"blue": copying.memorisation.Gate("uncalibrated", [EVIL])}, pd.DataFrame(), {"blue": []}
     )
+    near = {"tile_id": made["tile_id"].head(3), "nearest": data.training(tiles)["tile_id"].iloc[0], "space": "mini-sup", "distance": 0.1}
+    pairs = pd.DataFrame(near | {"class": "blue", "other_space": "outline", "other_distance": 0.2, "rank": 0, "pull": np.nan})
+    files.write_table(seven.path("closest_pairs.csv"), pairs[copying.PAIR])
     points = [
         ("blue", kind, arm, n, 0.5, 0.4, 0.6)
         for kind, arm, n in (("real", "real", 5), ("synthetic", "real", 0), ("synthetic", "augmented", 4))
@@ -93,6 +96,8 @@ def test_the_page_says_it_all_and_needs_no_network(root):
         "0.97",
     ):
         assert wanted in said.replace("&#39;", "'"), wanted
+    assert 'alt="The closest pairs of a synthetic tile and a training tile"' in page
+    assert "The same in all: mode linear, encoder mini-sup" in said and "synthetic tiles" in said
     assert not re.findall(r'(?:src|href)="(?!data:)', page) and "<script" not in page
     figures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert len(figures) >= 5 and all(base64.b64decode(figure).startswith(b"\x89PNG") for figure in figures)

@@ -12,14 +12,16 @@ CURVE = {10: -0.6, 15: 0.0, 30: 0.7, 60: 1.4}  # raise of Polyp's right answers 
 SPECS = {f"real{n}": {"real_tiles": n} for n in (10, 30, 60)} | {"real": {}, "augmented": {"synthetic": "keep"}}
 
 
-def study(shift, specs=SPECS, rows=ROWS, doses=()):
-    """(points, worth) of an `augmented` arm whose Polyp answers are raised by `shift` over the baseline's, and of smaller doses of it."""
+def study(shift, specs=SPECS, rows=ROWS, doses=(), bare=False):
+    """(points, worth) of an `augmented` arm whose Polyp answers are raised by `shift`, and of doses of it; or what it follows from."""
     arms = {"real": {}} | {f"real{n}": {"Polyp": CURVE[n]} for n in (10, 30, 60)} | {"augmented": {"Polyp": shift}}
     arms |= {f"augmented{n}": {"Polyp": shift * n / 100} for n in doses}
     specs = specs | {f"augmented{n}": {"synthetic": "keep", "per_class": n} for n in doses}
     read = predicted(rows, arms)
     specs = {arm: specs[arm] for arm in arms}
     m, parts = verdict.measure(read, dataset(), resamples=300), verdict.cast(specs, list(arms), "real")
+    if bare:
+        return m, parts, specs
     counts = [{"arm": a, "label": c, "real": 15 if c == "Polyp" else 100, "synthetic": 0, "recoloured": 0} for a in arms for c in CLASSES]
     counts = pd.DataFrame(counts)
     for n in (10, 30, 60):
@@ -52,8 +54,8 @@ def test_the_worth_of_a_planted_arm_is_found(shift, truth):
 
 
 def test_beyond_its_ends_the_curve_says_or_more_or_fewer():
-    assert "were worth 45 or more [" in study(3.0)[1]["text"][0]
-    assert "were worth -5 or fewer [" in study(-3.0)[1]["text"][0]
+    assert study(3.0)[1]["text"][0].endswith("did at least what 45 more real ones do, the end of the curve.")
+    assert "were worth less than nothing: with the 15 real ones they did no better than 10 real ones alone" in study(-3.0)[1]["text"][0]
 
 
 def test_a_curve_that_noise_makes_flat_says_that_nothing_can_be_said(monkeypatch):
@@ -80,3 +82,16 @@ def test_doses_of_the_judged_arm_stand_on_the_synthetic_curve():
     made = points[points["kind"].eq("synthetic")]
     assert made[["arm", "tiles"]].values.tolist() == [["real", 0], ["augmented10", 10], ["augmented30", 30], ["augmented", 100]]
     assert found["arm"].tolist() == ["augmented"], "the judged arm is valued, not its largest dose or its best"
+
+
+def test_replicates_with_other_numbers_of_tiles_give_their_range():
+    m, parts, specs = study(0.3, bare=True)
+    real = {"real10": 10, "real": 15, "real30": 30, "real60": 60, "augmented": 15}
+    rows = [{"arm": arm, "label": c, "real": n if c == "Polyp" else 9, "synthetic": 0} for arm, n in real.items() for c in CLASSES]
+    made = [row for row in rows if (row["arm"], row["label"]) == ("augmented", "Polyp")]
+    rows = [row for row in rows if row not in made] + [made[0] | {"synthetic": n} for n in (24, 30, 47)]
+    points = worth.curves(m, parts, specs, rows)
+    made = points[points["arm"].eq("augmented")].iloc[0]
+    assert (made["tiles"], made["fewest"], made["most"]) == (34, 24, 47)
+    assert points.loc[points["kind"].eq("real"), "fewest"].tolist() == [10, 15, 30, 60]
+    assert worth.worth(m, parts, points)["text"][0].startswith("Polyp: 24 to 47 synthetic tiles of augmented")
