@@ -16,7 +16,7 @@ from scipy.special import ndtr
 
 from histokit import augment, copies, data, features, memorisation, set_metrics, stats
 
-VERSION = 2
+VERSION = 3
 PLANTED = 60  # training tiles of which each kind of copy is planted
 PAIRS = 20  # closest pairs that a person looks at
 PULLED = 4  # and tiles at which the prompt pulled far harder than is usual in their class

@@ -211,8 +211,12 @@ def told(found):
         yield f"             {', '.join(learned['cases'])}"
     for run, status, reason in found.decisions:
         yield f"  {status:10} {run}" + (f": {reason}" if reason else "")
+    seeds = {}
     for run in found.trained:
-        yield f"  learned by {run}"
+        arm, _, seed = run.rpartition(", seed ")
+        seeds.setdefault(arm, []).append(seed)
+    for arm, each in seeds.items():
+        yield f"  learned by {arm}, seed{'s' * (len(each) > 1)} {', '.join(each)}"
 
 
 # --- withdrawal ------------------------------------------------------------------------------------------------------
