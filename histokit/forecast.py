@@ -210,7 +210,7 @@ def _frozen(home):
     held = data.read_frozen(home / "dataset.json")
     tiles = files.read_table(next(iter(sorted(home.glob("manifest.*"))), home / "manifest.csv"))
     tiles = tiles[tiles["use"].eq("labelled")]
-    train = tiles.loc[tiles["split"].eq("train"), "label"].value_counts()
+    train = tiles.loc[tiles["split"].eq("train"), "label"].value_counts().to_dict()
     return _counts(train, int(tiles["split"].isin(["val", "test"]).sum()), held.roles, held.tile_px)
 
 

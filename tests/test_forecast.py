@@ -5,9 +5,10 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
+import squares
 from tiny import write_hub_layout
 
-from histokit import calibration, files, forecast, jobs, notebooks, recipe
+from histokit import calibration, cli, files, forecast, jobs, notebooks, recipe
 
 COUNTS = forecast.Counts(train=500, held=300, tail_train=24, tail=("fat", "mucin"), classes=6, tile_px=128)
 RATES = calibration.Rates(start=10, read=0.01, see={"e": 0.5}, head=0.1, train=2, denoise=3, code=7, lora_bytes=100, latent_bytes=1000)
@@ -80,6 +81,21 @@ def test_counts_come_from_the_description_until_00_has_run(repository, root):
     counted = forecast.counts(found, at["02_lora"])
     assert counted.tail == ("mucinous", "cribriform") and counted.classes == 8 and 800 < counted.train + counted.held < 960
     assert forecast.counts(found, SimpleNamespace(step="02_lora", notebook=at["02_lora"].notebook)) == counted
+
+
+def test_counts_come_from_the_manifest_once_00_has_run(repository, root, capsys, measured):
+    squares.dataset({"train": {"red": 9, "blue": 4}, "val": {"red": 3, "blue": 2}, "test": {"blue": 5}}, experiment="study")
+    text = """steps:
+  - 00_dataset
+  - 03_img2img: {num_images: 7, lora: ""}
+  - 06_classifier: {arms: {real: {}}, seeds: 2}
+"""
+    (root / "params" / "study.yaml").write_text(text)
+    found = recipe.read(root / "params/study.yaml")
+    one = next(job for job in jobs.expand(found) if job.step == "06_classifier")
+    assert forecast.counts(found, one) == forecast.Counts(13, 10, 4, ("blue",), len(squares.CLASSES), squares.PX)
+    assert cli.main(["run", str(root / "params/study.yaml"), "--dry-run"]) == 0
+    assert "unknown" not in capsys.readouterr().out and len(measured) == 1
 
 
 def test_a_dry_run_measures_once_and_an_earlier_run_knows_better(repository, root, measured, monkeypatch):
