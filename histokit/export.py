@@ -4,6 +4,8 @@ The layout is the Hugging Face imagefolder, `datasets.load_dataset("imagefolder"
 folders stay behind; `provenance.trace` finds them again from a picture, where the runs are.
 """
 
+import os
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -45,8 +47,14 @@ def export(step, folder, *, accept_uncalibrated=False, classes=()):
     gates, judged_by = _gates(record["experiment"], {places.read(place)["outputs_sha256"] for place in runs})
     _check(rows, gates, accept_uncalibrated)
     dataset = data.read_frozen(files.root() / "outputs" / record["experiment"] / "00_dataset" / "dataset.json")
-    table = _write(rows, folder, record["experiment"])
-    files.write_text(folder / "README.md", _card(table, gates, judged_by, dataset, record, accept_uncalibrated))
+    draft = folder.with_name(f"{folder.name}.part")  # a folder of the final name is whole, or not there
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        table = _write(rows, draft, record["experiment"])
+        files.write_text(draft / "README.md", _card(table, gates, judged_by, dataset, record, accept_uncalibrated))
+        os.rename(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
     return table
 
 
@@ -86,7 +94,9 @@ def _write(rows, folder, experiment):
             raise ValueError(f"{source} is not the picture that was judged; `histokit verify` names all such files")
         name = f"{files.slug(row['label'])}/{number:05d}.png"
         files.copy(source, files.inside(folder, name))  # the same bytes: `histokit trace` knows the picture by them
-        out.append({"file_name": name, "synthetic": 1} | {key: row[key] for key in METADATA if key not in ("file_name", "synthetic")})
+        out.append(
+            {"file_name": name, "synthetic": 1} | {key: row.get(key, "") for key in METADATA if key not in ("file_name", "synthetic")}
+        )
     table = pd.DataFrame(out)[METADATA]
     files.write_table(folder / "metadata.csv", table)
     return table

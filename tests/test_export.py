@@ -83,6 +83,7 @@ def test_nothing_leaves_before_it_was_looked_at_or_after_it_changed(root, tmp_pa
     picture.write_bytes(before + b"0")
     with pytest.raises(ValueError, match=r"blue-1\.png is not the picture that was judged"):
         export.export(step, tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*.part")), "half an export is none"
     picture.write_bytes(before)
     squares.synthetic({"blue": 4}, step="keep", class_name="blue")  # selected anew since
     with pytest.raises(FileNotFoundError, match="no finished 07_evaluate of exp has looked at these tiles"):
