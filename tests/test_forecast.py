@@ -130,7 +130,6 @@ def test_every_rate_is_measured_on_a_base(tmp_path):
         found.lacking == ""
         and min(found.read, found.head, found.train, found.denoise, found.code, found.lora_bytes, found.latent_bytes) > 0
     )
-    assert found.train > found.denoise, "a training step holds a pass"
 
 
 REAL = calibration.measure_all  # as it is before any test puts another in its place
