@@ -74,7 +74,7 @@ def measure_all(base, batch, encoders, device, seconds):
 
 
 def _clock(work, times, share):
-    """Seconds of one of the `times` that work(times) does: the least of what fits into `share` seconds, three tries at most."""
+    """Seconds of one of the `times` that work(times) does: the median of what fits into `share` seconds, three tries at most."""
     tries, begun = [], time.perf_counter()
     while len(tries) < 3 and (not tries or time.perf_counter() - begun + tries[-1] < share):
         start = time.perf_counter()

@@ -132,7 +132,7 @@ class Nearest:
 
         Not finite where all of them are of its own case.
         """
-        case = tiles["case_id"].to_numpy()[:, None] if "case_id" in tiles else np.full((len(tiles), 1), "")
+        case = tiles["case_id"].to_numpy()[:, None]
         pool = {
             self.encoder.name: _unit((features.embed(self.encoder, around) - self.mean) * self.weight),
             "outline": _unit(features.embed(self.picture, around)),

@@ -154,15 +154,14 @@ def load(run, step="00_dataset", class_name=None, dataset_step="00_dataset"):
         folders = [run.parent(step, class_name)]
     else:
         folders = list(run.parents(step).values())
-    tables = pd.concat([files.read_table(manifest_file(folder)) for folder in folders], ignore_index=True)
+    tables = pd.concat([files.read_table(_manifest(Path(folder))) for folder in folders], ignore_index=True)
     if class_name and step != dataset_step:  # a step that made all classes in one folder
         tables = tables[tables["label"].eq(class_name)].reset_index(drop=True) if class_name != "all" else tables
     return located(tables, dataset(run, dataset_step), files.root() / "outputs" / run.experiment)
 
 
-def manifest_file(folder):
-    """The manifest of a finished run folder; FileNotFoundError where it has none."""
-    found = [Path(folder) / name for name in ("manifest.csv", "manifest.parquet") if (folder / name).is_file()]
+def _manifest(folder):
+    found = [folder / name for name in ("manifest.csv", "manifest.parquet") if (folder / name).is_file()]
     if not found:
         raise FileNotFoundError(f"{folder} holds no manifest.csv; is it a step that writes tiles?")
     return found[0]

@@ -5,7 +5,6 @@ Reads what a finished 07_evaluate and the steps before it wrote; measures nothin
 """
 
 import base64
-import contextlib
 import io
 import json
 from pathlib import Path
@@ -54,6 +53,7 @@ def _gather(experiment, place, share):
     changes = files.read_table(place / "tiles.csv")
     if "main_arms" not in results:
         raise ValueError(f"{place} was written by an earlier version of histokit; run its recipe again, only {place.name} will be redone")
+    rows, same = _arms(arms)
     title = dataset.name if share else f"{dataset.name}: {experiment}"
     return {
         "title": f"histokit report: {title}",
@@ -80,8 +80,8 @@ def _gather(experiment, place, share):
         "copies_said": _copies_said(results),
         "unchecked": list(_unchecked(results, dataset, arms, specs)),
         "removed": REMOVED if share else [],
-        "arms": _arms(arms)[0],
-        "same": _arms(arms)[1],
+        "arms": rows,
+        "same": same,
         "interval": "Intervals: {method}; {B} resamples; unit: {unit}.".format(**results["interval"]),
         "runs": _runs(experiment, place, share),
         "figures": _figures(place, record, results, dataset, tiles, changes, specs, share),
@@ -287,8 +287,8 @@ def _closest(place, record, dataset, tiles):
         return None
     tables = []
     for name in {name for request in record["parents"] for name in request["found"]}:
-        with contextlib.suppress(FileNotFoundError):
-            tables.append(files.read_table(data.manifest_file(files.root() / name)))
+        if path := provenance.manifest(files.root() / name):
+            tables.append(files.read_table(path))
     made = pd.concat([table[table["source"].eq("synthetic")] for table in tables]).drop_duplicates("tile_id", ignore_index=True)
     made = data.located(made, dataset, files.root() / "outputs" / record["experiment"]).set_index("tile_id", drop=False)
     left, right = made.reindex(pairs["tile_id"]), tiles.set_index("tile_id", drop=False).reindex(pairs["nearest"])
