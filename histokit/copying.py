@@ -8,18 +8,17 @@ import functools
 import io
 import json
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.special import ndtr
 
-from histokit import augment, copies, data, features, memorisation, set_metrics, stats
+from histokit import augment, closest, copies, data, features, memorisation, set_metrics, stats
 
 VERSION = 3
 PLANTED = 60  # training tiles of which each kind of copy is planted
-PAIRS = 20  # closest pairs that a person looks at
-PULLED = 4  # and tiles at which the prompt pulled far harder than is usual in their class
 NEIGHBOURS = 50  # real tiles around a synthetic one, for the ratio test
 
 
@@ -89,6 +88,14 @@ def _restained(pixels):
     return data.to_uint8(torch.cat(jittered) * 2 - 1)
 
 
+class Found(NamedTuple):
+    """Of N tiles: the distance [N] to the nearest training tile, its row [N], and the distance [N] of the same two in the other space."""
+
+    distance: np.ndarray
+    row: np.ndarray
+    other: np.ndarray
+
+
 class Nearest:
     """Distances of tiles to the training tiles, the least over the 8 symmetries: 1 - cosine, in features and in outlines."""
 
@@ -97,25 +104,33 @@ class Nearest:
         feats = features.embed(encoder, training)
         self.mean, std = np.mean(feats, axis=0), np.std(feats, axis=0)
         self.weight = np.divide(1, std, out=np.zeros_like(std), where=std > 0.01 * np.median(std) + 1e-9)
-        self.real = {encoder.name: _unit((feats - self.mean) * self.weight), "outline": _unit(features.embed(self.picture, training))}
+        self.real = self.vectors(training)
+
+    def vectors(self, tiles):
+        """{space: [N, D]} unit vectors of the tiles as they are."""
+        feats, waves = features.embed(self.encoder, tiles), features.embed(self.picture, tiles)
+        return {self.encoder.name: self._standard(feats), "outline": _unit(waves)}
 
     def views(self, tiles, codec=None):
         """{space: [N, 8, D]} unit vectors of the tiles in their 8 symmetries."""
-        feats = (features.embed(self.encoder, tiles, augment="symmetries", codec=codec) - self.mean) * self.weight
+        feats = features.embed(self.encoder, tiles, augment="symmetries", codec=codec)
         waves = features.embed(self.picture, tiles, codec=codec).reshape(-1, copies.LOW, copies.LOW)
-        return {self.encoder.name: _unit(feats), "outline": _unit(copies.symmetric(waves).reshape(len(tiles), 8, -1))}
+        return {self.encoder.name: self._standard(feats), "outline": _unit(copies.symmetric(waves).reshape(len(tiles), 8, -1))}
+
+    def _standard(self, feats):
+        return _unit((feats - self.mean) * self.weight)
 
     def __call__(self, tiles, codec=None, apart=False):
-        """{space: (distance [N], row [N] of the training tile)}; `apart`: to those of other cases only, NaN where there is none."""
-        out = {}
-        for space, views in self.views(tiles, codec).items():
-            alike = _best(views, self.real[space])  # [N, T]
-            if apart:
-                alike[tiles["case_id"].to_numpy()[:, None] == self.training["case_id"].to_numpy()[None]] = -np.inf
-            row = alike.argmax(axis=1)
-            best = alike[np.arange(len(row)), row]
-            out[space] = np.where(np.isfinite(best), 1 - best, np.nan), row
-        return out
+        """{space: Found}; `apart`: the nearest among tiles of other cases only, distance NaN where there is none."""
+        alike = {space: _best(views, self.real[space]) for space, views in self.views(tiles, codec).items()}  # [N, T] each
+        own = tiles["case_id"].to_numpy()[:, None] == self.training["case_id"].to_numpy()[None] if apart else False
+        found, one = {}, np.arange(len(tiles))
+        for space, other in ((self.encoder.name, "outline"), ("outline", self.encoder.name)):
+            allowed = np.where(own, -np.inf, alike[space])
+            row = allowed.argmax(axis=1)
+            best = allowed[one, row]
+            found[space] = Found(np.where(np.isfinite(best), 1 - best, np.nan), row, 1 - alike[other][one, row])
+        return found
 
     @functools.cached_property
     def apart(self):
@@ -132,19 +147,14 @@ class Nearest:
 
         Not finite where all of them are of its own case.
         """
-        case = tiles["case_id"].to_numpy()[:, None]
-        pool = {
-            self.encoder.name: _unit((features.embed(self.encoder, around) - self.mean) * self.weight),
-            "outline": _unit(features.embed(self.picture, around)),
-        }
+        case, pool = tiles["case_id"].to_numpy()[:, None], self.vectors(around)
+        own, many = case != "", around["label"].value_counts().min()  # of each class
         out = {}
         for space, views in self.views(tiles, codec).items():
             near, far = 1 - _best(views, self.real[space]), 1 - _best(views, pool[space])
-            own = case != ""
             near[own & (case == self.training["case_id"].to_numpy())] = np.inf
             far[own & (case == around["case_id"].to_numpy())] = np.nan
             far.sort(axis=1)
-            many = around["label"].value_counts().min()  # of each class
             out[space] = memorisation.ratio(near.min(axis=1), far[:, :many])  # NaN is sorted last
         return out
 
@@ -176,35 +186,34 @@ def measure(tiles, made, classes, encoder, *, vae=None, most=500, seed=0):
     """
     made = made[made["label"].isin(classes)]
     if made.empty:
-        return Report(pd.DataFrame(columns=ROW), {}, pd.DataFrame(columns=PAIR), {})
+        return Report(pd.DataFrame(columns=ROW), {}, pd.DataFrame(columns=closest.PAIR), {})
     learned = _learned(tiles, made, classes)
     near = Nearest(learned, encoder)
-    copied = {}
+    copied, kinds = {}, planted(vae)
     sample = learned.sample(min(PLANTED, len(learned)), random_state=seed) if len(learned) else learned
-    for kind, codec in planted(vae).items():
-        for space, (distance, _) in near(sample, codec).items():
-            copied.setdefault(space, {})[kind] = distance
+    for kind, codec in kinds.items():
+        for space, found in near(sample, codec).items():
+            copied.setdefault(space, {})[kind] = found.distance
     rows, gates, pairs, detectors = [], {}, [], {}
     for name in classes:
         own = _some(made[made["label"].eq(name)], most, seed)
         held = _some(tiles[_kept_out(tiles) & tiles["label"].eq(name)], most, seed)
         if len(own):
-            pooled = Pooled(name, near, tiles, classes, sample, planted(vae), most, seed)
+            pooled = Pooled(name, near, tiles, classes, sample, kinds, most, seed)
             found = _class(name, own, held, near, copied, pooled, seed)
             rows, gates[name], detectors[name] = rows + found["rows"], found["gate"], found["detectors"]
             pairs.append(found["pairs"])
-    closest = _same_pair(_closest(pd.concat(pairs)), made, near) if pairs else pd.DataFrame(columns=PAIR)
+    pairs = closest.chosen(pd.concat(pairs)) if pairs else pd.DataFrame(columns=closest.PAIR)
     rows = pd.DataFrame(rows, columns=ROW)
     if (known := rows["z"].notna()).any():
         rows.loc[known, "p"] = stats.holm(ndtr(rows.loc[known, "z"].to_numpy(float)))
-    return Report(rows, gates, closest.reset_index(drop=True), detectors)
+    return Report(rows, gates, pairs.reset_index(drop=True), detectors)
 
 
 ROW = (
     "class space synthetic held_out cases test cut copies expected excess low high copied_training most_copied most_copied_times closest "
     "certain authentic authentic_real z farther p"
 ).split()
-PAIR = "class tile_id nearest space distance other_space other_distance rank pull".split()
 
 
 def _kept_out(tiles):
@@ -258,16 +267,16 @@ def _class(name, own, held, near, copied, pooled, seed):
     ours, theirs = near(own), near(held)
     training = near.training[near.training["label"].eq(name)].reset_index(drop=True)
     across = near(training, apart=True) if len(training) else {}
-    rows, found, bounds, closest, limit = [], [], [], {}, {}
-    for space, (distance, row) in ours.items():
-        real = np.r_[theirs[space][0], across[space][0] if space in across else []]
-        closest[space] = float(distance.min())
+    rows, found, bounds, least, limit = [], [], [], {}, {}
+    for space, (distance, row, _) in ours.items():
+        real = np.r_[theirs[space].distance, across[space].distance if space in across else []]
+        least[space] = float(distance.min())
         limit[space] = memorisation.certain(real, np.concatenate(list(copied[space].values())))
         line = dict.fromkeys(ROW, np.nan) | {"class": name, "space": space, "synthetic": len(own), "held_out": len(held)}
-        line |= {"cases": held["case_id"].nunique(), "closest": closest[space], "certain": limit[space], "test": ""}
-        line |= _without_cut(distance, row, *theirs[space], near.apart[space])
+        line |= {"cases": held["case_id"].nunique(), "closest": least[space], "certain": limit[space], "test": ""}
+        line |= _without_cut(distance, row, theirs[space], near.apart[space])
         try:
-            detector = memorisation.calibrate(space, theirs[space][0], held["case_id"].to_numpy(), copied[space], seed)
+            detector = memorisation.calibrate(space, theirs[space].distance, held["case_id"].to_numpy(), copied[space], seed)
             value, few, line["test"] = distance, False, "distance"
         except set_metrics.TooSmall:
             few, detector = True, pooled.detectors.get(space)
@@ -284,59 +293,17 @@ def _class(name, own, held, near, copied, pooled, seed):
         rows.append(line)
         found.append(detector)
         bounds.append((low, high))
-    pairs = _pairs(name, own, ours, near.training)
-    return {"rows": rows, "gate": memorisation.gate(found, bounds, closest, limit, few), "pairs": pairs, "detectors": found}
+    pairs = closest.of_class(name, own, ours, near.training)
+    return {"rows": rows, "gate": memorisation.gate(found, bounds, least, limit, few), "pairs": pairs, "detectors": found}
 
 
-def _without_cut(distance, row, real, real_row, apart):
+def _without_cut(distance, row, real, apart):
     """The two statistics that need no cut: the share of authentic tiles, and the ranks of the distances, beside held-out real tiles."""
     found = {"authentic": float((distance > apart[row]).mean())}
-    if len(real):
-        z, farther = set_metrics.data_copying(distance, real)
-        found |= {"authentic_real": float((real > apart[real_row]).mean()), "z": z, "farther": farther}
+    if len(real.distance):
+        z, farther = set_metrics.data_copying(distance, real.distance)
+        found |= {"authentic_real": float((real.distance > apart[real.row]).mean()), "z": z, "farther": farther}
     return found
-
-
-def _closest(pairs):
-    """The closest pairs of all classes, and after them those whose prompt pulled far harder than the others' of their class."""
-    pairs = pairs.sort_values("rank", kind="stable")
-    near, pulled = pairs[pairs["rank"] < PAIRS].head(PAIRS), pairs[pairs["pull"] > pairs["pull_limit"]]
-    pulled = pulled[~pulled["tile_id"].isin(near["tile_id"])].drop_duplicates("tile_id").nlargest(PULLED, "pull")
-    return pd.concat([near, pulled])[PAIR]
-
-
-def _same_pair(pairs, made, near):
-    """`pairs` with the distance in the other space between the same two tiles."""
-    views = near.views(made.set_index("tile_id", drop=False).loc[pairs["tile_id"]])
-    rows = near.training.reset_index().drop_duplicates("tile_id").set_index("tile_id")["index"].loc[pairs["nearest"]]
-    other = [
-        1 - (views[space][i] @ near.real[space][row]).max() for i, (space, row) in enumerate(zip(pairs["other_space"], rows, strict=True))
-    ]
-    return pairs.assign(other_distance=other)
-
-
-def _pulls(own):
-    """How hard the prompt pulled at each tile, as 03 wrote it down [N], NaN where it did not; and above what that is far from usual.
-
-    Three deviations above the median, the deviation taken from the median absolute one (Leys et al. 2013, doi 10.1016/j.jesp.2013.03.013).
-    """
-    pull = np.array([float(json.loads(text or "{}").get("prompt_pull", np.nan)) for text in own["scores"].fillna("")])
-    known = pull[np.isfinite(pull)]
-    middle = np.median(known) if len(known) else np.nan
-    return pull, middle + 3 * 1.4826 * np.median(np.abs(known - middle)) if len(known) else np.nan
-
-
-def _pairs(name, own, ours, training):
-    """The nearest training tile of every tile of a class in either space, by its rank there."""
-    spaces, (pull, limit) = list(ours), _pulls(own)
-    rows = []
-    for space in spaces:
-        other = spaces[1 - spaces.index(space)]
-        distance, row = ours[space]
-        for rank, i in enumerate(np.argsort(distance, kind="stable")):
-            pair = [name, own["tile_id"].iloc[i], training["tile_id"].iloc[row[i]], space, distance[i], other, np.nan, rank]
-            rows.append(dict(zip(PAIR, [*pair, pull[i]], strict=True)) | {"pull_limit": limit})
-    return pd.DataFrame(rows, columns=[*PAIR, "pull_limit"]).drop_duplicates(["tile_id", "nearest"])
 
 
 def table(report):
@@ -358,13 +325,6 @@ def table(report):
             shown |= {"training tiles copied": percent(row["copied_training"])}
         rows.append(shown | {"closest pair": f"{row['closest']:.3f}, a copy below {row['certain']:.3f}"})
     return pd.DataFrame(rows)
-
-
-def captions(pairs):
-    """What stands below each of the closest pairs."""
-    near = [f"{row.space} {row.distance:.3f}\n{row.other_space} {row.other_distance:.3f}" for row in pairs.itertuples()]
-    hard = [f"\nprompt pulled {pull:.3f}" if rank >= PAIRS else "" for pull, rank in zip(pairs["pull"], pairs["rank"], strict=True)]
-    return [one + other for one, other in zip(near, hard, strict=True)]
 
 
 def rank_table(report):

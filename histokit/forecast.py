@@ -232,12 +232,11 @@ def _counts(train, held, roles, tile_px):
 
 @dataclass(frozen=True)
 class Guess:
-    """What a job will take: seconds (None where nothing is known), bytes, files, and whether an earlier run says so."""
+    """What a job will take: seconds (None where nothing is known), bytes, files."""
 
     seconds: float | None
     bytes: int
     files: int
-    seen: bool
 
 
 def expect(recipe, found, todo, *, measure=True, say=print):
@@ -248,12 +247,12 @@ def expect(recipe, found, todo, *, measure=True, say=print):
         todo: ids of those that will run; nothing is measured for the others.
         measure: False takes an earlier calibration or none.
     """
-    unknown, size = Guess(None, 0, 0, False), functools.cache(lambda id: counts(recipe, next(job for job in found if job.id == id)))
+    unknown, size = Guess(None, 0, 0), functools.cache(lambda id: counts(recipe, next(job for job in found if job.id == id)))
     guesses = {}
     for job in found:
         earlier = jobs.expected(job)
         times = 1 if job.known or not earlier else max(1, _rare(recipe, job))
-        guesses[job.id] = Guess(*(times * part for part in earlier), True) if earlier else unknown
+        guesses[job.id] = Guess(*(times * part for part in earlier)) if earlier else unknown
     asked = [job for job in found if job.id in todo and guesses[job.id] is unknown and job.notebook.stem in RULES]
     parameters = [job.parameters for job in found if job.notebook.stem in RULES]
     if not asked or not (measure or calibration.rates(parameters, measure=False)):
@@ -264,5 +263,5 @@ def expect(recipe, found, todo, *, measure=True, say=print):
     known = calibration.rates(parameters, say=say)
     for job, unit in zip(found, units, strict=True):
         if job in asked and unit:
-            guesses[job.id] = Guess(*cost(unit, known), False)
+            guesses[job.id] = Guess(*cost(unit, known))
     return guesses, known.lacking

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from histokit import charts, comparison, copying, data, files, places, plots, provenance, verdict
+from histokit import charts, closest, comparison, data, files, places, plots, provenance, verdict
 
 VERSION = 2
 SHOWN = 12  # tiles of each kind, in the order of the table: nobody picks
@@ -346,6 +346,6 @@ def _figures(place, record, results, dataset, tiles, changes, specs, share):
         if found_pairs := _closest(place, record, dataset, tiles):
             pairs, left, right = found_pairs
             shown = data.pixels(left, dataset.tile_px), data.pixels(right)
-            plots.pairs(*shown, copying.captions(pairs), "The closest pairs: synthetic | training tile")
+            plots.pairs(*shown, closest.captions(pairs), "The closest pairs: synthetic | training tile")
             keep("pairs")
     return found

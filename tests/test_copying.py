@@ -7,7 +7,7 @@ import pytest
 import squares
 import torch
 
-from histokit import copying, data, encoders, features, files, runs
+from histokit import closest, copying, data, encoders, features, files, runs
 
 
 class Fields(torch.nn.Module):
@@ -72,7 +72,7 @@ def test_copies_turned_and_noisy_are_found_and_traced(study):
     row = found.rows.set_index("space").loc["colour-texture"]
     assert row["copies"] == 20 and row["copied_training"] == pytest.approx(3 / 18) and row["most_copied"] in names[:3]
     assert row["low"] < 20 / 80 < row["high"] + 0.02
-    assert set(found.pairs["nearest"]) == set(names[:3]) and len(found.pairs) <= copying.PAIRS
+    assert set(found.pairs["nearest"]) == set(names[:3]) and len(found.pairs) <= closest.PAIRS
     assert found.pairs["rank"].is_monotonic_increasing
     for pair in found.pairs.head(4).itertuples():  # both distances are of the pair that is shown
         look = runs.start(experiment="exp", step="look")
@@ -144,18 +144,18 @@ def test_a_tile_whose_prompt_pulled_too_hard_is_shown_though_it_is_far(study):
     run = runs.start(experiment="exp", step="07_evaluate")
     made = data.load(run, step="made")
     near = copying.Nearest(data.training(data.load(run)), features.load("colour-texture"))(made)
-    far = int(np.argmax(np.minimum(*(np.argsort(np.argsort(distance)) for distance, _ in near.values()))))
+    far = int(np.argmax(np.minimum(*(np.argsort(np.argsort(one.distance)) for one in near.values()))))
     pulls[far] = 0.2
     made["scores"] = [json.dumps({"prompt_pull": float(pull)}) for pull in pulls]
     found = copying.measure(data.load(run), made, ["blue"], features.load("colour-texture"))
-    assert len(found.pairs) <= copying.PAIRS + copying.PULLED
+    assert len(found.pairs) <= closest.PAIRS + closest.PULLED
     last = found.pairs.iloc[-1]
-    assert last["tile_id"] == made["tile_id"][far] and last["rank"] >= copying.PAIRS
-    shown = copying.captions(found.pairs)
+    assert last["tile_id"] == made["tile_id"][far] and last["rank"] >= closest.PAIRS
+    shown = closest.captions(found.pairs)
     assert shown[-1].endswith("prompt pulled 0.200") and not any("pulled" in text for text in shown[:10])
     made["scores"] = ""
     unknown = copying.measure(data.load(run), made, ["blue"], features.load("colour-texture"))
-    assert len(unknown.pairs) == copying.PAIRS and unknown.pairs["pull"].isna().all()
+    assert len(unknown.pairs) == closest.PAIRS and unknown.pairs["pull"].isna().all()
 
 
 def test_a_source_of_another_class_counts_as_something_to_copy(study):

@@ -115,7 +115,7 @@ def test_a_dry_run_measures_once_and_an_earlier_run_knows_better(repository, roo
         given = lora.parameters | {"steps": steps, "experiment": "other", "seed": 9}
         files.write_json(root / f"outputs/other{steps}/02_lora/all/run.json", {"status": "done", "wall_s": seconds, "parameters": given})
     guess = forecast.expect(found, every, todo)[0][lora.id]
-    assert guess.seen and guess.seconds == 77.0 and guess.files == 1
+    assert guess.seconds == 77.0 and guess.files == 1
 
 
 def test_a_base_that_is_not_there_is_named_and_the_rest_is_known(tmp_path):

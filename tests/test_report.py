@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import squares
 
-from histokit import cli, copying, data, files, places, predictions, report, runs, verdict
+from histokit import cli, closest, copying, data, files, places, predictions, report, runs, verdict
 
 EVIL = '<img src=x onerror="alert(1)">'
 
@@ -54,7 +54,7 @@ def finished(root, names=("real", "augmented"), label="blue"):
     )
     near = {"tile_id": made["tile_id"].head(3), "nearest": data.training(tiles)["tile_id"].iloc[0], "space": "mini-sup", "distance": 0.1}
     pairs = pd.DataFrame(near | {"class": "blue", "other_space": "outline", "other_distance": 0.2, "rank": 0, "pull": np.nan})
-    files.write_table(seven.path("closest_pairs.csv"), pairs[copying.PAIR])
+    files.write_table(seven.path("closest_pairs.csv"), pairs[closest.PAIR])
     points = [
         ("blue", kind, arm, n, 0.5, 0.4, 0.6)
         for kind, arm, n in (("real", "real", 5), ("synthetic", "real", 0), ("synthetic", "augmented", 4))
