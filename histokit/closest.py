@@ -8,6 +8,8 @@ import json
 import numpy as np
 import pandas as pd
 
+VERSION = 1
+
 PAIR = "class tile_id nearest space distance other_space other_distance rank pull".split()
 PAIRS = 20  # closest pairs that a person looks at
 PULLED = 4  # and tiles at which the prompt pulled far harder than is usual in their class
