@@ -1,21 +1,18 @@
 """Classifiers that carry everything needed to use them: encoder, transform, class list, scale, temperature.
 
-Build, fit, save, load and predict. Which tiles a classifier sees, and why, is `comparison`'s business; which loss and
-which batches, `longtail`'s.
+Build, save, load and predict; `fitting` trains. Which tiles a classifier sees, and why, is `comparison`'s business.
 """
 
-import copy
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from histokit import augment, data, features, files, training
+from histokit import data, features, files
 
-VERSION = 2
+VERSION = 3
 MODES = {"linear": 1e-2, "head": 1e-3, "knn": 0.0, "prototype": 0.0, "full": 1e-3}  # learning rate where none is given; 0: nothing to learn
 UNSEEN = -1e4  # logit of a class that a knn or prototype head has no example of
 
@@ -137,6 +134,11 @@ class Classifier(nn.Module):
     transform = property(lambda self: self.facts["transform"])
     temperature = property(lambda self: self.facts["temperature"])
 
+    @property
+    def last(self):
+        """The last linear layer, which cRT trains anew and tau-normalisation rescales."""
+        return self.head.out[-1] if isinstance(self.head, Head) else self.head.out
+
     def from_features(self, feats):
         """Logits [B, C] of features [B, D]."""
         return self.head(feats.to(self.encoder.device)) * (self.facts["scale"] / self.facts["temperature"])
@@ -199,136 +201,3 @@ def load(folder, device="cpu"):
 
 def probabilities(logits):
     return logits.double().softmax(dim=1).float().numpy()
-
-
-# --- fitting ---------------------------------------------------------------------------------------------------------
-
-
-def balanced_accuracy(logits, targets):
-    """Mean recall in [0, 1] over the classes that occur in targets [N]; higher is better, NaN without tiles."""
-    hit = (logits.argmax(dim=1) == targets).double()
-    return float(torch.stack([hit[targets == c].mean() for c in targets.unique()]).mean()) if len(targets) else float("nan")
-
-
-def fit_temperature(logits, targets):
-    """The temperature in [0.1, 10] that makes softmax(logits / T) likeliest on targets (Guo et al. 2017), 1 without tiles.
-
-    A weak belief in T = 1 (log T of deviation 0.7) keeps a few tiles, all answered right, from claiming certainty. Tiles of a class
-    the classifier has never seen say nothing about its temperature and are left out.
-    """
-    seen = logits.gather(1, targets[:, None])[:, 0] > UNSEEN / 2 if len(targets) else torch.zeros(0, dtype=torch.bool)
-    if not seen.any():
-        return 1.0
-    grid = torch.logspace(-1, 1, 201, dtype=torch.float64)
-    cost = torch.stack([F.cross_entropy(logits[seen].double() / t, targets[seen], reduction="sum") for t in grid])
-    return float(grid[(cost + (grid.log() / 0.7) ** 2 / 2).argmin()])
-
-
-def fit_head(head, feats, targets, batches, loss, *, lr, generator, val=None, weight_decay=1e-2, checks=20):
-    """Train a linear or hidden-layer head on cached features, one update per row of `batches`.
-
-    Args:
-        feats: [N, V, D] float array, V views of each tile; each draw takes one of them at random.
-        targets: [N] int64.
-        batches: [steps, B] int64 into feats, from `longtail.draws`.
-        loss: `loss(logits, targets)` -> scalar.
-        val: (feats [M, D], targets [M]) of real validation tiles, or None. The check with the best balanced accuracy, then
-            the best likelihood, is kept; without validation tiles the last weights are.
-
-    Returns:
-        DataFrame of the checks: step, loss, val_balanced_accuracy, val_nll; `attrs` has best_step and updates.
-    """
-    steps = len(batches)
-    device = next(head.parameters()).device
-    views = torch.randint(feats.shape[1], batches.shape, generator=generator)
-    optimiser = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps))
-    every, rows, best, losses = max(1, steps // checks), [], None, []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))  # dropout
-        for step, (batch, view) in enumerate(zip(batches, views, strict=True), start=1):
-            x = torch.from_numpy(np.asarray(feats[batch.numpy(), view.numpy()])).to(device)
-            value = loss(head.train()(x), targets[batch].to(device))
-            optimiser.zero_grad(set_to_none=True)
-            value.backward()
-            optimiser.step()
-            schedule.step()
-            losses.append(value.detach())
-            if step % every == 0 or step == steps:
-                row = {"step": step, "loss": float(torch.stack(losses).mean()), **_check(head.eval(), val, device)}
-                if not np.isfinite(row["loss"]):
-                    raise FloatingPointError(f"the loss is {row['loss']} at step {step}; lower lr (now {lr}) or look at the features")
-                rows, losses = [*rows, row], []
-                rank = (row["val_balanced_accuracy"], -row["val_nll"])
-                if val is not None and (best is None or rank > best[0]):
-                    best = (rank, step, copy.deepcopy(head.state_dict()))
-    if best is not None:
-        head.load_state_dict(best[2])
-    history = pd.DataFrame(rows, columns=["step", "loss", "val_balanced_accuracy", "val_nll"])
-    history.attrs.update(best_step=best[1] if best else steps, updates=steps)
-    return history
-
-
-def _check(head, val, device):
-    if val is None:
-        return {"val_balanced_accuracy": float("nan"), "val_nll": float("nan")}
-    with torch.no_grad():
-        logits = head(torch.from_numpy(np.array(val[0])).to(device)).cpu()
-    return {"val_balanced_accuracy": balanced_accuracy(logits, val[1]), "val_nll": float(F.cross_entropy(logits, val[1]))}
-
-
-def fit_full(classifier, read, targets, batches, loss, *, lr, seed, folder, identity=None, val=None, jitter=False, turns=True, checks=10):
-    """Train encoder and head end to end, one update per row of `batches`; resumable in `folder`.
-
-    Args:
-        read: `read(indices)` -> uint8 [B, H, W, 3] of training tiles.
-        batches: [steps, B] int64.
-        val: (uint8 [M, H, W, 3], targets [M]) of real validation tiles, or None; the best check by balanced accuracy is kept.
-        turns: each image under a random one of the 8 symmetries; `jitter`: also with its stains jittered.
-
-    Returns:
-        DataFrame of `training.fit` with val_balanced_accuracy; `attrs` has best_step and updates.
-    """
-    device, steps = classifier.encoder.device, len(batches)
-
-    def images_of(k):
-        generator = torch.Generator().manual_seed(files.seed(seed, "augment", k))
-        images = data.to_float(read(batches[k].numpy()))
-        images = augment.stain_jitter((images + 1) / 2, generator) * 2 - 1 if jitter else images
-        return augment.random_symmetry(images, generator) if turns else images
-
-    def settle():
-        """Batch statistics from the same 4 training batches whatever came before, so that a resumed run judges alike."""
-        norms = [module for module in classifier.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # plain average
-        if norms:
-            classifier.train()
-            with torch.no_grad():
-                [classifier(images_of(k)) for k in range(min(4, steps))]
-        classifier.eval()
-
-    def step_loss(batch, step, generator):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(files.seed(seed, "dropout", step))
-            return loss(classifier.train()(batch[0]), batch[1].to(device))
-
-    def validate():
-        settle()
-        return 1 - balanced_accuracy(_logits(classifier, val[0]), val[1])
-
-    player = training.Player("classifier", [{"params": [p for p in classifier.parameters() if p.requires_grad], "lr": lr}], step_loss)
-    history = training.fit(
-        [player], lambda k: (images_of(k), targets[batches[k]]), steps, seed, folder=folder, identity=identity, schedule="one_cycle",
-        validate=validate if val is not None else None, validate_every=max(1, steps // checks), checkpoint_every=max(1, steps // checks),
-    )  # fmt: skip
-    settle()
-    history["val_balanced_accuracy"] = 1 - history["val"] if "val" in history else float("nan")
-    history.attrs.update(best_step=history.attrs["best_step"] or steps, updates=steps)
-    return history
-
-
-def _logits(classifier, pixels, batch_size=64):
-    with torch.no_grad():
-        return torch.cat([classifier(data.to_float(pixels[i : i + batch_size])).cpu() for i in range(0, len(pixels), batch_size)])

@@ -10,9 +10,9 @@ import re
 
 import pandas as pd
 
-from histokit import classifiers, data, features, files, longtail, recolour, shortcuts
+from histokit import classifiers, data, features, files, fitting, longtail, recolour, shortcuts
 
-VERSION = 3
+VERSION = 4
 ARM = {
     "synthetic": "",  # step whose tiles are added, "" for none
     "status": "kept",  # which of them: kept, rejected, quarantined, or all
@@ -23,10 +23,19 @@ ARM = {
     "real_through": "none",  # vae: real training tiles pass through the autoencoder, so its traces tell no class
     "sampler": "natural",
     "augment": "symmetries",  # none, symmetries (8 flips and rotations), stain (with jittered stains too)
-    "loss": "cross_entropy",
+    "loss": "cross_entropy",  # focal, ldam, logit_adjustment
+    "weights": "none",  # of the classes in the loss: balanced, effective
+    "drw": 0.0,  # share of the updates after which they set in
+    "coarse": 0.0,  # weight of the term that tells rare classes from common ones
+    "mixture": "none",  # mixup, balanced
+    "decouple": "none",  # crt, tau_norm: the last layer apart from what is below it
+    "options": {},  # numbers behind these, see `longtail.OPTIONS`
+    "select_by": "balanced_accuracy",  # validation score of the weights that are kept: likelihood, head_minus_missed
+    "patience": 0,  # checks without a better one, of 20 (10 in mode full), after which training ends; 0 for never
     "mode": "",  # "" for the notebook's
     "encoder": "",  # "" for the notebook's
 }
+TRAINING = (*longtail.SETTINGS, "mixture", "decouple", "select_by", "patience")  # nothing of it acts where nothing is trained
 CHOICES = {
     "status": ("kept", "rejected", "quarantined", "all"),
     "labels": ("own", "shuffled"),
@@ -35,6 +44,10 @@ CHOICES = {
     "sampler": tuple(longtail.SAMPLERS),
     "augment": tuple(features.VIEWS),
     "loss": tuple(longtail.LOSSES),
+    "weights": longtail.WEIGHTS,
+    "mixture": longtail.MIXTURES,
+    "decouple": longtail.DECOUPLE,
+    "select_by": fitting.SELECT,
     "mode": tuple(classifiers.MODES),
 }
 
@@ -55,7 +68,7 @@ def settle(arms, mode="linear", encoder="mini-sup"):
         for key, choices in CHOICES.items():
             if arm[key] not in choices:
                 raise ValueError(f"arm {name!r}: {key} is {arm[key]!r}; {_nearest(str(arm[key]), choices)}")
-        for key, none in {"per_class": "0 for all", "real_tiles": "0 for the budget's"}.items():
+        for key, none in {"per_class": "0 for all", "real_tiles": "0 for the budget's", "patience": "0 for never"}.items():
             if isinstance(arm[key], bool) or not isinstance(arm[key], int) or arm[key] < 0:
                 raise ValueError(f"arm {name!r}: {key} is {arm[key]!r}; expected a whole number, {none}")
         recoloured = arm["recolour"] != "none"
@@ -64,11 +77,15 @@ def settle(arms, mode="linear", encoder="mini-sup"):
             raise ValueError(f"arm {name!r}: recolour {why}")
         idle = [key for key in ("status", "per_class", "labels") if not arm["synthetic"] and arm[key] != ARM[key]]
         idle = [key for key in idle if not (recoloured and key == "per_class")]
-        idle += ["loss"] if arm["mode"] in ("knn", "prototype") and arm["loss"] != ARM["loss"] else []
+        idle += [key for key in TRAINING if arm["mode"] in ("knn", "prototype") and arm[key] != ARM[key]]
         idle += ["sampler"] if arm["mode"] == "prototype" and arm["sampler"] != ARM["sampler"] else []
         if idle:
-            why = f"mode {arm['mode']}" if idle[0] in ("loss", "sampler") else "an arm without synthetic tiles"
+            why = f"mode {arm['mode']}" if idle[0] in ("sampler", *TRAINING) else "an arm without synthetic tiles"
             raise ValueError(f"arm {name!r}: {idle[0]} does nothing in {why}; leave it out")
+        try:
+            longtail.check(**{key: arm[key] for key in (*longtail.SETTINGS, "mixture", "decouple", "mode")})
+        except ValueError as error:
+            raise ValueError(f"arm {name!r}: {error}") from None
         settled[name] = arm
     return settled
 

@@ -11,6 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,27 @@ def rate(step, steps, schedule="constant", warmup=0):
     return 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2
 
 
+def spent(step, best_step, patience, renewed=0):
+    """Whether `patience` steps have passed since the best one, or since `renewed` if that is later; never before it, nor for patience 0."""
+    return bool(patience) and best_step is not None and step >= renewed and step - max(best_step, renewed) >= patience
+
+
+@contextmanager
+def ahead(batches, total):
+    """`batches`, each made in a thread while the device works on the one before; the same ones, since batch k follows from k alone."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = {}
+
+        def batch(k):
+            held = waiting.pop(k, None) or pool.submit(batches, k)
+            waiting.clear()  # of another order
+            if k + 1 < total:
+                waiting[k + 1] = pool.submit(batches, k + 1)
+            return held.result()
+
+        yield batch
+
+
 def fit(
     players,
     batches,
@@ -79,9 +101,12 @@ def fit(
     clip=1.0,
     ema=0.0,
     weight_decay=1e-2,
+    factor=None,
     autocast=None,
     validate=None,
     validate_every=0,
+    patience=0,
+    renewed=0,
     sheet=None,
     sheet_every=0,
     checkpoint_every=200,
@@ -100,8 +125,11 @@ def fit(
         clip: bound on the global gradient norm of each player, 0 turns it off; the norm before clipping is in the history.
         ema: decay of the running average of the weights, (1 + k) / (10 + k) in early steps; 0 turns it off. Where it is on,
             validation, sheets and result use it.
+        factor: `factor(step)` -> further factor of the learning rate, or None.
         autocast: torch dtype of the forward pass, None for full precision; what is trained stays float32.
-        validate: `validate()` -> float, lower is better, on fixed noise; the best step's weights are the result. None: the last ones.
+        validate: `validate()` -> float, lower is better, on fixed noise, or (float, {name: float to log}); the best step's weights are the
+            result. None: the last ones.
+        patience: validations without a better one after which training ends, 0 for never; they are counted from step `renewed` on.
         sheet: `sheet(step)` -> uint8 [H, W, 3], drawn by the sampler of later inference at fixed seeds.
 
     Returns:
@@ -125,7 +153,8 @@ def fit(
     def assess(step):
         if validate is not None and validate_every and (step % validate_every == 0 or step == steps):
             with averaged(), torch.no_grad():
-                val = float(validate())
+                found = validate()
+                val, logs = (float(found[0]), found[1]) if isinstance(found, tuple) else (float(found), {})
                 if not math.isfinite(val):
                     raise FloatingPointError(
                         f"validation loss is {val} at step {step}; lower the learning rate or look at the validation tiles"
@@ -136,7 +165,7 @@ def fit(
                         _save_weights(folder / "best.safetensors", players, {"step": step, "val": val})
                     else:
                         state["best"] = [[t.detach().clone() for t in (*player.params, *player.buffers)] for player in players]
-            return val
+            return {"val": val, **logs}
 
     def draw(step):
         if sheet is not None and folder is not None and sheet_every and (step % sheet_every == 0 or step == steps):
@@ -146,10 +175,12 @@ def fit(
     if state["step"] == 0:
         draw(0)
     for step in range(state["step"], steps):
-        factor = rate(step, steps, schedule, warmup)
+        if spent(step, state["best_step"], patience * validate_every, renewed):
+            break
+        speed = rate(step, steps, schedule, warmup) * (factor(step) if factor else 1.0)
         for player, optimiser, rates in zip(players, optimisers, base_rates, strict=True):
             for group, lr in zip(optimiser.param_groups, rates, strict=True):
-                group["lr"] = lr * factor
+                group["lr"] = lr * speed
             generator = torch.Generator().manual_seed(files.seed(seed, player.name, step))
             for micro in range(accumulate):
                 batch = batches(step * accumulate + micro)
@@ -170,7 +201,7 @@ def fit(
                 torch._foreach_lerp_(averages, [p.detach() for p in player.params], 1 - decay)
         done = step + 1
         if done % log_every == 0 or done == steps or done == 1:
-            row = {"step": done, **{k: float(torch.stack(v).float().mean()) for k, v in totals.items()}, "lr": base_rates[0][0] * factor}
+            row = {"step": done, **{k: float(torch.stack(v).float().mean()) for k, v in totals.items()}, "lr": base_rates[0][0] * speed}
             bad = [k for k, v in row.items() if k.startswith(("loss_", "grad_norm_")) and not math.isfinite(v)]
             if bad:
                 raise FloatingPointError(f"{bad[0]} is not finite by step {done}, batch {step * accumulate}; lower the learning rate")
@@ -183,9 +214,9 @@ def fit(
                 [writer.add_scalar(k, v, done) for k, v in row.items() if k != "step"]
         val = assess(done)
         if val is not None:
-            state["history"].append({"step": done, "val": val})
+            state["history"].append({"step": done, **val})
             if writer:
-                writer.add_scalar("val", val, done)
+                [writer.add_scalar(k, v, done) for k, v in val.items()]
         draw(done)
         state["step"] = done
         if folder is not None and (done % checkpoint_every == 0 or done == steps):

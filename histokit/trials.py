@@ -4,7 +4,6 @@ Every arm gets the same number of updates of the same batch size, so that more t
 chosen on real validation tiles; test tiles are predicted here and judged in 07_evaluate.
 """
 
-import functools
 import re
 import time
 
@@ -12,9 +11,24 @@ import numpy as np
 import pandas as pd
 import torch
 
-from histokit import augment, backbone, classifiers, codecs, data, decode, encoders, features, files, longtail, recolour, seen, training
+from histokit import (
+    augment,
+    backbone,
+    classifiers,
+    codecs,
+    data,
+    decode,
+    encoders,
+    features,
+    files,
+    fitting,
+    longtail,
+    recolour,
+    seen,
+    training,
+)
 
-VERSION = 2
+VERSION = 3
 
 
 def train(run, arms, sets, tiles, *, seeds, steps, batch_size, lr=0.0, base_model="", external=None, say=lambda text: None):
@@ -89,6 +103,14 @@ def val_recall(run, arms, seeds, classes):
     return pd.DataFrame(rows, columns=["arm", "seed", "label", "recall", "tiles"])
 
 
+def _after(first, second):
+    """One history of two stages of training, steps counted on."""
+    ended = int(first["step"].max())
+    joined = pd.concat([first, second.assign(step=second["step"] + ended)], ignore_index=True)
+    joined.attrs.update(best_step=ended + second.attrs["best_step"], updates=first.attrs["updates"] + second.attrs["updates"])
+    return joined
+
+
 class _Trial:
     """One arm: its tiles, targets and features, loaded once for all seeds and only if a seed is missing."""
 
@@ -105,7 +127,7 @@ class _Trial:
         rows = [tiles[["sha256", "file_name", "label"]].values.tolist(), held_out[["sha256", "tile_id", "label", "split"]].values.tolist()]
         said_by_rows = ("synthetic", "status", "per_class", "recolour", "real_tiles")
         settings = {key: value for key, value in arm.items() if key not in said_by_rows}
-        modules = (classifiers, longtail, features, encoders, augment, training, decode, data, backbone)
+        modules = (classifiers, fitting, longtail, features, encoders, augment, training, decode, data, backbone)
         versions = [VERSION, *(module.VERSION for module in modules)]
         size = [dataset.classes, dataset.tile_px, dataset.fit, codec.identity if codec else None]
         self.key = files.digest(versions, settings, self.encoder.identity, rows, size, run.seed)
@@ -144,21 +166,18 @@ class _Trial:
         counts = longtail.class_counts(targets, n_classes)
         shares = longtail.class_shares(counts, self.arm["sampler"])
         updates = 0 if self.arm["mode"] in ("knn", "prototype") else steps
-        batches = longtail.draws(targets, n_classes, updates, batch_size, generator, self.arm["sampler"])
-        loss = functools.partial(longtail.LOSSES[self.arm["loss"]], prior=shares)
-        if self.arm["mode"] == "full":
-            how = {
-                "lr": lr,
-                "seed": seed,
-                "folder": self.run.path("logs", self.name, str(s), "history.csv").parent,
-                "identity": {"pair": key},
-            }
-            history, logits = self._fit_full(model, targets, batches, loss, how)
+        objective = self._objective(counts, shares)
+        logs = self.run.path("logs", self.name, str(s), "history.csv").parent
+        if updates:
+            how = {"lr": lr, "seed": seed, "folder": logs, "identity": {"pair": key}}
+            history = self._fit(model, targets, updates, batch_size, objective, generator, how)
         else:
-            history, logits = self._fit_frozen(model, targets, shares, batches, loss, {"lr": lr, "generator": generator})
+            self._remember(model, targets, shares)
+        model.facts["scale"] = objective.scale
+        logits = self._held_out_logits(model)
 
         val_y = self.y[self.is_val]
-        model.facts["temperature"] = classifiers.fit_temperature(logits[self.is_val], val_y)
+        model.facts["temperature"] = fitting.fit_temperature(logits[self.is_val], val_y)
         self._write_predictions(folder, s, classifiers.probabilities(logits / model.temperature))
         facts = {
             "key": key,
@@ -169,35 +188,89 @@ class _Trial:
             "lr": lr,
             "batch_size": batch_size,
         }
-        facts |= {"updates": updates, "images_seen": batches.numel(), "best_step": history.attrs["best_step"] if updates else 0}
+        facts |= {"updates": updates, "images_seen": updates * batch_size, "best_step": history.attrs["best_step"] if updates else 0}
         facts |= self.numbers | {"class_counts": counts.tolist()}
-        facts |= {"val_balanced_accuracy": classifiers.balanced_accuracy(logits[self.is_val], val_y)}
+        facts |= {"val_balanced_accuracy": fitting.balanced_accuracy(logits[self.is_val], val_y)}
         if updates:
             timing = ["seconds", "images_per_s", "peak_gb"]  # left out: what is hashed must not depend on the machine's mood
             files.write_table(folder / "history.csv", history.drop(columns=timing, errors="ignore"))
         model.save(folder, **facts)
-        for name in ("checkpoint.safetensors", "best.safetensors"):  # model.safetensors holds the result
-            (self.run.folder / "logs" / self.name / str(s) / name).unlink(missing_ok=True)
+        for path in (*logs.rglob("checkpoint.safetensors"), *logs.rglob("best.safetensors")):  # model.safetensors holds the result
+            path.unlink()
         return self._row(files.read_json(folder / "model.json"), seconds=time.perf_counter() - start)
 
-    def _fit_frozen(self, model, targets, shares, batches, loss, how):
-        feats, held_out = self._features()
-        history = None
-        if len(batches):
-            model.head.standardise(torch.from_numpy(np.array(feats[: self.n_real or len(feats), 0])))
-            val = (held_out[self.is_val], self.y[self.is_val]) if self.is_val.any() else None
-            history = classifiers.fit_head(model.head, feats, targets, batches, loss, val=val, **how)
-        else:
-            flat, device = torch.from_numpy(np.array(feats)).flatten(0, 1), model.encoder.device
-            model.head.fit(flat.to(device), targets.repeat_interleave(feats.shape[1]).to(device), shares)
-        with torch.no_grad():
-            return history, model.eval().from_features(torch.from_numpy(np.array(held_out))).cpu()
+    def _objective(self, counts, shares):
+        """The longtail.Objective of this arm."""
+        tail = torch.tensor([self.dataset.roles.get(name) == "tail" for name in self.dataset.classes])
+        return longtail.Objective(counts, shares, tail, **{name: self.arm[name] for name in longtail.SETTINGS})
 
-    def _fit_full(self, model, targets, batches, loss, how):
-        val = (data.pixels(self.held_out[self.is_val]), self.y[self.is_val]) if self.is_val.any() else None
+    def _fit(self, model, targets, updates, batch_size, objective, generator, how):
+        """Train `model` as the arm says, in one stage or two; returns the history, None where nothing is trained.
+
+        how: {lr, seed, folder (of logs), identity}.
+        """
+        n_classes, history = len(self.dataset.classes), None
+        chosen = {"lr": how["lr"], "select_by": self.arm["select_by"], "patience": self.arm["patience"]}
+        for stage, (count, sampler) in enumerate(self._stages(updates)):
+            batches = longtail.draws(targets, n_classes, count, batch_size, generator, sampler)
+            given = {"mixture": None, "only_last": stage > 0, **chosen}
+            if self.arm["mixture"] != "none":
+                mixture = self.arm["mixture"], objective.options["alpha"]
+                given["mixture"] = longtail.mixtures(batches, targets, n_classes, generator, *mixture)
+            if stage:
+                self._new_head(model, how["seed"])
+            if self.arm["mode"] == "full":
+                own = {"seed": how["seed"], "folder": how["folder"], "identity": how["identity"]}
+                own |= {"seed": files.seed(how["seed"], stage), "folder": how["folder"] / "crt"} if stage else {}
+                part = self._fit_full(model, targets, batches, objective, **given, **own)
+            else:
+                part = self._fit_frozen(model, targets, batches, objective, generator=generator, **given)
+            history = part if history is None else _after(history, part)
+        if self.arm["decouple"] == "tau_norm":
+            with torch.no_grad():
+                model.last.weight.copy_(longtail.tau_normalised(model.last.weight, objective.options["tau_norm"]))
+                model.last.bias.zero_()
+        return history
+
+    def _stages(self, updates):
+        """(updates, sampler) of each part of the training; cRT trains a new head on balanced batches in the last part."""
+        if self.arm["decouple"] != "crt":
+            return [(updates, self.arm["sampler"])]
+        last = round(updates * (longtail.OPTIONS | self.arm["options"])["crt"])
+        return [(updates - last, self.arm["sampler"]), (last, "balanced")]
+
+    def _new_head(self, model, seed):
+        """The last layer drawn anew, for classifier re-training (cRT); Kang et al. (2020), arXiv:1910.09217, section 4."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(files.seed(seed, "new head"))
+            model.last.reset_parameters()
+
+    def _remember(self, model, targets, shares):
+        """Nearest neighbours and prototypes learn nothing, they keep what they are shown."""
+        feats, device = self._features()[0], model.encoder.device
+        flat = torch.from_numpy(np.array(feats)).flatten(0, 1)
+        model.head.fit(flat.to(device), targets.repeat_interleave(feats.shape[1]).to(device), shares)
+
+    def _fit_frozen(self, model, targets, batches, objective, only_last, **how):
+        feats, held_out = self._features()
+        if not only_last:
+            model.head.standardise(torch.from_numpy(np.array(feats[: self.n_real or len(feats), 0])))
+        val = (held_out[self.is_val], self.y[self.is_val]) if self.is_val.any() else None
+        only = list(model.last.parameters()) if only_last else None
+        return fitting.fit_head(model.head, feats, targets, batches, objective, val=val, only=only, **how)
+
+    def _fit_full(self, model, targets, batches, objective, **how):
+        held = self.held_out[self.is_val].reset_index(drop=True)
+        val = (self._kept(held, data.pixels), self.y[self.is_val]) if len(held) else None
         augment = {"turns": self.arm["augment"] != "none", "jitter": self.arm["augment"] == "stain"}
-        history = classifiers.fit_full(model, self._reader(), targets, batches, loss, val=val, **augment, **how)
-        return history, model.eval().logits_of(self.held_out)
+        return fitting.fit_full(model, self._reader(), targets, batches, objective, val=val, **augment, **how)
+
+    def _held_out_logits(self, model):
+        """Logits [N, C] on the CPU of the tiles kept out, scaled as they are used, before any temperature."""
+        if self.arm["mode"] == "full":
+            return model.eval().logits_of(self.held_out)
+        with torch.no_grad():
+            return model.eval().from_features(torch.from_numpy(np.array(self._features()[1]))).cpu()
 
     def _labels(self, s):
         if self.arm["labels"] == "own":
@@ -221,19 +294,22 @@ class _Trial:
         return self.cached
 
     def _reader(self):
-        """`read(indices)` -> uint8 tiles; kept in memory below a gigabyte, else read from disk batch by batch."""
+        """`read(indices)` -> uint8 tiles of this arm."""
 
-        def read(rows):
-            rows = np.asarray(rows)
-            out = data.pixels(self.tiles.iloc[rows])
-            real = rows < self.n_real
+        def pixels(tiles):
+            out = data.pixels(tiles)
+            real = tiles["source"].eq("real").to_numpy()
             if self.codec and real.any():
-                out[real] = self.codec(data.pixels(self.tiles.iloc[rows[real]], self.codec.reads_px))
+                out[real] = self.codec(data.pixels(tiles[real], self.codec.reads_px))
             return out
 
-        if len(self.tiles) * self.dataset.tile_px**2 * 3 > 2**30:
-            return read
-        held = read(np.arange(len(self.tiles)))
+        return self._kept(self.tiles, pixels)
+
+    def _kept(self, tiles, pixels):
+        """`read(indices)` -> uint8 tiles; held in memory below a gigabyte, else read from disk batch by batch."""
+        if len(tiles) * self.dataset.tile_px**2 * 3 > 2**30:
+            return lambda rows: pixels(tiles.iloc[np.asarray(rows)])
+        held = pixels(tiles)
         return lambda rows: held[np.asarray(rows)]
 
     def _write_predictions(self, folder, s, probabilities):

@@ -6,7 +6,7 @@ import pytest
 import squares
 import torch
 
-from histokit import backbone, classifiers, codecs, comparison, data, encoders, features, files, longtail, runs, trials
+from histokit import backbone, classifiers, codecs, comparison, data, encoders, features, files, fitting, longtail, runs, trials
 
 
 @pytest.fixture
@@ -36,6 +36,11 @@ def separable(n=40, n_classes=3):
     return (torch.eye(4)[targets] * 4 + torch.randn(len(targets), 4, generator=torch.Generator().manual_seed(0)))[:, None].numpy(), targets
 
 
+def plain(n_classes=3, **settings):
+    """Cross-entropy of classes that are all alike, the last one called rare."""
+    return longtail.Objective([10] * n_classes, torch.full((n_classes,), 1 / n_classes), [False] * (n_classes - 1) + [True], **settings)
+
+
 # --- heads -----------------------------------------------------------------------------------------------------------
 
 
@@ -47,8 +52,7 @@ def test_the_linear_head_agrees_with_scikit_learn():
     head = classifiers.Linear(4, 3)
     head.standardise(torch.from_numpy(feats[:, 0]))
     batches = torch.arange(len(targets)).repeat(300, 1)  # full batches: both solve the same convex problem
-    loss = torch.nn.functional.cross_entropy
-    classifiers.fit_head(head, feats, targets, batches, loss, lr=0.1, generator=torch.Generator().manual_seed(0), weight_decay=0.0)
+    fitting.fit_head(head, feats, targets, batches, plain(), lr=0.1, generator=torch.Generator().manual_seed(0), weight_decay=0.0)
     x = ((feats[:, 0] - feats[:, 0].mean(0)) / feats[:, 0].std(0)).astype(np.float64)
     theirs = LogisticRegression(C=1e6, max_iter=1000).fit(x, targets.numpy()).predict_proba(x)
     ours = classifiers.probabilities(head(torch.from_numpy(feats[:, 0])).detach())
@@ -60,9 +64,8 @@ def test_the_best_check_on_validation_tiles_is_kept():
     head = classifiers.Linear(4, 3)
     batches = torch.arange(len(targets)).repeat(40, 1)
     wrong = feats[:, 0], (targets + 1) % 3  # the more is learned, the worse the validation tiles do
-    loss, generator = torch.nn.functional.cross_entropy, torch.Generator().manual_seed(0)
-    history = classifiers.fit_head(head, feats, targets, batches, loss, lr=0.5, generator=generator, val=wrong)
-    found = classifiers.balanced_accuracy(head(torch.from_numpy(feats[:, 0])), wrong[1])
+    history = fitting.fit_head(head, feats, targets, batches, plain(), lr=0.5, generator=torch.Generator().manual_seed(0), val=wrong)
+    found = fitting.balanced_accuracy(head(torch.from_numpy(feats[:, 0])), wrong[1])
     assert found == history["val_balanced_accuracy"].max()
     assert history.attrs["best_step"] < 40
 
@@ -92,23 +95,23 @@ def test_temperature_undoes_a_known_scaling():
     logits = 2 * torch.randn(4000, 5, generator=generator)
     targets = torch.multinomial(logits.softmax(dim=1), 1, generator=generator)[:, 0]  # calibrated by construction
     for scale in (0.5, 1.0, 3.0):
-        assert classifiers.fit_temperature(scale * logits, targets) == pytest.approx(scale, rel=0.1)
-    assert classifiers.fit_temperature(logits[:0], targets[:0]) == 1.0
+        assert fitting.fit_temperature(scale * logits, targets) == pytest.approx(scale, rel=0.1)
+    assert fitting.fit_temperature(logits[:0], targets[:0]) == 1.0
     certain = torch.eye(3) * 9
-    assert 0.9 < classifiers.fit_temperature(certain, torch.arange(3)) <= 1  # three right answers prove little
+    assert 0.9 < fitting.fit_temperature(certain, torch.arange(3)) <= 1  # three right answers prove little
 
 
 def test_balanced_accuracy_is_scikit_learns_over_the_classes_that_occur():
     from sklearn.metrics import balanced_accuracy_score
 
     logits, targets = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3  # class 3 has no tile
-    ours = classifiers.balanced_accuracy(logits, targets)
+    ours = fitting.balanced_accuracy(logits, targets)
     known = logits.argmax(dim=1).numpy()
     recalls = [(known[targets == c] == c).mean() for c in range(3)]
     assert ours == pytest.approx(np.mean(recalls))
     with pytest.warns(UserWarning, match="y_pred"):
         assert ours == pytest.approx(balanced_accuracy_score(targets.numpy(), known))
-    assert np.isnan(classifiers.balanced_accuracy(logits[:0], targets[:0]))
+    assert np.isnan(fitting.balanced_accuracy(logits[:0], targets[:0]))
 
 
 # --- arms ------------------------------------------------------------------------------------------------------------
@@ -284,9 +287,8 @@ def test_training_end_to_end_resumes_to_the_same_bits(root, monkeypatch):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = classifiers.Classifier(features.Encoder("pocket", Pocket(), 256, {}), squares.CLASSES, "full")
-        loss = torch.nn.functional.cross_entropy
-        how = {"lr": 1e-2, "seed": 3, "folder": folder, "val": (pixels[:6], targets[:6]), "jitter": True}
-        history = classifiers.fit_full(model, lambda rows: pixels[rows], targets, batches, loss, **how)
+        how = {"lr": 1e-2, "seed": 3, "folder": folder, "val": (lambda rows: pixels[rows], targets[:6]), "jitter": True}
+        history = fitting.fit_full(model, lambda rows: pixels[rows], targets, batches, plain(), **how)
         return model.state_dict(), history["val_balanced_accuracy"].dropna().tolist()
 
     whole, curve = train(root / "whole")
@@ -470,3 +472,116 @@ def test_an_arm_is_described_by_what_sets_it_apart_from_the_baseline():
     arms = {"real": {}, "over": {"sampler": "balanced"}, "made": {"sampler": "balanced", "synthetic": "keep", "per_class": 10}}
     assert comparison.described(arms) == {"real": "", "over": "sampler balanced", "made": "keep, 10 a class, sampler balanced"}
     assert comparison.described(arms, "over") == {"real": "sampler natural", "over": "", "made": "keep, 10 a class"}
+
+
+# --- few tiles ---------------------------------------------------------------------------------------------------------
+
+
+def test_ldam_leaves_its_scale_in_the_checkpoint_and_in_every_probability(study):
+    run, _ = compare({"plain": {}, "ldam": {"loss": "ldam", "weights": "effective", "drw": 0.5}}, steps=30)
+    for name, scale in (("plain", 1.0), ("ldam", 30.0)):
+        model, written = classifiers.load(run.folder / name / "0"), predictions(run, name)
+        assert model.facts["scale"] == scale
+        tiles = data.load(run).set_index("tile_id", drop=False).loc[written["tile_id"]]
+        feats = torch.from_numpy(np.array(features.embed(model.encoder, tiles)))
+        by_hand = (scale * model.head(feats) / model.temperature).double().softmax(dim=1)
+        np.testing.assert_allclose(written.filter(like="p_"), by_hand, atol=1e-6)
+    assert model.facts["settings"]["drw"] == 0.5 and model.facts["settings"]["weights"] == "effective"
+
+
+def test_tau_normalisation_leaves_rows_of_one_length_and_no_bias(study):
+    run, _ = compare(
+        {"tau": {"mode": "head", "decouple": "tau_norm"}, "half": {"mode": "head", "decouple": "tau_norm", "options": {"tau_norm": 0.5}}}
+    )
+    whole, half = (classifiers.load(run.folder / name / "0").last for name in ("tau", "half"))
+    torch.testing.assert_close(whole.weight.norm(dim=1), torch.ones(3))
+    assert not whole.bias.any() and (half.weight.norm(dim=1) - 1).abs().min() > 0.05
+
+
+@pytest.mark.parametrize("mode", ["head", "full"])
+def test_crt_trains_a_new_last_layer_on_balanced_batches_and_nothing_else(study, monkeypatch, mode):
+    monkeypatch.setattr(encoders, "SmallCNN", Pocket)
+    squares.dataset({"train": {"red": 12, "green": 12, "blue": 2}, "val": dict.fromkeys(squares.CLASSES, 3), "test": {}}, "exp")
+    stages, asked = [], longtail.draws
+
+    def draws(targets, n, count, size, generator, sampler):
+        batches = asked(targets, n, count, size, generator, sampler)
+        stages.append((count, sampler))
+        return batches
+
+    monkeypatch.setattr(longtail, "draws", draws)
+    before, spy = [], trials._Trial._new_head
+    monkeypatch.setattr(trials._Trial, "_new_head", lambda self, model, seed: (before.append(states(model)), spy(self, model, seed)))
+    arm = {"mode": mode, "decouple": "crt", "options": {"crt": 0.5}} | ({"encoder": "cnn"} if mode == "full" else {})
+    run, table = compare({"crt": arm}, steps=20)
+    assert stages == [(10, "natural"), (10, "balanced")] and table["updates"].tolist() == [20]
+    now = states(classifiers.load(run.folder / "crt" / "0"))
+    last = {"head.out.weight", "head.out.bias"} if mode == "full" else {"head.out.3.weight", "head.out.3.bias"}
+    assert {key for key, value in before[0].items() if not torch.equal(value, now[key])} == last
+    history = files.read_table(run.folder / "crt" / "0" / "history.csv")
+    assert history["step"].is_monotonic_increasing and history["step"].max() == 20
+
+
+def states(model):
+    return {key: value.clone() for key, value in model.state_dict().items() if not key.startswith("encoder.")}
+
+
+def test_every_setting_of_an_arm_changes_what_is_learned(study):
+    squares.dataset({"train": {"red": 12, "green": 12, "blue": 2}, "val": dict.fromkeys(squares.CLASSES, 3), "test": {"red": 2}}, "exp")
+    arms = {
+        "plain": {},
+        "focal": {"loss": "focal"},
+        "ldam": {"loss": "ldam"},
+        "adjusted": {"loss": "logit_adjustment"},
+        "weighed": {"weights": "balanced"},
+        "over_tiles": {"weights": "balanced", "options": {"mean": "tiles"}},
+        "deferred": {"weights": "balanced", "drw": 0.5},
+        "coarse": {"coarse": 1.0},
+        "mixup": {"mixture": "mixup"},
+        "balanced_mixup": {"mixture": "balanced"},
+    }
+    run, _ = compare(arms, steps=40)
+    found = {name: classifiers.load(run.folder / name / "0").last.weight for name in arms}
+    for i, one in enumerate(found):
+        for other in list(found)[i + 1 :]:
+            assert not torch.allclose(found[one], found[other], rtol=1e-3, atol=1e-4), (one, other)
+
+
+def test_the_score_that_pays_for_missed_rare_tiles_is_head_recall_less_the_share_missed():
+    tail, targets = [False, False, True], torch.tensor([0] * 10 + [1] * 10 + [2] * 4)
+    logits = torch.nn.functional.one_hot(targets, 3) * 9.0
+    assert fitting.score("head_minus_missed", logits, targets, tail) == pytest.approx(1.0)
+    logits[20] = logits[0]  # a rare tile that looks common
+    assert fitting.score("head_minus_missed", logits, targets, tail) == pytest.approx(1 - 1 / 4)
+    logits[1] = torch.tensor([0.0, 9.0, 0.0])  # and a common one taken for another: a head recall of 0.95
+    assert fitting.score("head_minus_missed", logits, targets, tail) == pytest.approx(0.95 - 1 / 4)
+    assert fitting.score("likelihood", logits[2:3], targets[2:3], tail) == pytest.approx(-np.log1p(2 * np.exp(-9)), abs=1e-6)
+    with pytest.raises(ValueError, match="needs validation tiles of rare and of common classes"):
+        fitting.score("head_minus_missed", logits[:20], targets[:20], tail)
+    with pytest.raises(ValueError, match="select_by is 'f1'"):
+        fitting.score("f1", logits, targets, tail)
+
+
+def test_a_head_stops_when_patience_is_spent_and_keeps_its_best_check():
+    feats, targets = separable()
+    batches = torch.arange(len(targets)).repeat(40, 1)
+    wrong = feats[:, 0], (targets + 1) % 3
+    for patience, ended in ((3, True), (0, False)):
+        head, generator = classifiers.Linear(4, 3), torch.Generator().manual_seed(0)
+        history = fitting.fit_head(head, feats, targets, batches, plain(), lr=0.5, generator=generator, val=wrong, patience=patience)
+        last, best = int(history["step"].max()), history.attrs["best_step"]
+        assert (last == best + 3 * 2) == ended and (last == 40) != ended
+
+
+def test_batch_statistics_follow_the_training_tiles_and_not_where_they_started():
+    pixels = np.stack([squares.tile(name, i) for i in range(6) for name in squares.CLASSES])
+    targets = torch.arange(18) % 3
+    model = classifiers.Classifier(features.Encoder("pocket", Pocket(), 256, {}), squares.CLASSES, "full")
+    started = model.net.norm.running_mean.clone()
+    batches = longtail.draws(targets, 3, 4, 18, torch.Generator().manual_seed(0))
+    read = lambda rows: pixels[rows]  # noqa: E731
+    fitting.fit_full(model, read, targets, batches, plain(), lr=1e-3, seed=0, folder=None, val=(read, targets), turns=False)
+    with torch.no_grad():
+        seen = model.net.conv((data.to_float(pixels) + 1) / 2 / 0.5 - 1).mean(dim=(0, 2, 3))
+    torch.testing.assert_close(model.net.norm.running_mean, seen, atol=2e-3, rtol=0)
+    assert not torch.allclose(started, seen, atol=2e-2)

@@ -221,3 +221,45 @@ def test_min_snr_weight_is_the_papers_formula():
         training.min_snr_weight(alphas, steps, 5.0, "v_prediction"), torch.minimum(snr, torch.tensor(5.0)) / (snr + 1)
     )
     assert training.min_snr_weight(alphas, steps, 0).tolist() == [1, 1, 1]
+
+
+def test_training_ends_when_patience_is_spent_and_counts_anew_from_a_renewal(tmp_path):
+    for renewed, ended, best in ((0, 6, 2), (5, 9, 2), (8, 12, 2)):
+        seen = []
+        validate = lambda seen=seen: seen.append(0) or (1.0 if len(seen) == 1 else 2.0)  # noqa: E731
+        history = training.fit([player()[0]], batches, 20, 0, validate=validate, validate_every=2, patience=2, renewed=renewed, log_every=1)
+        assert (int(history["step"].max()), history.attrs["best_step"]) == (ended, best), renewed
+    never = training.fit([player()[0]], batches, 20, 0, validate=lambda: 1.0, validate_every=2, log_every=1)
+    assert never["step"].max() == 20
+
+
+def test_a_run_that_ended_early_ends_there_when_it_is_resumed(tmp_path):
+    values = iter([1.0, *[2.0] * 9])
+    how = {"validate_every": 2, "patience": 2, "checkpoint_every": 2, "folder": tmp_path, "log_every": 1}
+    first = training.fit([player()[0]], batches, 20, 0, validate=lambda: next(values), **how)
+    again = training.fit([player()[0]], batches, 20, 0, validate=lambda: pytest.fail("it had ended"), **how)
+    assert first["step"].max() == again["step"].max() == 6 and again.attrs["best_step"] == 2
+
+
+def test_a_further_factor_slows_the_rate_and_what_validation_says_is_logged():
+    seen = {}
+    for name, factor in (("plain", None), ("slow", lambda step: 0.1 if step >= 3 else 1.0)):
+        said = training.fit(
+            [player()[0]], batches, 6, 0, factor=factor, log_every=1, validate=lambda: (1.0, {"kappa": 0.5}), validate_every=3
+        )
+        seen[name] = said["lr"].tolist()
+        assert said["kappa"].dropna().tolist() == [0.5, 0.5]
+    assert seen["slow"] == pytest.approx([rate * (0.1 if step >= 3 else 1) for step, rate in enumerate(seen["plain"])])
+
+
+def test_batches_made_ahead_are_those_made_when_asked_whatever_the_order():
+    made = []
+
+    def batch(k):
+        made.append(k)
+        return 10 * k
+
+    with training.ahead(batch, 5) as get:
+        assert [get(k) for k in range(3)] == [0, 10, 20]
+        assert get(1) == 10 and get(4) == 40  # a resumed run may ask for another one
+    assert 3 in made and 5 not in made
