@@ -176,6 +176,27 @@ class Classifier(nn.Module):
         files.write_json(Path(folder) / "model.json", {"version": VERSION, **self.facts, **facts})
 
 
+def trained(top, step, arm="", role="judge"):
+    """Folders of the finished seeds of one arm of a 06 step, in order of their seeds.
+
+    Args:
+        top: folder of the step.
+        step: its id, for messages.
+        arm: empty when it has only one.
+        role: what the arm is wanted for.
+
+    Raises ValueError for an arm that is not there.
+    """
+    found = {}
+    for path in sorted(Path(top).glob("*/*/model.json"), key=lambda path: int(path.parent.name)):
+        found.setdefault(path.parent.parent.name, []).append(path.parent)
+    name = next(iter(found)) if not arm and len(found) == 1 else arm
+    if name not in found:
+        known = ", ".join(sorted(found)) or "none"
+        raise ValueError(f"{role} arm {arm!r} is not in {step}, which has {known}; set {role}_arm to one of them")
+    return found[name]
+
+
 def load(folder, device="cpu"):
     """The classifier saved in `folder`, frozen, in eval mode; ValueError when its encoder is not the one it was fitted on."""
     path = Path(folder) / "model.json"

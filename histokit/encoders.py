@@ -27,6 +27,21 @@ KINDS = (
 PICKLED = "pickled .bin and .pth weights are not read; convert them once to safetensors"
 
 
+class _ClampThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, low, high):
+        return x.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx, slope):
+        return slope, None, None
+
+
+def clamp_through(x, low, high):
+    """x held in [low, high], with the gradient of the identity: white background is saturated and would never change otherwise."""
+    return _ClampThrough.apply(x, low, high)
+
+
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with batch normalisation and a shortcut; `stride` halves the map."""
 
@@ -97,7 +112,8 @@ class Encoder:
         """Features [B, dim] of images [B, 3, H, W] float in [-1, 1], with gradients where the network has them."""
         x = (images.to(self.device) + 1) / 2
         if self.size and x.shape[-2:] != (self.size, self.size):
-            x = F.interpolate(x, size=(self.size, self.size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+            x = F.interpolate(x, size=(self.size, self.size), mode="bicubic", antialias=True, align_corners=False)
+            x = clamp_through(x, 0.0, 1.0)
         mean, std = (torch.tensor(v, dtype=x.dtype, device=x.device)[:, None, None] for v in (self.mean, self.std))
         return self.net(((x - mean) / std).contiguous(memory_format=torch.channels_last))
 

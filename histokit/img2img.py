@@ -4,21 +4,19 @@ SDEdit, Meng et al. (2022), arXiv:2108.01073; from majority to minority, Wang et
 `policies`; here its rows become images, previews and manifest rows. Nothing here judges an image: 05_select does.
 """
 
-import json
+import functools
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from histokit import backbone, data, decode, files, latents, sampling, training
+from histokit import backbone, data, decode, files, latents, made, sampling, training
 from histokit.policies import POLICIES, SETTINGS, job_table
 
 __all__ = [
-    "POLICIES", "SETTINGS", "Preview", "Previewer", "export_json", "import_json", "job_table", "previewer", "render",
+    "POLICIES", "SETTINGS", "Previewer", "export_json", "import_json", "job_table", "previewer", "render",
 ]  # fmt: skip
 
 VERSION = 2
@@ -114,32 +112,24 @@ def render(model, jobs, run, tiles, *, batch=None):
     sources = Sources(model, jobs, tiles)
     keys = [_key(model, row, sources) for row in jobs.itertuples()]
     paths = [run.path("tiles", f"{job}.png") for job in jobs["job"]]
-    missing = {i for i, (path, key) in enumerate(zip(paths, keys, strict=True)) if not _there(path, key, run)}
-    made, clock = 0, time.perf_counter()
+    missing = {i for i, (path, key) in enumerate(zip(paths, keys, strict=True)) if not made.there(path, key, run)}
+    count, clock = 0, time.perf_counter()
     show = training.Progress(len(missing))
-    with ThreadPoolExecutor(1) as writer:  # files are written while the next batch is made
-        pending = []
+    with made.Writer() as write:
         for block in _blocks(jobs, batch):
             if missing.isdisjoint(block):
                 continue
             images, pulls = _make(model, sources, jobs.loc[block], batch)
-            for done in pending:
-                done.result()
-            pending = []
+            write.settle()
             for i, image, pull in zip(block, images, pulls, strict=True):
                 if i in missing:
-                    facts = {"synthetic": True, "class": jobs["class"][i], "index": int(jobs["number"][i]), "seed": int(jobs["seed"][i])}
-                    facts |= {} if np.isnan(pull) else {PULL: float(f"{pull:.4g}")}
-                    text = {"histokit": keys[i], "histokit:provenance": json.dumps(facts), "prompt": jobs["prompt"][i]}
-                    pending.append(writer.submit(files.write_png, paths[i], image, text))
-            made += len(pending)
-            rate = made / (time.perf_counter() - clock)
-            show({"step": made, "images_per_s": rate, "peak_gb": training.peak_gb()}, None)
-        for done in pending:
-            done.result()
+                    write(paths[i], image, keys[i], jobs.loc[i], **({} if np.isnan(pull) else {PULL: float(f"{pull:.4g}")}))
+            count += len(write.pending)
+            rate = count / (time.perf_counter() - clock)
+            show({"step": count, "images_per_s": rate, "peak_gb": training.peak_gb()}, None)
     seconds = time.perf_counter() - clock
-    run.note(images_made=made, images_reused=len(jobs) - made, batch=batch, images_per_s=made / seconds if made else None)
-    return _manifest(model, jobs, run, tiles, sources, paths, batch)
+    run.note(images_made=count, images_reused=len(jobs) - count, batch=batch, images_per_s=count / seconds if count else None)
+    return made.manifest(run, jobs, paths, tiles, model.tile_px, functools.partial(_told, batch))
 
 
 def _key(model, row, sources):
@@ -153,110 +143,19 @@ def _key(model, row, sources):
     return files.digest("img2img", versions, model.identity, row.lora_sha, row.token_sha, row.prompt, row.seed, settings, source)
 
 
-def _there(path, key, run):
-    """Whether the image with this key is at `path`, after looking for it in the folder that was set aside."""
-    if path.is_file() and _key_of(path) == key:
-        return True
-    old = run.previous / path.relative_to(run.folder) if run.previous else None
-    if old is not None and old.is_file() and _key_of(old) == key:
-        files.link(old, path)
-        return True
-    return False
-
-
-def _pull(path):
-    """{prompt_pull: number} as it was written into the picture, {} where there was no guidance."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        facts = json.loads(image.info.get("histokit:provenance", "{}"))
-    return {PULL: facts[PULL]} if PULL in facts else {}
-
-
-def _key_of(path):
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return image.info.get("histokit")
-    except OSError:
-        return None
-
-
-EMPTY = [
-    "tile_id", "root", "file_name", "label", "split", "use", "case_id", "patient", "slide", "group", "mpp", "width", "height", "sha256",
-    "mask", "source", "method", "sources", "prompt", "seed", "settings", "lora_sha", "token_sha", "scores", "status", "reason", "run_id",
-    "path", "tile_px", "fit",
-]  # fmt: skip
-
-
-def _manifest(model, jobs, run, tiles, sources, paths, batch):
-    place = run.folder.relative_to(files.root() / "outputs" / run.experiment / run.step)
-    real, rows = data.training(tiles), []
-    scale = {name: _um_per_px(real[real["label"].eq(name)].head(100), model.tile_px) for name in jobs["class"].unique()}
-    for row, path in zip(jobs.itertuples(), paths, strict=True):
-        source = sources.rows.loc[[row.tile_id]] if row.tile_id else None
-        settings = {
-            name: getattr(row, name) for name in (*SETTINGS, "true_steps", "policy", "source_class", "source_group", "target_group")
-        }
-        rows.append(
-            {
-                "tile_id": f"{run.step}/{row.job}",
-                "root": run.step,
-                "file_name": (place / path.relative_to(run.folder)).as_posix(),
-                "label": jobs.at[row.Index, "class"],
-                "split": "",
-                "use": "labelled",
-                "case_id": "",
-                "patient": "",
-                "slide": "",
-                "group": row.target_group,
-                "mpp": _um_per_px(source, model.tile_px) if source is not None else scale[jobs.at[row.Index, "class"]],
-                "width": model.tile_px,
-                "height": model.tile_px,
-                "sha256": files.sha256(path),
-                "mask": "",
-                "source": "synthetic",
-                "method": "text2img" if not row.tile_id else "img2img",
-                "sources": json.dumps([row.tile_id] if row.tile_id else []),
-                "prompt": row.prompt,
-                "seed": row.seed,
-                "settings": json.dumps(settings | {"batch": batch}),
-                "lora_sha": row.lora_sha,
-                "token_sha": row.token_sha,
-                "scores": json.dumps(_pull(path)),
-                "status": "kept",
-                "reason": "",
-                "run_id": run.run_id,
-                "path": str(path),
-                "tile_px": model.tile_px,
-                "fit": "resize",
-            }
-        )
-    return pd.DataFrame(rows, columns=list(rows[0]) if rows else EMPTY)
-
-
-def _um_per_px(rows, tile_px):
-    """Median micrometres per pixel of rows on tiles of this size; NaN where no row knows its own."""
-    known = [data.um_per_px(row, tile_px) for _, row in rows[rows["mpp"].notna()].iterrows()]
-    return float(np.median(known)) if known else float("nan")
+def _told(batch, row, path):
+    """What the manifest says of one job: how it was made, and how hard its prompt pulled where there was guidance."""
+    names = (*SETTINGS, "true_steps", "policy", "source_class", "source_group", "target_group")
+    pull = {name: value for name, value in made.facts(path).items() if name == PULL}
+    settings = {name: getattr(row, name) for name in names} | {"batch": batch}
+    return {"method": "img2img" if row.tile_id else "text2img", "settings": settings, "scores": pull}
 
 
 # --- previews --------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Preview:
-    """What `Previewer` shows: images and their sources uint8 [n, H, W, 3] (sources None for text-to-image), and the true step count."""
-
-    images: np.ndarray
-    sources: np.ndarray | None
-    true_steps: int
-    jobs: pd.DataFrame
-
-
 class Previewer:
-    """`previewer(strength=.., guidance_scale=..)` -> Preview of the first batch of a job table under other settings.
+    """`previewer(strength=.., guidance_scale=..)` -> made.Preview of the first batch of a job table under other settings.
 
     The batch has the shape, seeds and neighbours it will have in `render`, so with the same settings its tiles are the same, bit for bit
     on a CPU.
@@ -273,7 +172,7 @@ class Previewer:
         rows = self.jobs.loc[self.blocks[block]]
         images, _ = _make(self.model, self.sources, rows, self.batch, **settings)
         sources = self.sources.pixels(list(rows["tile_id"]))
-        return Preview(images, sources, self.steps(block, **settings), rows.assign(**settings))
+        return made.Preview(images, sources, self.steps(block, **settings), rows.assign(**settings))
 
     def steps(self, block=0, **settings):
         """Denoising steps really taken under these settings."""

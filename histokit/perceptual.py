@@ -26,11 +26,12 @@ SHAPES = {(64, 3, 11, 11): "alex", (64, 3, 3, 3): "vgg"}  # of the first convolu
 SHOWN = "class synthetic real n lpips lpips_real".split()
 
 
-def load(weights, device="cpu"):
+def load(weights, device="cpu", slopes=False):
     """`distance(x, y)` -> LPIPS [B] of images [B, 3, H, W] in [-1, 1], at least 32 px.
 
     Args:
         weights: safetensors file of torchvision's AlexNet or VGG16, keys `features.0.weight` and so on.
+        slopes: with gradients, and on `device`; else without, on the CPU.
 
     Raises FileNotFoundError, or ValueError for a file that is neither; both say how to make one.
     """
@@ -56,9 +57,10 @@ def load(weights, device="cpu"):
         held.data.copy_(value)
     model = model.eval().requires_grad_(False).to(device)
 
-    @torch.no_grad()
     def distance(x, y):
-        return model(x.to(device), y.to(device)).flatten().cpu()
+        with torch.set_grad_enabled(slopes and torch.is_grad_enabled()):
+            found = model(x.to(device), y.to(device)).flatten()
+        return found if slopes else found.cpu()
 
     return distance
 

@@ -303,6 +303,39 @@ def umap_scatter(real, real_labels, synthetic, synthetic_labels, classes, title=
 # ---------------------------------------------------------------------------------------------------- 01, 02, 20 training
 
 
+def confidence_paths(table, confidence=0.0, title="How sure the guide became", axes=None):
+    """The guide's probability after each update, one line per tile and one panel per class; a dot where the tile was taken.
+
+    Args:
+        table: `guided.paths`.
+        confidence: at which a tile was finished, 0 for none.
+
+    Returns:
+        The axes.
+    """
+    names = list(table["class"].unique())
+    if axes is None:
+        _, axes = plt.subplots(1, len(names), figsize=(max(5.0, 3.6 * len(names)), 2.8), layout="constrained", squeeze=False, sharey=True)
+        axes = axes.ravel()
+        axes[0].figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    for ax, name in zip(axes, names, strict=True):
+        own = table[table["class"].eq(name)]
+        for _, path in own.groupby("tile_id", sort=False):
+            ax.plot(path["update"], path["confidence"], color=INK, lw=0.8, alpha=0.35)
+        chosen = own[own["chosen"]]
+        ax.plot(chosen["update"], chosen["confidence"], "o", color=KEPT, ms=4, label="taken")
+        if confidence:
+            ax.axhline(confidence, color=INK, lw=1, ls="--")
+            ax.text(1, confidence, "sure enough ", transform=ax.get_yaxis_transform(), ha="right", va="bottom", fontsize=7)
+        ax.set(ylim=(0, 1.03), xlabel="update", title=name)
+        ax.title.set_fontsize(9)
+        ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("probability of the class")
+    axes[0].legend(frameon=False, fontsize=7, loc="lower right")
+    return axes
+
+
 def loss_curve(history, title="Loss while training", ax=None):
     """The history of `training.fit`: training losses, faint as logged and bold as a running mean, and the held-out loss."""
     ax = ax or new_axes(8, 3)

@@ -91,7 +91,7 @@ def guided(model, cond, uncond=None, guidance_scale=1.0, watch=None):
     def predict(z, t, i):
         with model.autocast():
             x = z if guidance_scale == 1 else torch.cat([z, z])
-            output = model.unet(x, t, context).sample.float()  # [B or 2B, 4, h, w]
+            output = model.unet(x, t, context).sample.to(z.dtype)  # [B or 2B, 4, h, w]
         if guidance_scale != 1:
             without, with_ = output.chunk(2)
             output = without + guidance_scale * (with_ - without)
@@ -102,7 +102,7 @@ def guided(model, cond, uncond=None, guidance_scale=1.0, watch=None):
     return predict
 
 
-def denoise(predict, z, scheduler, timesteps, *, eta=0.0, generators=None, checkpoint=False, on_step=None):
+def denoise(predict, z, scheduler, timesteps, *, eta=0.0, generators=None, checkpoint=False, on_step=None, until=None):
     """Latents [B, 4, h, w] after DDIM steps at `timesteps`; Song et al. (2021), arXiv:2010.02502, equation 12.
 
     Args:
@@ -111,13 +111,15 @@ def denoise(predict, z, scheduler, timesteps, *, eta=0.0, generators=None, check
         timesteps: [n] int64, descending, as `schedule` returns them.
         eta: 0 is deterministic, 1 is ancestral; above 0 each image draws from its own of `generators`.
         checkpoint: recompute each prediction in the backward pass instead of keeping its activations.
-        on_step: called as `on_step(i, t, z)` after each step, to look on.
+        on_step: called as `on_step(i, t, z, x0)` after each step, to look on; x0 [B, 4, h, w] is the clean latent predicted at it.
+        until: timestep whose noise level the last step goes to, where more steps follow later; None goes to the end of the schedule.
 
     Differentiable in z and in all that `predict` reads; run it under `torch.no_grad()` to sample.
     """
     if eta and generators is None:
         raise ValueError(f"eta {eta} draws noise at every step and needs one generator per image")
-    levels = [level(scheduler, t) for t in timesteps] + [float(scheduler.final_alpha_cumprod)]
+    levels = [level(scheduler, t) for t in timesteps]
+    levels.append(float(scheduler.final_alpha_cumprod) if until is None else level(scheduler, until))
     for i, t in enumerate(timesteps):
         a, a_next = levels[i], levels[i + 1]
         t = t.to(z.device)
@@ -128,7 +130,7 @@ def denoise(predict, z, scheduler, timesteps, *, eta=0.0, generators=None, check
         if sigma:
             z = z + sigma * noise(generators, z.shape[1:], z.device)
         if on_step is not None:
-            on_step(i, t, z)
+            on_step(i, t, z, x0)
     return z
 
 

@@ -9,9 +9,9 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from histokit import augment, classifiers, copies, data, features, files, known_encoders, preflight, selection, set_metrics
+from histokit import augment, classifiers, copies, data, features, files, gate, known_encoders, preflight, selection, set_metrics
 
-VERSION = 4
+VERSION = 5
 SAMPLE = 300  # real tiles that stand for all in the calibration of cuts
 VERDICTS = ("keep", "reject")
 
@@ -21,15 +21,11 @@ def judges(run, step, arm=""):
 
     Raises ValueError when the arm is not there or has seen synthetic tiles.
     """
-    top = run.parent(step)
-    found = sorted({path.parent.parent.name for path in top.glob("*/*/model.json")})
-    if not arm and len(found) == 1:
-        arm = found[0]
-    if arm not in found:
-        raise ValueError(f"judge arm {arm!r} is not in {step}, which has {', '.join(found) or 'none'}; set judge_arm to one of them")
-    panel = [classifiers.load(path.parent, run.device) for path in sorted(top.glob(f"{arm}/*/model.json"))]
+    folders = classifiers.trained(run.parent(step), step, arm)
+    panel = [classifiers.load(folder, run.device) for folder in folders]
     if any(judge.facts["n_synthetic"] for judge in panel):
-        raise ValueError(f"judge arm {arm!r} of {step} was trained on synthetic tiles; a judge must have seen real ones only")
+        name = folders[0].parent.name
+        raise ValueError(f"judge arm {name!r} of {step} was trained on synthetic tiles; a judge must have seen real ones only")
     return panel
 
 
@@ -67,6 +63,7 @@ def screen(run, made, tiles, panel, encoder_name, thresholds, quota=None, centro
         manifest (the rows with scores, status, reason), scores DataFrame (one row per tile, with class and decision),
         cuts DataFrame (with class), real DataFrame (the likeness and contrast of real tiles and their probability that the cuts come from).
     """
+    gate.refuse(panel, made, "the judge")
     encoder, verdicts = features.load(encoder_name, run.device), reviews(run)
     if place := features.source(encoder_name):
         run.input(place)

@@ -50,7 +50,7 @@ class Tuner:
             raise ValueError(f"the ladder goes over {ladder!r}, which is no slider; there is: {', '.join(sliders) or 'none'}")
         self.previewer, self.run, self.rungs = previewer, run, rungs
         self.limits = {name: _widened(name, limits) for name, limits in sliders.items()}
-        self.values, self.tile = {name: float(limits.value) for name, limits in self.limits.items()}, 0
+        self.values, self.tile = {name: _typed(limits, limits.value) for name, limits in self.limits.items()}, 0
         self.start = self.drawn = self._draw()
         self.names = [str(name) or "no source" for name in self.drawn.preview.jobs["tile_id"]]
         self.over = ladder if self.start.preview.sources is not None else ""  # without a source there is nothing to climb away from
@@ -213,7 +213,7 @@ class Tuner:
             self.plain.update({"text/html": folded, "image/png": data, "text/plain": began}, raw=True)
 
     def _moved(self, _):
-        self.values = {name: round(float(slider.value), 6) for name, slider in self.sliders.items()}
+        self.values = {name: _typed(self.limits[name], slider.value) for name, slider in self.sliders.items()}
         self._working(lambda: setattr(self, "drawn", self._draw()), self._refresh)
 
     def _chosen(self, change):
@@ -278,6 +278,11 @@ def _widened(name, limits):
     if not (all(map(math.isfinite, limits)) and low < high and step > 0):
         raise ValueError(f"{name} takes (value, min, max, step) with min < max and step > 0, got {tuple(limits)}")
     return Limits(value, min(low, value), max(high, value), step)
+
+
+def _typed(limits, value):
+    """A slider's value as its parameter wants it: a whole number where value, ends and step are whole numbers."""
+    return round(value) if all(isinstance(part, int) for part in limits) else round(float(value), 6)
 
 
 def _rounded(value, low, step):

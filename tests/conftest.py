@@ -6,8 +6,9 @@ import socket
 import tempfile
 from pathlib import Path
 
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(name, "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+    os.environ[name] = "1" if WORKER else os.environ.get(name, "2")  # a worker inherits the number of the process that starts it
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("HISTOKIT_NOTEBOOK", None)

@@ -62,7 +62,7 @@ def test_ancestral_noise_has_the_variance_of_diffusers(model):
         timesteps,
         eta=0.7,
         generators=[torch.Generator().manual_seed(s) for s in (5, 6)],
-        on_step=lambda i, t, z: seen.append(z),
+        on_step=lambda i, t, z, x0: seen.append(z),
     )
     torch.testing.assert_close(seen[0], want, atol=1e-5, rtol=1e-4)
 

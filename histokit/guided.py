@@ -1,0 +1,240 @@
+"""Tiles steered by a classifier: a job table in, one picture per row out, each with the history of its optimisation.
+
+The table is that of `policies`, for text alone; `guidance` does the work. Nothing here judges a tile: 05_select does, with a classifier
+that did not guide.
+"""
+
+import dataclasses
+import functools
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from histokit import backbone, classifiers, data, encoders, files, guidance, guides, made, sampling, training
+
+VERSION = 1
+
+
+def load_guide(run, step, classes, arm=""):
+    """The classifier of a finished 06 step that is to guide, its first seed: guides.Pictures.
+
+    Args:
+        step: id of the 06 step, which becomes a parent of this run.
+        classes: class names of the dataset.
+        arm: its arm; empty when it has only one.
+
+    Raises ValueError for an arm that is not there.
+    """
+    first = classifiers.trained(run.parent(step), step, arm, "guide")[0]
+    return guides.Pictures(classifiers.load(first, run.device), classes, f"the guide {step}/{first.parent.name}")
+
+
+def render(model, guide, jobs, run, tiles, settings, *, batch=None, distance=None, say=print):
+    """Make every tile of the job table that is not there yet, and return the manifest rows of all of them.
+
+    An interrupted run goes on where it was, image by image. One whose latents, loss or gradient are not finite is named and kept as it was
+    before; where that was at once, it has no row. Out of memory, the batch is halved and what is missing is made with it.
+
+    Args:
+        model: backbone.Model, with the adapters of the job table.
+        guide: guides.Pictures.
+        jobs: `policies.job_table` of policy none.
+        settings: guidance.Settings.
+        batch: images that are optimised at once, by default `sampling.batch_size(model)`; job i has slot i % batch.
+        distance: see `guidance.optimise`.
+        say: called with a line when something went wrong.
+    """
+    if jobs["tile_id"].ne("").any():
+        raise ValueError("guided generation starts from noise; make the job table with policy: none")
+    for name in jobs["class"].unique():
+        guide.label(name)
+    batch, jobs = batch or sampling.batch_size(model), jobs.reset_index(drop=True)
+    keys = [_key(model, guide, row, settings) for row in jobs.to_dict("records")]
+    paths = [run.path("tiles", f"{job}.png") for job in jobs["job"]]
+    lacking = lambda i: not all(made.there(path, keys[i], run) for path in (paths[i], _twin(paths[i])))  # noqa: E731
+    failed, clock = {}, time.perf_counter()
+    todo = [i for i in range(len(jobs)) if lacking(i)]
+    count, reused = len(todo), len(jobs) - len(todo)
+    while todo:
+        try:
+            _make(model, guide, jobs, todo, run, paths, keys, settings, batch, distance, failed)
+        except torch.OutOfMemoryError:
+            if batch == 1:
+                raise
+            batch //= 2
+            torch.cuda.empty_cache()
+            say(f"out of memory: going on with {batch} {'images' if batch > 1 else 'image'} at a time")
+        todo = [i for i in todo if i not in failed and lacking(i)]
+    for i, why in failed.items():
+        say(f"{jobs['job'][i]}: {why}; there is no such tile")
+    seconds = time.perf_counter() - clock
+    run.note(images_made=count - len(failed), images_reused=reused, batch=batch, images_per_s=count / seconds if count else None)
+    run.note(failed={jobs["job"][i]: why for i, why in failed.items()})
+    there = [i for i in range(len(jobs)) if i not in failed]
+    told = functools.partial(_told, settings, guide, batch)
+    return made.manifest(run, jobs.iloc[there].reset_index(drop=True), [paths[i] for i in there], tiles, model.tile_px, told)
+
+
+def _make(model, guide, jobs, todo, run, paths, keys, settings, batch, distance, failed):
+    """Make the jobs `todo`, each in the slot its number gives it; those that come to nothing go into `failed`."""
+    queues, place = [[] for _ in range(batch)], {}
+    for i in todo:
+        job = guidance.Job(jobs["prompt"][i], guide.label(jobs["class"][i]), int(jobs["seed"][i]), jobs["job"][i])
+        queues[int(jobs["number"][i]) % batch].append(job)
+        place[job.name] = i
+    show, clock = training.Progress(len(todo)), time.perf_counter()
+    with made.Writer() as write:
+        for done, result in enumerate(guidance.optimise(model, guide, queues, settings, distance=distance), start=1):
+            i = place[result.job.name]
+            if result.image is None:
+                failed[i] = result.stop
+            else:
+                path = [float(f"{seen['confidence']:.4g}") for seen in result.path]
+                told = {"guide": path[result.chosen], "guide_plain": path[0], "updates": result.chosen, "path": path, "stop": result.stop}
+                write(_twin(paths[i]), result.plain, keys[i], jobs.loc[i], guide=path[0])
+                write(paths[i], result.image, keys[i], jobs.loc[i], **told)
+            show({"step": done, "images_per_s": done / (time.perf_counter() - clock), "peak_gb": training.peak_gb()}, None)
+
+
+def _twin(path):
+    """Where the unguided picture of the same seed lies."""
+    return path.parent.parent / "plain" / path.name
+
+
+def _key(model, guide, row, settings):
+    """What the pixels of one job follow from."""
+    versions = [VERSION, *(module.VERSION for module in (guidance, guides, sampling, backbone, classifiers, encoders))]
+    asked = [row["lora_sha"], row["token_sha"], row["prompt"], row["seed"], row["class"]]
+    return files.digest("guided", versions, model.identity, asked, guide.identity, files.plain(dataclasses.asdict(settings)))
+
+
+def _told(settings, guide, batch, row, path):
+    found = made.facts(path)
+    scores = {name: found[name] for name in ("guide", "guide_plain", "updates", "stop")}
+    used = files.plain(dataclasses.asdict(settings)) | {"policy": row.policy, "guide": guide.identity, "batch": batch}
+    return {"method": "guided", "settings": used, "scores": scores}
+
+
+def score(row, name):
+    """One number of what is known about a guided tile: guide, guide_plain or updates."""
+    return json.loads(row["scores"])[name]
+
+
+def remarks(rows, run):
+    """Plain sentences on a finished set: how many reached what was asked, how many updates and how long a tile took."""
+    if not len(rows):
+        return ["No tile was made."]
+    held = [json.loads(text) for text in rows["scores"]]
+    asked, stops = json.loads(rows["settings"].iloc[0])["confidence"], [scores["stop"] for scores in held]
+    said = [
+        f"{len(rows)} tiles, {np.mean([scores['updates'] for scores in held]):.1f} updates each; the guide's probability rose from "
+        f"{np.median([scores['guide_plain'] for scores in held]):.2f} to {np.median([scores['guide'] for scores in held]):.2f} (medians)."
+    ]
+    if asked:
+        said.append(f"{stops.count('confidence')} of {len(rows)} reached {asked:g}; what ran out of updates is there all the same.")
+    broken = [stop for stop in stops if stop not in ("confidence", "updates")]
+    said += [f"{len(broken)} ended early: {broken[0]}."] if broken else []
+    if rate := run.record["notes"].get("images_per_s"):
+        said.append(f"{1 / rate:.1f} s a tile.")
+    return said
+
+
+def described(guide, names):
+    """What the guide is, and how well it knows each class that is asked for: a table for reading."""
+    facts, settings = guide.classifier.facts, guide.classifier.facts["settings"]
+    recipe = ", ".join(f"{key} {settings[key]}" for key in ("sampler", "loss", "weights", "drw", "mixture") if settings.get(key))
+    counts = dict(zip(facts["classes"], facts["class_counts"], strict=True))
+    return pd.DataFrame(
+        {
+            "class": names,
+            "training tiles of the guide": [counts[name] for name in names],
+            "balanced accuracy on validation tiles": f"{facts['val_balanced_accuracy']:.2f}",
+            "encoder": facts["encoder"],
+            "trained with": recipe,
+        }
+    )
+
+
+# --- what is shown ---------------------------------------------------------------------------------------------------
+
+
+def paths(rows):
+    """How sure the guide was after each update, one row per picture: tile_id, class, update, confidence, chosen (bool)."""
+    table = []
+    for row in rows.to_dict("records"):
+        found = made.facts(row["path"])
+        for k, p in enumerate(found["path"]):
+            table.append({"tile_id": row["tile_id"], "class": row["label"], "update": k, "confidence": p, "chosen": k == found["updates"]})
+    return pd.DataFrame(table, columns=["tile_id", "class", "update", "confidence", "chosen"])
+
+
+def plain(rows):
+    """The unguided twins of rows uint8 [N, H, W, 3]: the same seed, prompt and adapter, without an update."""
+    return data.pixels(twins(rows))
+
+
+def twins(rows):
+    """Manifest rows of the unguided twins of rows."""
+    return rows.assign(path=[str(_twin(Path(path))) for path in rows["path"]], sha256="")
+
+
+@dataclass
+class Trajectory:
+    """The pictures of one image, one per update: frames uint8 [n, H, W, 3], confidence [n], and which was chosen."""
+
+    frames: np.ndarray
+    confidence: list
+    chosen: int
+    stop: str
+
+
+def trajectory(model, guide, job, settings, *, distance=None, on_frame=None):
+    """Every picture on the way of one job, a row of the table.
+
+    on_frame: called as `on_frame(update, frame, confidence)`; returning True stops there, and that picture is the chosen one.
+    """
+    frames, sure = [], []
+
+    class Stopped(Exception):
+        pass
+
+    def look(_, update, image, confidence):
+        frames.append(data.to_uint8(image[None])[0])
+        sure.append(confidence)
+        if on_frame is not None and on_frame(update, frames[-1], confidence):
+            raise Stopped
+
+    asked = guidance.Job(job["prompt"], guide.label(job["class"]), int(job["seed"]), job["job"])
+    try:
+        (result,) = guidance.optimise(model, guide, [[asked]], settings, distance=distance, watch=look)
+    except Stopped:
+        return Trajectory(np.stack(frames), sure, len(frames) - 1, "stopped by hand")
+    return Trajectory(np.stack(frames), sure, result.chosen, result.stop)
+
+
+class Previewer:
+    """`previewer(guidance_scale=.., confidence=.., updates=..)` -> made.Preview of the first tile of a job table, alone in its batch.
+
+    A way that was gone once is remembered.
+    """
+
+    def __init__(self, model, guide, jobs, settings, distance=None):
+        if not len(jobs):
+            raise ValueError("the job table is empty: nothing to preview")
+        self.model, self.guide, self.jobs, self.settings, self.distance, self.gone = model, guide, jobs.head(1), settings, distance, {}
+
+    def way(self, **changes):
+        """The Trajectory under the settings of the table, but for `changes`."""
+        settings = dataclasses.replace(self.settings, **changes)
+        if settings not in self.gone:
+            self.gone[settings] = trajectory(self.model, self.guide, self.jobs.iloc[0], settings, distance=self.distance)
+        return self.gone[settings]
+
+    def __call__(self, **changes):
+        found = self.way(**changes)
+        return made.Preview(found.frames[found.chosen][None], None, found.chosen, self.jobs)
