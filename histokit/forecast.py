@@ -81,6 +81,17 @@ def _images(p, c, job, found):
     return Counter({"denoise": n * passes, "code": 2 * n, "read": n, "seconds": FIGURES, "bytes": 2 * n * c.tile_px**2, "files": n})
 
 
+def _guided(p, c, job, found):
+    """As if no image were sure enough before its last update: a step costs a pass to draw it, one to draw it again, one back."""
+    n, options = p["num_images"], p.get("options") or {}
+    pictures, both = n * (p["updates"] + 1), 1 if p["guidance_scale"] == 1 else 2
+    steps = options.get("last_steps") or p["num_inference_steps"]
+    looks = 2 * pictures * options.get("loss_steps", 3)
+    eye = next((other.parameters["encoder"] for other in found if other.step == p["classifier"]), "mini-sup")
+    units = Counter({"denoise": both * (3 * pictures * steps + n * (p["num_inference_steps"] - steps)), "code": looks, ("see", eye): looks})
+    return units + Counter({"read": 2 * n, "seconds": FIGURES, "bytes": 4 * n * c.tile_px**2, "files": 2 * n})
+
+
 def _made(step, found, c, class_name=""):
     """Synthetic tiles that a step holds, of one class or of all."""
     total = 0
@@ -136,6 +147,7 @@ RULES = {
     "01_textual_inversion": _adapter,
     "02_lora": _adapter,
     "03_img2img": _images,
+    "04_guided": _guided,
     "05_select": _selection,
     "06_classifier": _classifiers,
     "07_evaluate": _verdict,

@@ -28,7 +28,7 @@ def refuse(panel, made, name):
         made: synthetic manifest rows.
         name: of the judge's step, for the message.
     """
-    steered = {json.loads(text)["guide"] for text in made.loc[is_guided(made), "settings"]}
+    steered = {json.loads(row["settings"])["guide"] for row in made[is_guided(made)].to_dict("records")}
     if steered & {guides.identity(judge) for judge in panel}:
         raise ValueError(f"{name} steered these tiles, so it cannot judge them; name another classifier, of another encoder")
 

@@ -94,9 +94,9 @@ def _make(model, guide, jobs, todo, run, paths, keys, settings, batch, distance,
             if result.image is None:
                 failed[i] = result.stop
             else:
-                path = [float(f"{seen['confidence']:.4g}") for seen in result.path]
-                told = {"guide": path[result.chosen], "guide_plain": path[0], "updates": result.chosen, "path": path, "stop": result.stop}
-                write(_twin(paths[i]), result.plain, keys[i], jobs.loc[i], guide=path[0])
+                way = [float(f"{seen['confidence']:.4g}") for seen in result.path]
+                told = {"guide": way[result.chosen], "guide_plain": way[0], "updates": result.chosen, "way": way, "stop": result.stop}
+                write(_twin(paths[i]), result.plain, keys[i], jobs.loc[i], guide=way[0])
                 write(paths[i], result.image, keys[i], jobs.loc[i], **told)
             show({"step": done, "images_per_s": done / (time.perf_counter() - clock), "peak_gb": training.peak_gb()}, None)
 
@@ -168,7 +168,7 @@ def paths(rows):
     table = []
     for row in rows.to_dict("records"):
         found = made.facts(row["path"])
-        for k, p in enumerate(found["path"]):
+        for k, p in enumerate(found["way"]):
             table.append({"tile_id": row["tile_id"], "class": row["label"], "update": k, "confidence": p, "chosen": k == found["updates"]})
     return pd.DataFrame(table, columns=["tile_id", "class", "update", "confidence", "chosen"])
 

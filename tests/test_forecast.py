@@ -37,6 +37,20 @@ def test_a_set_of_images_takes_its_true_steps_twice_under_guidance(repository, c
     assert found["files"] == settings["num_images"] + forecast.HOUSEKEEPING and found["start"] == 1
 
 
+def test_a_guided_image_costs_three_passes_a_step_and_update(repository):
+    guide = job(repository, "06_classifier", "guide", arms={"guide": {}}, seeds=1)
+    settings = {"num_images": 4, "num_inference_steps": 20, "updates": 5, "guidance_scale": 3.0}
+    whole, last = (
+        units(job(repository, "04_guided", class_name="fat", **settings, options=given), [guide]) for given in ({}, {"last_steps": 5})
+    )
+    assert whole["denoise"] == 4 * 6 * 20 * 2 * 3 and whole["see", "e"] == whole["code"] == 2 * 4 * 6 * 3
+    assert last["denoise"] == 4 * 6 * 5 * 2 * 3 + 4 * 15 * 2 and last["code"] == whole["code"]
+    assert (
+        units(job(repository, "04_guided", class_name="fat", **settings | {"guidance_scale": 1.0}), [guide])["denoise"]
+        == whole["denoise"] / 2
+    )
+
+
 def test_training_grows_with_steps_and_batch(repository):
     one, other = (units(job(repository, "02_lora", class_name="all", steps=steps, batch_size=4)) for steps in (100, 300))
     assert other["train"] - one["train"] == pytest.approx(800) and one["latents"] == 8 * 24

@@ -390,18 +390,6 @@ def test_the_papermill_command_keeps_small_numbers_numbers(root):
 
 # ---------------------------------------------------------------- the five systems
 
-LOGEX = """\
-# LoGex: LoRA on the tail, generation steered by an auxiliary classifier, head accuracy and tail detection.
-shared: {dataset: params/datasets/tiles.yaml, base_model: mini}
-steps:
-  - 00_dataset
-  - auxiliary: {run: 06_classifier, arms: {auxiliary: {sampler: balanced, mode: full}}, seeds: 1}
-  - 02_lora: {class_name: all, joint_tokens: false}
-  - guided: {run: 04_guided, lora: 02_lora, classifier: auxiliary, num_images: 100}
-  - keep: {run: 05_select, source: guided, judge: auxiliary}
-  - 06_classifier: {arms: {real: {}, augmented: {synthetic: keep}}, seeds: 6, mode: full}
-  - 07_evaluate: {arms_of: 06_classifier}
-"""
 HISTODIFFUSION = """\
 # HistoDiffusion: a large unlabelled prior, a latent classifier from few labels, centroid selection.
 shared: {dataset: params/datasets/tiles.yaml}
@@ -443,14 +431,14 @@ steps:
 """
 PER_CLASS = "class_name: str = 'fat'  # class"
 TO_COME = {
-    "04_guided": [PER_CLASS, "lora: str = '02_lora'  # step", "classifier: str = '06_classifier'  # step", "num_images: int = 16"],
     "10_morphology_prompts": [],
     "21_latent_classifier": ["prior: str = '20_pretrain'  # step"],
     "30_style_layout": ["autoencoder: str = '20_pretrain'  # step", "aggregate: str = 'mean'"],
     "31_segmentation": ["arms: dict = {}", "seeds: int = 1"],
 }
 CAPTIONED = ("02_lora", "03_img2img")  # notebooks that exist and that MEP will give one more parameter
-SYSTEMS = {"majority": ("", 11), "logex": (LOGEX, 9), "histodiffusion": (HISTODIFFUSION, 14), "mep": (MEP, 12), "stedm": (STEDM, 6)}
+SHIPPED = {"majority": "majority_to_minority", "logex": "logex"}  # as recipes of their own
+SYSTEMS = {"majority": ("", 11), "logex": ("", 14), "histodiffusion": (HISTODIFFUSION, 14), "mep": (MEP, 12), "stedm": (STEDM, 6)}
 
 
 def caption(path):
@@ -476,7 +464,7 @@ def test_the_five_systems_are_recipes(root, name, capsys, repository):
     for notebook in CAPTIONED if name == "mep" else ():
         caption(root / "notebooks" / f"{notebook}.ipynb")
     text, count = SYSTEMS[name]
-    text = text or (repository / "params/majority_to_minority.yaml").read_text()
+    text = text or (repository / f"params/{SHIPPED[name]}.yaml").read_text()
     path = stubs.recipe(root, text, name)
     dry = ["run", str(path), "--dry-run", "-p", "dataset=params/datasets/tiles.yaml"]
     assert cli.main([*dry, "-p", "cohort.dataset=params/datasets/cohort.yaml"] if name == "histodiffusion" else dry) == 0
@@ -492,7 +480,7 @@ def test_the_five_systems_are_recipes(root, name, capsys, repository):
 
 def test_every_recipe_we_ship_is_sound(repository, monkeypatch):
     monkeypatch.setenv("HISTOKIT_ROOT", str(repository))
-    shipped = ("demo", "ebhi_seg", "ebhi_seg_polyp", "majority_to_minority", "mini")
+    shipped = ("demo", "ebhi_seg", "ebhi_seg_polyp", "logex", "logex_mini", "majority_to_minority", "mini")
     found = {name: recipe.read(repository / "params" / f"{name}.yaml") for name in shipped}
     names = [j.step for j in jobs.expand(dataclasses.replace(found["demo"], experiment="never-run"))]
     assert names[0] == "00_dataset" and names[-1] == "07_evaluate"

@@ -1,5 +1,6 @@
 """The whole story, headless: every notebook in order through `histokit run`, killed on the way, and run again."""
 
+import json
 import os
 import re
 import signal
@@ -29,6 +30,9 @@ steps:
       {tokens: 01_textual_inversion, steps: 30, batch_size: 2, rank: 2, options: {checkpoint_every: 5, validate_every: 15, sheet_every: 30}}
   - 03_img2img: {num_images: 10, num_inference_steps: 40, encoder: colour-texture}
   - 05_select: {source: 03_img2img, judge: judge, encoder: picture, thresholds: {judge_rank: 3}}  # random weights please no judge
+  - guide: {run: 06_classifier, arms: {guide: {loss: ldam, weights: effective, drw: 0.5}}, seeds: 1, steps: 10, encoder: mini-ssl}
+  - 04_guided: {classifier: guide, num_images: 5, num_inference_steps: 4, updates: 2, confidence: 0.9}
+  - keep: {run: 05_select, source: 04_guided, judge: judge, encoder: picture, thresholds: {judge_rank: 3}}
   - 06_classifier:
       {arms: {real: {}, augmented: {synthetic: 05_select}}, external: house, seeds: 2, steps: 10, batch_size: 8, encoder: colour-texture}
   - 07_evaluate: {arms_of: 06_classifier, encoder: picture, resamples: 50}
@@ -126,6 +130,17 @@ def test_synthetic_tiles_come_from_training_cases_alone(told):
     assert set(made["label"]) == {"rare"} and set(made["source"]) == {"synthetic"}
 
 
+def test_guided_tiles_have_their_history_and_a_judge_that_did_not_guide(told):
+    root, _ = told
+    home = root / "outputs" / "story"
+    made = files.read_table(next((home / "keep").glob("rare-*")) / "manifest.csv")
+    scores = [json.loads(text) for text in made["scores"]]
+    assert len(made) == 5 and set(made["method"]) == {"guided"} and set(made["sources"]) == {"[]"}
+    assert all(0 <= one["guide_plain"] <= one["guide"] <= 1 and 0 <= one["updates"] <= 2 and "judge" in one for one in scores)
+    (row,) = files.read_json(next((home / "keep").glob("rare-*")) / "results.json")["gate"]
+    assert row["tiles"] == 5 and 0 <= row["agreed"] <= row["sure"] <= 5
+
+
 def test_a_finished_recipe_starts_no_kernel_again(told):
     root, _ = told
     before = {path: path.stat().st_mtime_ns for path in (root / "outputs").rglob("run.json")}
@@ -171,8 +186,14 @@ def test_killed_between_jobs_in_training_and_in_generation_equals_never_killed(t
     early |= made()
     assert 1 + 3 <= len(early) < 1 + 10
 
+    # and in guided generation: an image that is being optimised begins anew, those that are there stay
+    steered = lambda: {path: path.stat().st_mtime_ns for path in home.glob("04_guided/*/tiles/*.png")}  # noqa: E731
+    kill(root, command(root), lambda: len(steered()) >= 2, "04_guided")
+    assert 2 <= len(steered()) < 5
+    early |= steered()
+
     text = tell(root)
-    assert text.count("up to date") == STEPS.index("03_img2img"), text
+    assert text.count("up to date") == STEPS.index("04_guided"), text
     again = {path: path.stat().st_mtime_ns for path in early}
     assert again == early, "neither the first sheet nor an image is drawn twice: both went on from where they were"
     for step in STEPS:

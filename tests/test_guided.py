@@ -1,0 +1,227 @@
+"""Guided tiles as files: made once, resumed to the same bits, each with its history; and the judge that did not guide."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import squares
+import torch
+from PIL import Image
+from test_guidance import QUICK, Eye
+from tiny import tiny_model
+
+from histokit import classifiers, data, encoders, features, files, gate, guidance, guided, guides, img2img, made, policies, runs, screening
+
+SETTINGS = guidance.Settings.of(QUICK | {"num_inference_steps": 3, "loss_steps": 1})
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture
+def tiles(monkeypatch):
+    """A finished 00_dataset, and two finished classifiers of random eyes: `guide` and `judge`."""
+    squares.dataset()
+    monkeypatch.setattr(encoders, "SmallCNN", Eye)
+    for seed, step in enumerate(("guide", "judge")):
+        run = runs.start(experiment="exp", step=step)
+        train(run.path("only", "0", "model.json").parent, seed)
+        run.finish({})
+    return data.load(runs.start(experiment="exp", step="look"))
+
+
+def train(folder, seed, classes=squares.CLASSES, **facts):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = features.Encoder("cnn", Eye(256), 256, {"eye": seed})
+        model = classifiers.Classifier(encoder, classes, "full", tile_px=32, fit="resize")
+        torch.nn.init.normal_(model.head.out.weight, std=3.0)
+    told = {"key": str(seed), "n_synthetic": 0, "class_counts": [5, 5, 5], "val_balanced_accuracy": 0.5}
+    settings = {"sampler": "balanced", "loss": "cross_entropy", "weights": "none", "drw": 0.0, "mixture": "none"}
+    model.save(folder, **told, settings=settings, **facts)
+
+
+def start(step="04_guided", **options):
+    return runs.start(experiment="exp", step=step, class_name="blue", **options)
+
+
+def table(model, tiles, count=5, **options):
+    how = {"policy": "none", "guidance_scale": 3.0, "num_inference_steps": 3, **options}
+    return policies.job_table(model, tiles, {"blue": "blue gland"}, count, **how)
+
+
+def render(model, tiles, run, count=5, batch=2, settings=SETTINGS, **options):
+    guide = guided.load_guide(run, "guide", squares.CLASSES)
+    return guided.render(model, guide, table(model, tiles, count), run, tiles, settings, batch=batch, **options)
+
+
+def pixels(rows):
+    return np.stack([np.asarray(Image.open(path)) for path in rows["path"]])
+
+
+def test_every_job_becomes_a_tile_that_carries_its_history(model, tiles):
+    run = start()
+    rows = render(model, tiles, run)
+    assert list(rows["tile_id"]) == [f"04_guided/blue-{files.slug('blue').split('-')[-1]}-{i:05d}" for i in range(5)]
+    assert rows["method"].eq("guided").all() and rows["source"].eq("synthetic").all() and rows["sources"].eq("[]").all()
+    for row in rows.to_dict("records"):
+        scores, settings, facts = json.loads(row["scores"]), json.loads(row["settings"]), made.facts(row["path"])
+        assert scores["stop"] == "updates" and len(facts["way"]) == 3 and scores["guide"] == max(facts["way"])
+        assert scores["guide_plain"] == facts["way"][0] and facts["way"][scores["updates"]] == scores["guide"]
+        assert settings["loss"] == "log_conf" and settings["batch"] == 2 and len(settings["guide"]) == 16
+    way = guided.paths(rows)
+    assert len(way) == 15 and way.groupby("tile_id")["chosen"].sum().eq(1).all()
+    said = guided.remarks(rows, run)
+    assert said[0].startswith("5 tiles, ") and said[-1].endswith(" s a tile.")
+    run.finish(data.without_memory(rows))
+    again = data.load(start("look"), step="04_guided", class_name="blue")
+    assert np.array_equal(pixels(again), pixels(rows))
+
+
+def test_the_twin_of_a_guided_tile_is_the_unguided_one_of_the_same_number(model, tiles):
+    rows = render(model, tiles, start())
+    plain = img2img.render(model, table(model, tiles), start("03_img2img"), tiles, batch=2)
+    assert np.abs(guided.plain(rows).astype(int) - pixels(plain)).max() <= 1
+    assert (pixels(rows) != pixels(plain)).any()
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_bits_and_makes_nothing_twice(model, tiles, monkeypatch):
+    whole = render(model, tiles, start("whole"))
+    count, optimise = [], guidance.optimise
+
+    def dies(*args, **given):
+        for result in optimise(*args, **given):
+            count.append(result.job.name)
+            if len(count) == 3:
+                raise KeyboardInterrupt
+            yield result
+
+    monkeypatch.setattr(guidance, "optimise", dies)
+    run = start("broken")
+    with pytest.raises(KeyboardInterrupt):
+        render(model, tiles, run)
+    assert len(list(run.folder.glob("tiles/*.png"))) == 2
+    again = render(model, tiles, run)
+    assert len(count) == 3 + 3 and np.array_equal(pixels(again), pixels(whole))
+    render(model, tiles, run)
+    assert len(count) == 6
+    more = render(model, tiles, run, count=7)
+    assert len(count) == 8 and np.array_equal(pixels(more)[:5], pixels(whole))
+
+
+def test_another_setting_guide_or_prompt_makes_a_tile_again(model, tiles, monkeypatch):
+    run, asked, optimise = start(), [], guidance.optimise
+    monkeypatch.setattr(
+        guidance,
+        "optimise",
+        lambda m, g, queues, *rest, **given: asked.append(sum(map(len, queues))) or optimise(m, g, queues, *rest, **given),
+    )
+    render(model, tiles, run, 2)
+    render(model, tiles, run, 2, settings=guidance.Settings.of(QUICK | {"num_inference_steps": 3, "loss_steps": 1, "lr": 0.2}))
+    train(run.parent("guide") / "only" / "0", 5)
+    render(model, tiles, run, 2)
+    assert asked == [2, 2, 2]
+
+
+def test_out_of_memory_halves_the_batch_says_so_and_makes_the_same_images(model, tiles, monkeypatch):
+    whole, said, optimise = render(model, tiles, start("whole"), count=6, batch=4), [], guidance.optimise
+
+    def small(model, guide, queues, *rest, **given):
+        if len(queues) > 2:
+            yield next(optimise(model, guide, queues, *rest, **given))
+            raise torch.OutOfMemoryError("planted")
+        yield from optimise(model, guide, queues, *rest, **given)
+
+    monkeypatch.setattr(guidance, "optimise", small)
+    run = start("full")
+    rows = render(model, tiles, run, count=6, batch=4, say=said.append)
+    assert said == ["out of memory: going on with 2 images at a time"] and run.record["notes"]["batch"] == 2
+    assert list(rows["seed"]) == list(whole["seed"]) and np.abs(guided.plain(rows).astype(int) - guided.plain(whole)).max() <= 1
+    assert np.abs(pixels(rows).astype(int) - pixels(whole)).mean() < 1
+    monkeypatch.setattr(guidance, "optimise", lambda *args, **given: (_ for _ in ()).throw(torch.OutOfMemoryError("planted")))
+    with pytest.raises(torch.OutOfMemoryError):
+        render(model, tiles, start("hopeless"), batch=2, say=said.append)
+    assert said[-1] == "out of memory: going on with 1 image at a time"
+
+
+def test_a_job_that_comes_to_nothing_is_named_and_has_no_row(model, tiles, monkeypatch):
+    optimise, said = guidance.optimise, []
+
+    def broken(*args, **given):
+        for result in optimise(*args, **given):
+            if result.job.name.endswith("00001"):
+                result = guidance.Result(result.job, stop="latent not finite at update 0, step 2 of 3")
+            yield result
+
+    monkeypatch.setattr(guidance, "optimise", broken)
+    run = start()
+    rows = render(model, tiles, run, say=said.append)
+    assert len(rows) == 4 and not rows["tile_id"].str.endswith("00001").any()
+    assert said == [f"{table(model, tiles)['job'][1]}: latent not finite at update 0, step 2 of 3; there is no such tile"]
+
+
+def test_only_text_alone_and_only_classes_the_guide_knows(model, tiles):
+    run, guide = start(), guided.load_guide(start("look"), "guide", squares.CLASSES)
+    from_tiles = table(model, tiles, 2, policy="same_class", strength=0.7)
+    with pytest.raises(ValueError, match="starts from noise; make the job table with policy: none"):
+        guided.render(model, guide, from_tiles, run, tiles, SETTINGS)
+    with pytest.raises(ValueError, match="the guide does not know the class 'pink'"):
+        guided.render(model, guide, table(model, tiles, 1).assign(**{"class": "pink"}), run, tiles, SETTINGS)
+    with pytest.raises(ValueError, match="guide arm 'best' is not in guide, which has only; set guide_arm"):
+        guided.load_guide(run, "guide", squares.CLASSES, "best")
+
+
+def test_the_way_of_one_tile_can_be_looked_at_stopped_and_gone_again(model, tiles):
+    guide, jobs = guided.load_guide(start("look"), "guide", squares.CLASSES), table(model, tiles)
+    show = guided.Previewer(model, guide, jobs, SETTINGS)
+    way = show.way()
+    assert way.frames.shape == (3, 32, 32, 3) and len(way.confidence) == 3 and way.stop == "updates" and show.way() is way
+    (alone,) = render(model, tiles, start("alone"), 1, batch=1)["path"]
+    assert np.abs(way.frames[way.chosen].astype(int) - np.asarray(Image.open(alone))).max() <= 1
+    fewer = show(updates=1.0)
+    assert fewer.sources is None and len(show.way(updates=1).frames) == 2 and np.array_equal(show.way(updates=1).frames, way.frames[:2])
+    stopped = guided.trajectory(model, guide, jobs.iloc[0], SETTINGS, on_frame=lambda k, frame, p: k == 1)
+    assert stopped.stop == "stopped by hand" and stopped.chosen == 1 and np.array_equal(stopped.frames, way.frames[:2])
+
+
+# --- the gate --------------------------------------------------------------------------------------------------------
+
+
+def panel(step):
+    return screening.judges(start("look"), step)
+
+
+def test_a_guide_may_not_judge_what_it_steered(model, tiles):
+    rows = render(model, tiles, start())
+    with pytest.raises(ValueError, match="guide steered these tiles, so it cannot judge them"):
+        gate.refuse(panel("guide"), rows, "guide")
+    gate.refuse(panel("judge"), rows, "judge")
+    gate.refuse(panel("guide"), img2img.render(model, table(model, tiles), start("03_img2img"), tiles), "guide")
+
+
+def test_the_judge_is_asked_about_guided_tiles_and_their_twins(model, tiles):
+    settings = guidance.Settings.of(QUICK | {"num_inference_steps": 3, "loss_steps": 1, "confidence": 1e-6})
+    rows, judge = render(model, tiles, start(), settings=settings), panel("judge")
+    decisions = pd.DataFrame({"status": "kept", "reason": ""}, index=rows.index)
+    decisions.loc[[0, 1], ["status", "reason"]] = ["rejected", "blurred: x; judge sees red: blue only 0.1, cut 0.5"]
+    decisions.loc[2, ["status", "reason"]] = ["rejected", "blurred: x"]
+    found = gate.judged(rows, judge, decisions)
+    (row,) = found.to_dict("records")
+    assert (row["tiles"], row["sure"], row["agreed"], row["kept"]) == (5, 5, 3, 2)
+    column = squares.CLASSES.index("blue")
+    assert row["judge"] == pytest.approx(np.median(judge[0].predict(pixels(rows))[:, column]), abs=1e-5)
+    assert row["judge_plain"] == pytest.approx(np.median(judge[0].predict(guided.plain(rows))[:, column]), abs=1e-5)
+    (said,) = gate.remarks(found)
+    assert said.startswith("blue: of 5 tiles the guide was sure of, the judge agrees with 3, 60 % [") and "2 convinced only" in said
+    none = gate.judged(rows.assign(method="text2img"), judge, decisions)
+    assert none.empty and list(gate.remarks(none)) == ["No tile here was steered by a classifier."]
+
+
+def test_what_the_guide_is_can_be_read(tiles):
+    guide = guided.load_guide(start("look"), "guide", squares.CLASSES)
+    shown = guided.described(guide, ["blue"])
+    assert shown["training tiles of the guide"].tolist() == [5] and "sampler balanced" in shown["trained with"][0]
+    assert isinstance(guide, guides.Pictures) and guide.side == 32
