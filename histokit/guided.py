@@ -147,7 +147,8 @@ def remarks(rows, run):
 def described(guide, names):
     """What the guide is, and how well it knows each class that is asked for: a table for reading."""
     facts, settings = guide.classifier.facts, guide.classifier.facts["settings"]
-    recipe = ", ".join(f"{key} {settings[key]}" for key in ("sampler", "loss", "weights", "drw", "mixture") if settings.get(key))
+    used = {key: settings.get(key) for key in ("sampler", "loss", "weights", "drw", "coarse", "mixture")}
+    recipe = ", ".join(f"{key} {value}" for key, value in used.items() if value and value != "none")
     counts = dict(zip(facts["classes"], facts["class_counts"], strict=True))
     return pd.DataFrame(
         {
@@ -237,4 +238,4 @@ class Previewer:
 
     def __call__(self, **changes):
         found = self.way(**changes)
-        return made.Preview(found.frames[found.chosen][None], None, found.chosen, self.jobs)
+        return made.Preview(found.frames[found.chosen][None], None, self.settings.num_inference_steps, self.jobs)

@@ -2,6 +2,7 @@
 
 import html
 import io
+import math
 from base64 import b64encode
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def strip(tiles, title):
     side, gap, top, band = 128 * scale, 8 * scale, 24 * scale, 34 * scale
     fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     bold, plain = (ImageFont.truetype(str(fonts / name), 11 * scale) for name in ("DejaVuSans-Bold.ttf", "DejaVuSans.ttf"))
-    sheet = Image.new("RGB", (gap + len(tiles) * (side + gap), top + side + band + gap), "white")
+    wide = max(gap + len(tiles) * (side + gap), 2 * gap + math.ceil(plain.getlength(title)))
+    sheet = Image.new("RGB", (wide, top + side + band + gap), "white")
     draw = ImageDraw.Draw(sheet)
     draw.text((gap, 5 * scale), title, "#222222", plain)
     for i, (pixels, name, caption, framed) in enumerate(tiles):

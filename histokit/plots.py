@@ -332,7 +332,7 @@ def confidence_paths(table, confidence=0.0, title="How sure the guide became", a
         ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("probability of the class")
-    axes[0].legend(frameon=False, fontsize=7, loc="lower right")
+    axes[0].figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=7, loc="upper right")
     return axes
 
 

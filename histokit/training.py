@@ -348,7 +348,9 @@ class Progress:
             return
         self.shown = now
         rest = (self.steps - row["step"]) * (now - self.start) / max(1, row["step"] - self.first + 1)
-        speed = f"{row['images_per_s']:.1f} images/s   {row['peak_gb']:.1f} GB   {_duration(rest)} left"
+        rate = row["images_per_s"]
+        pace = f"{rate:.1f} images/s" if rate >= 0.5 else f"{1 / max(rate, 1e-9):.0f} s an image"
+        speed = f"{pace}   {row['peak_gb']:.1f} GB   {_duration(rest)} left"
         shown = "" if loss is None else f"loss {loss:.4f}   "
         text = f"step {row['step']:,}/{self.steps:,}   {shown}{speed}"
         if "ipykernel" in sys.modules:
