@@ -81,7 +81,7 @@ class _Slot:
     """The image that is being made in one place of the batch: its variables, their optimiser, its best picture so far."""
 
     def __init__(self, job, start, generator, shape, settings):
-        self.job, self.generator, self.settings = job, generator, settings
+        self.job, self.settings = job, settings
         self.path, self.best, self.plain = [], None, None
         n, (length, width), rank = settings.steps if settings.offsets == "per_step" else 1, shape, settings.offset_rank
         self.latent, self.norm, self.offsets = start.clone().requires_grad_("latent" in settings.acting), start.norm(), {}
@@ -98,7 +98,7 @@ class _Slot:
         self.optimiser = torch.optim.Adam(groups)
 
     def offset(self, name):
-        """[steps, L, D], zero where this one is not optimised."""
+        """Offset [steps, L, D] to the embedding `name`, cond or uncond; None where it is not optimised."""
         held = self.offsets.get(name)
         if held is None:
             return None
