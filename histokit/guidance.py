@@ -159,7 +159,7 @@ class _Batch:
         self.context, self.uncond, self.spare = {}, backbone.embed(model, [""])[0], None
         self.others = [guide.label(name) for name in settings.look_alikes]
         self.weights = settings.weights().tolist()
-        self.chunk = 4 if model.tile_px <= 256 else 1  # pictures decoded at a time: the decoder's activations are the largest
+        self.chunk = 2 if model.tile_px <= 256 else 1  # pictures decoded at a time: the decoder's activations are the largest
 
     def run(self):
         places = range(len(self.queues))
