@@ -158,6 +158,8 @@ class _Batch:
         self.begin = len(self.timesteps) - settings.steps  # steps before those that are optimised
         self.context, self.uncond, self.spare = {}, backbone.embed(model, [""])[0], None
         self.others = [guide.label(name) for name in settings.look_alikes]
+        if any(set(self.others) == {job.target} for queue in queues for job in queue):
+            raise ValueError(f"look_alikes names only {settings.look_alikes[0]!r}, the class asked for; name those it is mistaken for")
         self.weights = settings.weights().tolist()
         self.chunk = 2 if model.tile_px <= 256 else 1  # pictures decoded at a time: the decoder's activations are the largest
 

@@ -129,7 +129,7 @@ class _Trial:
         settings = {key: value for key, value in arm.items() if key not in said_by_rows}
         modules = (classifiers, fitting, longtail, features, encoders, augment, training, decode, data, backbone)
         versions = [VERSION, *(module.VERSION for module in modules)]
-        size = [dataset.classes, dataset.tile_px, dataset.fit, codec.identity if codec else None]
+        size = [dataset.classes, dataset.roles, dataset.tile_px, dataset.fit, codec.identity if codec else None]
         self.key = files.digest(versions, settings, self.encoder.identity, rows, size, run.seed)
 
     def _encoder(self, s):
@@ -205,7 +205,7 @@ class _Trial:
         return longtail.Objective(counts, shares, tail, **{name: self.arm[name] for name in longtail.SETTINGS})
 
     def _fit(self, model, targets, updates, batch_size, objective, generator, how):
-        """Train `model` as the arm says, in one stage or two; returns the history, None where nothing is trained.
+        """Train `model` as the arm says, in one stage or two; returns the history.
 
         how: {lr, seed, folder (of logs), identity}.
         """

@@ -585,3 +585,13 @@ def test_batch_statistics_follow_the_training_tiles_and_not_where_they_started()
         seen = model.net.conv((data.to_float(pixels) + 1) / 2 / 0.5 - 1).mean(dim=(0, 2, 3))
     torch.testing.assert_close(model.net.norm.running_mean, seen, atol=2e-3, rtol=0)
     assert not torch.allclose(started, seen, atol=2e-2)
+
+
+def test_an_arm_is_trained_again_when_a_class_changes_its_role(study):
+    _, first = compare({"hol": {"coarse": 0.5}})
+    place = next(files.root().rglob("00_dataset/dataset.json"))
+    frozen = files.read_json(place)
+    files.write_json(place, frozen | {"roles": frozen["roles"] | {"red": "tail"}})
+    _, again = compare({"hol": {"coarse": 0.5}})
+    assert not first["reused"].any() and not again["reused"].any()
+    assert compare({"hol": {"coarse": 0.5}})[1]["reused"].all()
