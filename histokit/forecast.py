@@ -82,13 +82,18 @@ def _images(p, c, job, found):
 
 
 def _guided(p, c, job, found):
-    """As if no image were sure enough before its last update: a step costs a pass to draw it, one to draw it again, one back."""
+    """As if no image were sure enough before its last update: a step costs a pass to draw it, one to draw it again, one back.
+
+    Candidates cost a pass for a step and are as many as there may be.
+    """
     n, options = p["num_images"], p.get("options") or {}
-    pictures, both = n * (p["updates"] + 1), 1 if p["guidance_scale"] == 1 else 2
+    pictures, both = n * (p["updates"] + 1 if p["updates"] else 0), 1 if p["guidance_scale"] == 1 else 2
     steps = options.get("last_steps") or p["num_inference_steps"]
     looks = 2 * pictures * options.get("loss_steps", 3)
     eye = next((other.parameters["encoder"] for other in found if other.step == p["classifier"]), "mini-sup")
-    units = Counter({"denoise": both * (3 * pictures * steps + n * (p["num_inference_steps"] - steps)), "code": looks, ("see", eye): looks})
+    drawn = n * (p["candidates"] if p["candidates"] > 1 or not pictures else 0)
+    passes = 3 * pictures * steps + n * (p["num_inference_steps"] - steps) + drawn * steps
+    units = Counter({"denoise": both * passes, "code": looks + drawn, ("see", eye): looks + drawn})
     return units + Counter({"read": 2 * n, "seconds": FIGURES, "bytes": 4 * n * c.tile_px**2, "files": 2 * n})
 
 

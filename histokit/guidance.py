@@ -2,8 +2,10 @@
 
 LoGex (Mueller & Hein 2024, arXiv:2409.01317) with the optimisation of DiG-IN (Augustin et al. 2024, arXiv:2311.17833): the start latent and
 small offsets to the embeddings of the prompt and of the empty prompt at every step follow the gradient of a loss on what the classifier
-makes of the last predictions. Batches have one fixed shape and every image keeps its slot; a finished one makes room for the next of its
-slot, and no image depends on its neighbours. Arrays in, arrays out: `guided` turns jobs into files, `guides` holds classifiers and losses.
+makes of the last predictions. Before that, several plain samples may be drawn, of which the likeliest is the one to go on with. Batches
+have one fixed shape and every image keeps its slot; a finished one makes room for the next of its slot, and no image depends on its
+neighbours.
+Arrays in, arrays out: `guided` turns jobs into files, `guides` holds classifiers and losses.
 """
 
 import collections
@@ -12,13 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.utils.checkpoint import checkpoint as recompute
 
-from histokit import backbone, encoders, files, guides, sampling
+from histokit import backbone, encoders, files, guides, lanes, sampling
 from histokit.guides import Settings
 
 __all__ = ["Job", "Result", "Settings", "optimise"]
 
-VERSION = 1
+VERSION = 2
 STATELESS = ("DDIMScheduler",)  # whose steps `sampling.denoise` takes
 
 
@@ -34,12 +37,16 @@ class Job:
 
 @dataclass
 class Result:
-    """What became of one job. `path` holds one dict per picture: confidence (of the final picture), weighted, loss."""
+    """What became of one job. `path` holds one dict per update: confidence (of the final picture), weighted, loss.
+
+    Where several plain samples were drawn, `drawn` holds the confidence of each, and `path` begins at the likeliest; `plain` is the first.
+    """
 
     job: Job
     image: np.ndarray | None = None  # uint8 [H, W, 3]; None where the first picture was not finite already
     plain: np.ndarray | None = None  # uint8 [H, W, 3], the sample without guidance
     path: list = field(default_factory=list)
+    drawn: list = field(default_factory=list)
     chosen: int = 0  # number of updates behind `image`
     stop: str = ""  # confidence, updates, or what was not finite and where
 
@@ -48,14 +55,20 @@ class Result:
         return max(0, len(self.path) - 1)
 
 
-def optimise(model, guide, queues, settings, *, distance=None, watch=None):
+def batch_size(model):
+    """Images per batch where nobody asks for another number: 2 on a CPU, whose cores take a batch each, 16 on a GPU."""
+    return 16 if model.device.type == "cuda" else 2
+
+
+def optimise(model, guide, queues, settings, *, batch=None, distance=None, watch=None):
     """Make the images of all queues, and yield a Result for each as it is finished.
 
     Args:
         model: backbone.Model, with its adapters.
         guide: `guides.Pictures`, or anything with `space` ("pixel" or "latent") that maps pictures or latents to logits.
-        queues: [B] lists of Job, one for each slot of the batch; the images of a slot follow each other in it.
+        queues: lists of Job, one for each slot; the images of a slot follow each other in it.
         settings: Settings.
+        batch: slots that share a batch, by default all; several batches go side by side, see `lanes`.
         distance: `distance(x, y)` -> [B] of images in [-1, 1], with gradients, for lpips_weight.
         watch: called as `watch(job, update, image, confidence)` with every picture, image float [3, H, W] in [-1, 1]; pixel guides only.
 
@@ -71,7 +84,10 @@ def optimise(model, guide, queues, settings, *, distance=None, watch=None):
         raise ValueError(f"cutouts do nothing here: the guide looks at {guide.side} px, and pictures have {model.tile_px}; leave them out")
     if settings.lpips_weight and distance is None:
         raise ValueError("lpips_weight needs LPIPS weights, a file; name it, or leave the weight out")
-    yield from _Batch(model, guide, queues, settings, distance, watch).run()
+    batch = batch or len(queues)
+    shares = [queues[start : start + batch] for start in range(0, len(queues), batch)]
+    full = [share + [[]] * (batch - len(share)) for share in shares if any(share)]  # one shape, whatever there is to make
+    yield from lanes.merged([_Batch(model, guide, share, settings, distance, watch).run() for share in full])
 
 
 # --- one image -------------------------------------------------------------------------------------------------------
@@ -83,6 +99,7 @@ class _Slot:
     def __init__(self, job, start, generator, shape, settings):
         self.job, self.settings = job, settings
         self.path, self.best, self.plain = [], None, None
+        self.drawn, self.likeliest, self.drawing = [], None, settings.candidates > 1
         n, (length, width), rank = settings.steps if settings.offsets == "per_step" else 1, shape, settings.offset_rank
         self.latent, self.norm, self.offsets = start.clone().requires_grad_("latent" in settings.acting), start.norm(), {}
         for name in settings.acting:
@@ -121,11 +138,28 @@ class _Slot:
             if self.latent.requires_grad:
                 self.latent *= self.norm / self.latent.norm()
 
+    @property
+    def learns(self):
+        """Whether an update may follow the next picture."""
+        return not self.drawing and len(self.path) < self.settings.updates
+
+    def draw(self, latent):
+        """Go on from another start latent [4, h, w]."""
+        with torch.no_grad():
+            self.latent.copy_(latent)
+        self.norm = latent.norm()
+
     def see(self, z, confidence, weighted, loss):
-        """Take note of the picture after so many updates, final latent z [4, h, w]."""
-        self.path.append({"confidence": confidence, "weighted": weighted, "loss": loss})
+        """Take note of the picture at hand, final latent z [4, h, w]."""
+        seen = {"confidence": confidence, "weighted": weighted, "loss": loss}
         if self.plain is None:
             self.plain = z
+        if self.drawing:
+            self.drawn.append(confidence)
+            if confidence == max(self.drawn):
+                self.path, self.best, self.likeliest = [seen], (0, z), self.latent.detach().clone()
+            return
+        self.path.append(seen)
         if self.best is None or self.settings.keep == "last" or confidence > self.path[self.best[0]]["confidence"]:
             self.best = len(self.path) - 1, z
 
@@ -133,6 +167,8 @@ class _Slot:
         """Why this image is finished, "" if it is not."""
         if self.settings.confidence and self.path[-1]["weighted"] >= self.settings.confidence:
             return "confidence"
+        if self.drawing:
+            return "updates" if len(self.drawn) == self.settings.candidates and not self.settings.updates else ""
         return "updates" if len(self.path) > self.settings.updates else ""
 
 
@@ -161,19 +197,21 @@ class _Batch:
         if any(set(self.others) == {job.target} for queue in queues for job in queue):
             raise ValueError(f"look_alikes names only {settings.look_alikes[0]!r}, the class asked for; name those it is mistaken for")
         self.weights = settings.weights().tolist()
-        self.chunk = 2 if model.tile_px <= 256 else 1  # pictures decoded at a time: the decoder's activations are the largest
+        small = model.device.type == "cuda" and model.tile_px <= 256
+        self.chunk = 2 if small else 1  # pictures decoded at a time: the decoder's activations are the largest
 
     def run(self):
         places = range(len(self.queues))
         self.slots = [self._next(k) for k in places]
         while any(slot is not None for slot in self.slots):
-            with torch.set_grad_enabled(self.settings.updates > 0):
+            learns = [slot is not None and slot.learns for slot in self.slots]
+            with torch.set_grad_enabled(any(learns)):
                 z, views, finite = self._chain()
-            scored = self._score(views)
+            scored = self._score(views, learns)
             ended = {k: self._see(k, z, scored, finite) for k in places if self.slots[k] is not None}
-            if not all(ended.values()):
+            if any(learns[k] and not why for k, why in ended.items()):
                 torch.autograd.backward(views, scored.slopes)
-                ended |= {k: self._update(k) for k, why in ended.items() if not why}
+            ended |= {k: self._go_on(k) for k, why in ended.items() if not why}
             del z, views, scored  # before the next images' plain beginning is sampled
             for k, why in ended.items():
                 if why:
@@ -206,6 +244,11 @@ class _Batch:
         if self.spare is None:
             self.spare = _Slot(some, z[jobs.index(some)], torch.Generator(), self.uncond.shape, self.settings).still()
 
+    def _another(self, slot):
+        """The next start latent [4, h, w] that is tried for an image; its first is the image's own."""
+        generator = torch.Generator().manual_seed(files.seed(slot.job.seed, "candidate", len(slot.drawn)))
+        return sampling.noise([generator], slot.latent.shape, self.model.device)[0].to(self.model.dtype)
+
     def _cond(self, prompt):
         if prompt not in self.context:  # one at a time: no neighbours
             self.context[prompt] = backbone.embed(self.model, [prompt])[0]
@@ -220,9 +263,14 @@ class _Batch:
         uncond = self.uncond.expand(len(filled), -1, -1)
         moved = {name: torch.stack([slot.offset(name) for slot in filled]) for name in settings.acting if name != "latent"}  # [B, n, L, D]
 
+        def noise(z, t, i, c, u):
+            return sampling.guided(self.model, c, u, settings.guidance_scale)(z, t, i)
+
         def predict(z, t, i):
             c, u = (base + moved[name][:, i] if name in moved else base for name, base in (("cond", cond), ("uncond", uncond)))
-            return sampling.guided(self.model, c, u, settings.guidance_scale)(z, t, i)
+            if settings.checkpoint and torch.is_grad_enabled():  # the other kind hooks every tensor, which costs as much as a small UNet
+                return recompute(noise, z, t, i, c, u, use_reentrant=True, preserve_rng_state=False)
+            return noise(z, t, i, c, u)
 
         views, finite = [], []
 
@@ -232,33 +280,41 @@ class _Batch:
                 views.append(x0)
 
         z = torch.stack([slot.latent for slot in filled])
-        z = sampling.denoise(predict, z, self.model.scheduler, self.timesteps[self.begin :], checkpoint=settings.checkpoint, on_step=look)
+        z = sampling.denoise(predict, z, self.model.scheduler, self.timesteps[self.begin :], on_step=look)
         return z, [*views, z], torch.stack(finite)
 
     # ---- from pictures to slopes
 
-    def _score(self, views):
+    def _score(self, views, learns):
         """What the guide makes of each prediction. Pictures are decoded a few at a time, each with its own backward pass."""
-        learning = self.settings.updates > 0
         found = {name: torch.zeros(len(self.slots), dtype=torch.float64) for name in ("confidence", "weighted", "loss")}
         slopes, images = [], []
         for j, (view, weight) in enumerate(zip(views, self.weights, strict=True)):
             last, slope = j == len(views) - 1, torch.zeros_like(view)
             for start in range(0, len(view), self.chunk):
                 rows = range(start, min(start + self.chunk, len(view)))
+                shares = self._shares(rows, weight, last).to(view)
+                if not shares.any():
+                    continue
+                learning = any(learns[rows.start : rows.stop])
                 x = view[rows.start : rows.stop].detach().requires_grad_(learning)
                 with torch.set_grad_enabled(learning):
                     image = self._decode(x) if self.guide.space == "pixel" else None
                     p, loss = self._judge(rows, j, x if image is None else image)
-                    loss = weight * loss + (self._held_back(rows, x, image) if last else 0.0)
+                    loss = shares * loss + (self._held_back(rows, x, image) if last else 0.0)
                 if learning:
                     (slope[rows.start : rows.stop],) = torch.autograd.grad(loss.sum(), x)
-                for name, value in (("weighted", weight * p), ("loss", loss), *([("confidence", p)] if last else [])):
+                for name, value in (("weighted", shares * p), ("loss", loss), *([("confidence", p)] if last else [])):
                     found[name][rows.start : rows.stop] += value.detach().double().cpu()
                 if last and image is not None:
                     images.append(image.detach())
             slopes.append(slope)
         return _Scored(**found, slopes=slopes, images=torch.cat(images) if images else None)
+
+    def _shares(self, rows, weight, last):
+        """Weights [b] of a prediction in the loss of some slots; while an image is being drawn, the picture itself is all that counts."""
+        drawing = [self.slots[k] is not None and self.slots[k].drawing for k in rows]
+        return torch.tensor([float(last) if alone else weight for alone in drawing])
 
     def _decode(self, x):
         """Pictures [b, 3, H, W] near [-1, 1], in the autoencoder's own precision."""
@@ -314,8 +370,15 @@ class _Batch:
             self.watch(slot.job, len(slot.path) - 1, scored.images[k], numbers[0])
         return slot.ended()
 
-    def _update(self, k):
+    def _go_on(self, k):
+        """Towards the next picture of slot k; returns why there is none, "" if there is."""
         slot = self.slots[k]
+        if slot.drawing:
+            slot.drawing = len(slot.drawn) < self.settings.candidates
+            slot.draw(self._another(slot) if slot.drawing else slot.likeliest)
+            slot.path = slot.path if slot.drawing else []
+            slot.optimiser.zero_grad(set_to_none=True)  # what a neighbour's backward pass left
+            return ""
         if not all(torch.isfinite(slope).all() for slope in slot.slopes()):
             return f"gradient not finite at update {len(slot.path)}"
         slot.update()
@@ -323,8 +386,8 @@ class _Batch:
 
     def _result(self, slot, why):
         if slot.best is None:
-            return Result(slot.job, stop=why)
+            return Result(slot.job, stop=why, drawn=slot.drawn)
         chosen, z = slot.best
         plain = backbone.decode(self.model, slot.plain[None], 1)[0]
-        image = plain if chosen == 0 else backbone.decode(self.model, z[None], 1)[0]
-        return Result(slot.job, image, plain, slot.path, chosen, why)
+        image = plain if z is slot.plain else backbone.decode(self.model, z[None], 1)[0]
+        return Result(slot.job, image, plain, slot.path, slot.drawn, chosen, why)

@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from histokit import backbone, classifiers, data, encoders, files, guidance, guides, made, sampling, training
+from histokit import backbone, classifiers, data, encoders, files, guidance, guides, lanes, made, sampling, training
 
-VERSION = 1
+VERSION = 2
+SCORES = ("guide", "guide_plain", "draws", "updates", "stop")  # what is known about a tile: see `score`
 
 
 def load_guide(run, step, classes, arm=""):
@@ -45,7 +46,7 @@ def render(model, guide, jobs, run, tiles, settings, *, batch=None, distance=Non
         guide: guides.Pictures.
         jobs: `policies.job_table` of policy none.
         settings: guidance.Settings.
-        batch: images that are optimised at once, by default `sampling.batch_size(model)`; job i has slot i % batch.
+        batch: images that are optimised at once, by default `guidance.batch_size(model)`; job i has slot i % batch of one.
         distance: see `guidance.optimise`.
         say: called with a line when something went wrong.
     """
@@ -53,7 +54,7 @@ def render(model, guide, jobs, run, tiles, settings, *, batch=None, distance=Non
         raise ValueError("guided generation starts from noise; make the job table with policy: none")
     for name in jobs["class"].unique():
         guide.label(name)
-    batch, jobs = batch or sampling.batch_size(model), jobs.reset_index(drop=True)
+    batch, jobs = batch or guidance.batch_size(model), jobs.reset_index(drop=True)
     keys = [_key(model, guide, row, settings) for row in jobs.to_dict("records")]
     paths = [run.path("tiles", f"{job}.png") for job in jobs["job"]]
     lacking = lambda i: not all(made.there(path, keys[i], run) for path in (paths[i], _twin(paths[i])))  # noqa: E731
@@ -82,21 +83,23 @@ def render(model, guide, jobs, run, tiles, settings, *, batch=None, distance=Non
 
 def _make(model, guide, jobs, todo, run, paths, keys, settings, batch, distance, failed):
     """Make the jobs `todo`, each in the slot its number gives it; those that come to nothing go into `failed`."""
-    queues, place = [[] for _ in range(batch)], {}
+    queues, place = [[] for _ in range(batch * lanes.count(model.device, model.tile_px))], {}
     for i in todo:
         job = guidance.Job(jobs["prompt"][i], guide.label(jobs["class"][i]), int(jobs["seed"][i]), jobs["job"][i])
-        queues[int(jobs["number"][i]) % batch].append(job)
+        queues[int(jobs["number"][i]) % len(queues)].append(job)
         place[job.name] = i
     show, clock = training.Progress(len(todo)), time.perf_counter()
     with made.Writer() as write:
-        for done, result in enumerate(guidance.optimise(model, guide, queues, settings, distance=distance), start=1):
+        for done, result in enumerate(guidance.optimise(model, guide, queues, settings, batch=batch, distance=distance), start=1):
             i = place[result.job.name]
             if result.image is None:
                 failed[i] = result.stop
             else:
                 way = [float(f"{seen['confidence']:.4g}") for seen in result.path]
-                told = {"guide": way[result.chosen], "guide_plain": way[0], "updates": result.chosen, "way": way, "stop": result.stop}
-                write(_twin(paths[i]), result.plain, keys[i], jobs.loc[i], guide=way[0])
+                first = float(f"{result.drawn[0]:.4g}") if result.drawn else way[0]
+                told = {"guide": way[result.chosen], "guide_plain": first, "draws": len(result.drawn) or 1, "updates": result.chosen}
+                told |= {"way": way, "drawn": [float(f"{p:.4g}") for p in result.drawn], "stop": result.stop}
+                write(_twin(paths[i]), result.plain, keys[i], jobs.loc[i], guide=first)
                 write(paths[i], result.image, keys[i], jobs.loc[i], **told)
             show({"step": done, "images_per_s": done / (time.perf_counter() - clock), "peak_gb": training.peak_gb()}, None)
 
@@ -115,13 +118,13 @@ def _key(model, guide, row, settings):
 
 def _told(settings, guide, batch, row, path):
     found = made.facts(path)
-    scores = {name: found[name] for name in ("guide", "guide_plain", "updates", "stop")}
+    scores = {name: found[name] for name in SCORES}
     used = files.plain(dataclasses.asdict(settings)) | {"policy": row.policy, "guide": guide.identity, "batch": batch}
     return {"method": "guided", "settings": used, "scores": scores}
 
 
 def score(row, name):
-    """One number of what is known about a guided tile: guide, guide_plain or updates."""
+    """One of `SCORES` of a guided tile."""
     return json.loads(row["scores"])[name]
 
 
@@ -131,12 +134,15 @@ def remarks(rows, run):
         return ["No tile was made."]
     held = [json.loads(text) for text in rows["scores"]]
     asked, stops = json.loads(rows["settings"].iloc[0])["confidence"], [scores["stop"] for scores in held]
+    draws, updates = (np.mean([scores[name] for scores in held]) for name in ("draws", "updates"))
     said = [
-        f"{len(rows)} tiles, {np.mean([scores['updates'] for scores in held]):.1f} updates each; the guide's probability rose from "
+        f"{len(rows)} tiles, {draws:.1f} drawn and {updates:.1f} updates for each; the guide's probability rose from "
         f"{np.median([scores['guide_plain'] for scores in held]):.2f} to {np.median([scores['guide'] for scores in held]):.2f} (medians)."
     ]
     if asked:
-        said.append(f"{stops.count('confidence')} of {len(rows)} reached {asked:g}; what ran out of updates is there all the same.")
+        said.append(
+            f"{stops.count('confidence')} of {len(rows)} reached {asked:g}; what ran out of draws and updates is there all the same."
+        )
     broken = [stop for stop in stops if stop not in ("confidence", "updates")]
     said += [f"{len(broken)} ended early: {broken[0]}."] if broken else []
     if rate := run.record["notes"].get("images_per_s"):
@@ -165,12 +171,20 @@ def described(guide, names):
 
 
 def paths(rows):
-    """How sure the guide was after each update, one row per picture: tile_id, class, update, confidence, chosen (bool)."""
+    """How sure the guide was of each picture, one row per picture: tile_id, class, update, confidence, chosen (bool).
+
+    Where several were drawn, these come first, at -n to -1; what the updates began at is among them.
+    """
     table = []
     for row in rows.to_dict("records"):
         found = made.facts(row["path"])
-        for k, p in enumerate(found["way"]):
-            table.append({"tile_id": row["tile_id"], "class": row["label"], "update": k, "confidence": p, "chosen": k == found["updates"]})
+        drawn, n = found["drawn"], len(found["drawn"])
+        begun = int(np.argmax(drawn)) - n if drawn else 0  # where the way begins
+        seen = {k - n: p for k, p in enumerate(drawn)} | {k or begun: p for k, p in enumerate(found["way"])}
+        taken = found["updates"] or begun
+        table += [
+            {"tile_id": row["tile_id"], "class": row["label"], "update": k, "confidence": p, "chosen": k == taken} for k, p in seen.items()
+        ]
     return pd.DataFrame(table, columns=["tile_id", "class", "update", "confidence", "chosen"])
 
 
@@ -186,7 +200,7 @@ def twins(rows):
 
 @dataclass
 class Trajectory:
-    """The pictures of one image, one per update: frames uint8 [n, H, W, 3], confidence [n], and which was chosen."""
+    """The pictures of one image, one per draw and update: frames uint8 [n, H, W, 3], confidence [n], and which was chosen."""
 
     frames: np.ndarray
     confidence: list
@@ -215,7 +229,11 @@ def trajectory(model, guide, job, settings, *, distance=None, on_frame=None):
         (result,) = guidance.optimise(model, guide, [[asked]], settings, distance=distance, watch=look)
     except Stopped:
         return Trajectory(np.stack(frames), sure, len(frames) - 1, "stopped by hand")
-    return Trajectory(np.stack(frames), sure, result.chosen, result.stop)
+    n = len(result.drawn)
+    begins = (
+        int(np.argmax(result.drawn)) if n == len(frames) else n
+    )  # where `path` begins among the frames; after draws, the likeliest again
+    return Trajectory(np.stack(frames), sure, begins + result.chosen, result.stop)
 
 
 class Previewer:

@@ -170,6 +170,8 @@ class Settings:
     Args:
         guidance_scale: classifier-free guidance weight.
         num_inference_steps: denoising steps.
+        candidates: plain samples drawn at most, of which the one the guide finds likeliest goes on, or is finished if it is sure enough;
+            with updates 0 this is best-of-N, and an update costs as much as two to three draws.
         updates: optimiser updates at most; 0 leaves the plain sample.
         confidence: probability of the target, weighted over the predictions looked at, at which an image is finished; 0 never stops.
         keep: `best`, the picture of the highest probability among all, or `last`.
@@ -189,6 +191,7 @@ class Settings:
 
     guidance_scale: float = 3.0
     num_inference_steps: int = 20
+    candidates: int = 1
     updates: int = 20
     confidence: float = 0.4
     keep: str = "best"
@@ -231,7 +234,7 @@ class Settings:
         for name in ("updates", "offset_rank", "last_steps", "cutouts", "cutout_noise", "pixel_weight", "latent_weight", "lpips_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
-        for name in ("lr", "latent_lr", "num_inference_steps", "loss_steps"):
+        for name in ("lr", "latent_lr", "num_inference_steps", "loss_steps", "candidates"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
         if self.last_steps > self.num_inference_steps or self.loss_steps > (self.last_steps or self.num_inference_steps):
@@ -245,6 +248,7 @@ class Settings:
         still = self.optimise == ("latent",) and "only the latent is optimised"
         idle = {
             "confidence": self.confidence and not towards and f"loss {self.loss} does not make the target likelier",
+            "candidates": self.candidates > 1 and self.last_steps and "they are whole samples, and only the last steps are optimised",
             "look_alikes": self.look_alikes and not rivals and f"loss {self.loss} knows none",
             "cutout_noise": self.cutout_noise and not self.cutouts and "there are no cutouts",
             "offset_rank": self.offset_rank and still,

@@ -304,7 +304,7 @@ def umap_scatter(real, real_labels, synthetic, synthetic_labels, classes, title=
 
 
 def confidence_paths(table, confidence=0.0, title="How sure the guide became", axes=None):
-    """The guide's probability after each update, one line per tile and one panel per class; a dot where the tile was taken.
+    """The guide's probability of each picture, one line per tile and one panel per class; a dot where the tile was taken.
 
     Args:
         table: `guided.paths`.
@@ -327,7 +327,7 @@ def confidence_paths(table, confidence=0.0, title="How sure the guide became", a
         if confidence:
             ax.axhline(confidence, color=INK, lw=1, ls="--")
             ax.text(1, confidence, "sure enough ", transform=ax.get_yaxis_transform(), ha="right", va="bottom", fontsize=7)
-        ax.set(ylim=(0, 1.03), xlabel="update", title=name)
+        ax.set(ylim=(0, 1.03), xlabel="candidates, then updates from 1" if own["update"].lt(0).any() else "update", title=name)
         ax.title.set_fontsize(9)
         ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
         ax.spines[["top", "right"]].set_visible(False)

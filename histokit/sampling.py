@@ -8,7 +8,6 @@ Nothing here loads a model or reads a file.
 
 import numpy as np
 import torch
-from torch.utils.checkpoint import checkpoint as recompute
 
 from histokit import backbone
 
@@ -102,7 +101,7 @@ def guided(model, cond, uncond=None, guidance_scale=1.0, watch=None):
     return predict
 
 
-def denoise(predict, z, scheduler, timesteps, *, eta=0.0, generators=None, checkpoint=False, on_step=None, until=None):
+def denoise(predict, z, scheduler, timesteps, *, eta=0.0, generators=None, on_step=None, until=None):
     """Latents [B, 4, h, w] after DDIM steps at `timesteps`; Song et al. (2021), arXiv:2010.02502, equation 12.
 
     Args:
@@ -110,7 +109,6 @@ def denoise(predict, z, scheduler, timesteps, *, eta=0.0, generators=None, check
         z: [B, 4, h, w] float, already at the noise level of timesteps[0].
         timesteps: [n] int64, descending, as `schedule` returns them.
         eta: 0 is deterministic, 1 is ancestral; above 0 each image draws from its own of `generators`.
-        checkpoint: recompute each prediction in the backward pass instead of keeping its activations.
         on_step: called as `on_step(i, t, z, x0)` after each step, to look on; x0 [B, 4, h, w] is the clean latent predicted at it.
         until: timestep whose noise level the last step goes to, where more steps follow later; None goes to the end of the schedule.
 
@@ -123,7 +121,7 @@ def denoise(predict, z, scheduler, timesteps, *, eta=0.0, generators=None, check
     for i, t in enumerate(timesteps):
         a, a_next = levels[i], levels[i + 1]
         t = t.to(z.device)
-        eps = recompute(predict, z, t, i, use_reentrant=False) if checkpoint else predict(z, t, i)
+        eps = predict(z, t, i)
         x0 = (z - (1 - a) ** 0.5 * eps) / a**0.5
         sigma = eta * ((1 - a_next) / (1 - a) * (1 - a / a_next)) ** 0.5
         z = a_next**0.5 * x0 + (1 - a_next - sigma**2) ** 0.5 * eps

@@ -5,6 +5,7 @@ Everything runs on the tiny model, most of it in float64 where rounding cannot h
 
 import dataclasses
 import math
+import threading
 
 import numpy as np
 import plain_guidance
@@ -12,7 +13,7 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from histokit import backbone, classifiers, features, guidance, guides, sampling
+from histokit import backbone, classifiers, features, files, guidance, guides, sampling
 
 CLASSES = ["gland", "necrosis", "stroma"]
 QUICK = {"num_inference_steps": 4, "updates": 2, "confidence": 0.0, "loss": "log_conf", "lr": 0.1, "latent_lr": 0.05, "loss_steps": 2}
@@ -212,6 +213,86 @@ def test_the_plain_beginning_is_sampled_once_where_only_the_last_steps_are_optim
     assert [asked.count(t) for t in sampling.schedule(model.scheduler, 4).tolist()] == [1, 1, 6, 6]
 
 
+# --- several candidates ----------------------------------------------------------------------------------------------
+
+
+def candidate(job, n):
+    return dataclasses.replace(job, seed=files.seed(job.seed, "candidate", n) if n else job.seed, name=f"candidate {n}")
+
+
+def test_of_several_candidates_the_likeliest_is_taken(model):
+    guide, (job,) = guides.Pictures(classifier(), CLASSES), jobs(4)
+    each = [run(model, guide, [[candidate(job, n)]], updates=0)[f"candidate {n}"] for n in range(4)]
+    sure = [result.path[0]["confidence"] for result in each]
+    assert np.argmax(sure) > 0, "the first must not be the likeliest for this test to say anything"
+    (found,) = run(model, guide, [[job]], updates=0, candidates=4).values()
+    assert found.drawn == sure and found.chosen == 0 and found.stop == "updates" and found.path[0]["confidence"] == max(sure)
+    assert np.array_equal(found.image, each[int(np.argmax(sure))].image) and np.array_equal(found.plain, each[0].image)
+
+
+def test_updates_begin_at_the_likeliest_candidate(model):
+    guide, (job,) = guides.Pictures(classifier(), CLASSES), jobs(4)
+    (found,) = run(model, guide, [[job]], candidates=4).values()
+    (begun,) = run(model, guide, [[candidate(job, int(np.argmax(found.drawn)))]]).values()
+    assert len(found.drawn) == 4 and found.path == begun.path and np.array_equal(found.image, begun.image)
+
+
+def test_drawing_ends_at_the_first_candidate_that_is_sure_enough(model):
+    guide, (job,) = guides.Pictures(classifier(), CLASSES), jobs(4)
+    (free,) = run(model, guide, [[job]], updates=0, candidates=6).values()
+    rising = [p for k, p in enumerate(free.drawn) if p == max(free.drawn[: k + 1])]
+    assert len(rising) > 1
+    limit = (rising[-2] + rising[-1]) / 2
+    (found,) = run(model, guide, [[job]], updates=3, candidates=6, confidence=limit).values()
+    assert found.drawn == free.drawn[: free.drawn.index(rising[-1]) + 1] and found.stop == "confidence"
+    assert np.array_equal(found.image, free.image) and len(found.path) == 1
+
+
+def test_an_image_that_is_drawn_and_one_that_is_updated_do_not_touch_each_other(model):
+    guide = guides.Pictures(classifier(), CLASSES)
+    first, second = jobs(1, 2), jobs(3, 4, 5)
+    firsts = sorted(p for result in run(model, guide, [first, second], candidates=3, updates=0).values() for p in result.drawn[:1])
+    limit = (firsts[2] + firsts[3]) / 2  # two of the five are sure enough at once
+    among = run(model, guide, [first, second], candidates=3, confidence=limit)
+    assert len({len(result.drawn) for result in among.values()}) > 1, "they must differ in their number of draws"
+    for queue, queues in ((first, [first, []]), (second, [[], second])):
+        alone = run(model, guide, queues, candidates=3, confidence=limit)
+        assert all(same(alone[job.name], among[job.name]) and alone[job.name].drawn == among[job.name].drawn for job in queue)
+
+
+# --- batches side by side --------------------------------------------------------------------------------------------
+
+
+def test_batches_side_by_side_make_the_images_of_one_after_the_other(model):
+    guide, queues = guides.Pictures(classifier(), CLASSES), [jobs(1, 5), jobs(2), jobs(3), [], []]
+    given, cores = guidance.Settings.of(QUICK), torch.get_num_threads()
+    beside = {result.job.name: result for result in guidance.optimise(model, guide, queues, given, batch=2)}
+    after = run(model, guide, queues[:2]) | run(model, guide, [*queues[2:4]])
+    assert len(beside) == 4 and all(same(beside[name], after[name]) for name in after) and torch.get_num_threads() == cores
+
+
+def test_what_goes_wrong_in_one_of_them_is_raised_and_the_others_end(model):
+    class Failing(guides.Pictures):
+        def __call__(self, images):
+            if threading.current_thread() is not threading.main_thread() and self.calls.append(1) is None and len(self.calls) > 3:
+                raise RuntimeError("the guide broke")
+            return super().__call__(images)
+
+    guide = Failing(classifier(), CLASSES)
+    guide.calls = []
+    with pytest.raises(RuntimeError, match="the guide broke"):
+        list(guidance.optimise(model, guide, [jobs(1, 2), jobs(3, 4)], guidance.Settings.of(QUICK), batch=1))
+    assert not any("_work" in thread.name for thread in threading.enumerate())
+
+
+def test_leaving_off_ends_what_runs_side_by_side(model):
+    guide = guides.Pictures(classifier(), CLASSES)
+    made = guidance.optimise(model, guide, [jobs(*range(50)), jobs(*range(50, 100))], guidance.Settings.of(QUICK | {"updates": 0}), batch=1)
+    next(made)
+    made.close()
+    assert not any("_work" in thread.name for thread in threading.enumerate())
+
+
 # --- it does what it is for ------------------------------------------------------------------------------------------
 
 
@@ -282,6 +363,8 @@ def test_every_setting_acts(model, changed):
         ({"optimise": ()}, r"optimise is \[\]"),
         ({"updates": -1}, "updates is -1; expected 0 or more"),
         ({"lr": 0}, "lr is 0; expected more than 0"),
+        ({"candidates": 3, "last_steps": 2, "loss_steps": 1}, "candidates does nothing here: they are whole samples"),
+        ({"candidates": 0}, "candidates is 0; expected more than 0"),
         ({"last_steps": 30}, "no more than the 20 steps there are"),
         ({"last_steps": 2, "loss_steps": 3}, "no prediction before the steps that are optimised"),
         ({"loss": "neg_conf"}, "confidence does nothing here: loss neg_conf does not make the target likelier"),
@@ -327,9 +410,8 @@ def test_a_loss_that_is_not_finite_ends_its_image_with_the_best_so_far(model):
 
     class Failing(guides.Pictures):
         def __call__(self, images):
-            calls.append(len(images))
-            logits = super().__call__(images)
-            return logits * torch.tensor([1.0 if i or len(calls) < 4 else math.nan for i in range(len(images))])[:, None]
+            calls.append(len(images))  # once when it is checked, then one picture at a time, of the two images in turn
+            return super().__call__(images) * (math.nan if len(calls) == 6 else 1.0)
 
     found = run(model, Failing(inner, CLASSES), [jobs(1), jobs(2)], updates=2, loss_steps=1)
     assert found["image 1"].stop == "loss not finite at update 2" and found["image 1"].image is not None
@@ -339,20 +421,24 @@ def test_a_loss_that_is_not_finite_ends_its_image_with_the_best_so_far(model):
 def test_a_gradient_that_is_not_finite_is_not_taken(model):
     class Steep(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, x):
+        def forward(ctx, x, slope):
+            ctx.slope = slope
             return x.clone()
 
         @staticmethod
         def backward(ctx, slope):
-            return torch.cat([slope[:1] * math.inf, slope[1:]])
+            return slope * ctx.slope, None
 
     class Cliff(guides.Pictures):
         def _check(self, name):
             pass
 
         def __call__(self, images):
-            return super().__call__(Steep.apply(images))
+            slope = (math.inf, 1.0)[len(asked) % 2]  # one picture at a time, of the two images in turn
+            asked.append(slope)
+            return super().__call__(Steep.apply(images, slope))
 
+    asked = []
     found = run(model, Cliff(classifier(), CLASSES), [jobs(1), jobs(2)])
     assert found["image 1"].stop == "gradient not finite at update 1" and np.array_equal(found["image 1"].image, found["image 1"].plain)
     assert found["image 2"].stop == "updates"

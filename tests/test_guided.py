@@ -1,5 +1,6 @@
 """Guided tiles as files: made once, resumed to the same bits, each with its history; and the judge that did not guide."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -161,6 +162,30 @@ def test_a_job_that_comes_to_nothing_is_named_and_has_no_row(model, tiles, monke
     rows = render(model, tiles, run, say=said.append)
     assert len(rows) == 4 and not rows["tile_id"].str.endswith("00001").any()
     assert said == [f"{table(model, tiles)['job'][1]}: latent not finite at update 0, step 2 of 3; there is no such tile"]
+
+
+@pytest.mark.parametrize("updates", [0, 2])
+def test_a_tile_tells_what_was_drawn_before_it(model, tiles, updates):
+    settings = dataclasses.replace(SETTINGS, candidates=4, updates=updates)
+    rows, alone = (
+        render(model, tiles, start(), settings=settings),
+        render(model, tiles, start("plain"), settings=dataclasses.replace(SETTINGS)),
+    )
+    for row, other in zip(rows.to_dict("records"), alone.to_dict("records"), strict=True):
+        facts = made.facts(row["path"])
+        assert guided.score(row, "draws") == 4 == len(facts["drawn"]) and guided.score(row, "guide_plain") == facts["drawn"][0]
+        assert facts["way"][0] == max(facts["drawn"]) and guided.score(row, "guide") == max(facts["way"])
+        assert guided.score(other, "draws") == 1 and guided.score(other, "guide_plain") == facts["drawn"][0]
+    assert np.array_equal(guided.plain(rows), guided.plain(alone)), "the twin is the first candidate"
+    way = guided.paths(rows)
+    assert len(way) == 5 * (4 + updates) and way.groupby("tile_id")["chosen"].sum().eq(1).all()
+    assert way["update"].min() == -4 and way.loc[way["chosen"], "confidence"].tolist() == [
+        guided.score(row, "guide") for row in rows.to_dict("records")
+    ]
+    assert guided.remarks(rows, start("said"))[0].startswith("5 tiles, 4.0 drawn and ")
+    shown = guided.trajectory(model, guided.load_guide(start("look"), "guide", squares.CLASSES), table(model, tiles).iloc[0], settings)
+    assert len(shown.frames) == 4 + (updates + 1 if updates else 0)
+    assert float(f"{shown.confidence[shown.chosen]:.3g}") == pytest.approx(guided.score(rows.iloc[0], "guide"), rel=1e-2)
 
 
 def test_only_text_alone_and_only_classes_the_guide_knows(model, tiles):

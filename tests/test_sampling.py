@@ -187,15 +187,11 @@ def test_the_noise_of_an_image_follows_from_its_own_generator(model):
     assert torch.equal(start(model, (0, 1, 2))[1], start(model, (1,))[0])
 
 
-def test_gradients_flow_and_checkpointing_changes_none_of_them(model):
+def test_gradients_flow_through_the_whole_chain(model):
     cond, timesteps = context(model, "tissue"), sampling.schedule(model.scheduler, 3)
-    grads = []
-    for checkpoint in (False, True):
-        z = start(model, (0,)).requires_grad_()
-        out = sampling.denoise(sampling.guided(model, cond), z, model.scheduler, timesteps, checkpoint=checkpoint)
-        grads.append(torch.autograd.grad(out.square().sum(), z)[0])
-    assert grads[0].abs().sum() > 0
-    torch.testing.assert_close(*grads)
+    z = start(model, (0,)).requires_grad_()
+    out = sampling.denoise(sampling.guided(model, cond), z, model.scheduler, timesteps)
+    assert torch.autograd.grad(out.square().sum(), z)[0].abs().sum() > 0
 
 
 def test_eta_needs_generators(model):
