@@ -9,6 +9,7 @@ Arrays in, arrays out: `guided` turns jobs into files, `guides` holds classifier
 """
 
 import collections
+import dataclasses
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -82,8 +83,12 @@ def optimise(model, guide, queues, settings, *, batch=None, distance=None, watch
         )
     if settings.cutouts and getattr(guide, "side", 0) >= model.tile_px:
         raise ValueError(f"cutouts do nothing here: the guide looks at {guide.side} px, and pictures have {model.tile_px}; leave them out")
+    if settings.compile and model.device.type == "cpu":
+        raise ValueError("compile gains nothing on a CPU and takes minutes; leave it out")
     if settings.lpips_weight and distance is None:
         raise ValueError("lpips_weight needs LPIPS weights, a file; name it, or leave the weight out")
+    if settings.compile:
+        model = dataclasses.replace(model, unet=torch.compile(model.unet, dynamic=False))
     batch = batch or len(queues)
     shares = [queues[start : start + batch] for start in range(0, len(queues), batch)]
     full = [share + [[]] * (batch - len(share)) for share in shares if any(share)]  # one shape, whatever there is to make

@@ -187,6 +187,7 @@ class Settings:
         pixel_weight, latent_weight, lpips_weight: of the mean squared difference from the plain sample in pixels in [-1, 1] and in
             latents, and of LPIPS.
         checkpoint: recompute each step in the backward pass, so that memory does not grow with the number of steps.
+        compile: compile the UNet, which takes minutes once; for hundreds of images on a GPU. On a CPU it gained nothing and is refused.
     """
 
     guidance_scale: float = 3.0
@@ -211,6 +212,7 @@ class Settings:
     latent_weight: float = 0.0
     lpips_weight: float = 0.0
     checkpoint: bool = True
+    compile: bool = False
 
     def __post_init__(self):
         for name in ("look_alikes", "optimise"):

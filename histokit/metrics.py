@@ -110,20 +110,32 @@ def _two_sides(score, is_tail):
     return score[~is_tail], score[is_tail]
 
 
-def tail_missed(score, is_tail, keep=0.95):
-    """tail_missed@95head: share of tail tiles at or below the least threshold that keeps 95 % of head tiles unflagged; lower is better.
-
-    In [0, 1]; NaN without tiles on either side. LoGex calls this FPR-OOD with head as the positive class.
+def head_threshold(score, is_tail, keep=0.95, method="inverted_cdf"):
+    """The least threshold that keeps a share of the head tiles at or below it, hence unflagged; to be carried to other tiles.
 
     Args:
         score: [N] float, higher is more tail: the sum of the tail classes' probabilities.
         is_tail: [N] bool.
-        keep: share of head tiles at or below the threshold, reached or passed (no interpolation between tiles).
+        keep: share of head tiles; reached or passed by `inverted_cdf`, which does not go between tiles; `linear` does, as LoGex.
+
+    Raises ValueError without head tiles.
+    """
+    head, _ = _two_sides(score, is_tail)
+    if not len(head):
+        raise ValueError("a threshold that keeps head tiles needs some; there is no tile of a common class")
+    return float(np.quantile(head, keep, method=method))
+
+
+def tail_missed(score, is_tail, keep=0.95, method="inverted_cdf", threshold=None):
+    """tail_missed@95head: share of tail tiles at or below `head_threshold` of these same tiles, or a given one; lower is better.
+
+    In [0, 1]; NaN without tiles on either side. LoGex calls it FPR-OOD, with head as the positive class and `method` linear. A threshold
+    of the tiles it is applied to is an oracle; one from validation tiles is what a user has.
     """
     head, tail = _two_sides(score, is_tail)
     if not (len(head) and len(tail)):
         return float("nan")
-    return float((tail <= np.quantile(head, keep, method="inverted_cdf")).mean())
+    return float((tail <= (np.quantile(head, keep, method=method) if threshold is None else threshold)).mean())
 
 
 def head_flagged(score, is_tail, catch=0.95):

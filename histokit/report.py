@@ -73,6 +73,7 @@ def _gather(experiment, place, share):
         "stain": _stain(place, judged, baseline),
         "alarms": _alarms(results),
         "prevalence": f"{100 * results['alarms'][0]['prevalence']:g}" if results["alarms"] else "",
+        "detection": results.get("detection", {}).get("lines", []),
         "changes": _changes(changes),
         "acceptance": _acceptance(experiment, record),
         "likeness": _likeness(results),

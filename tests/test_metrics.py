@@ -83,6 +83,23 @@ def test_operating_points_are_those_of_a_search_over_all_thresholds():
     assert metrics.head_flagged(score, is_tail) == (head >= catching).mean()
 
 
+def test_the_worked_example_of_logex():
+    score = np.array([0.05, 0.10, 0.20, 0.60, 0.55, 0.30, 0.90, 0.70])  # probability of the rare classes: four common tiles, four rare ones
+    is_tail = np.arange(8) >= 4
+    assert metrics.head_threshold(score, is_tail, method="linear") == pytest.approx(0.54)
+    assert metrics.tail_missed(score, is_tail, method="linear") == 0.25 and metrics.tail_ranking(score, is_tail)[0] == 0.875
+    assert metrics.tail_missed(score, is_tail) == 0.5, "without going between tiles the threshold is 0.6"
+
+
+def test_a_threshold_can_be_carried_to_other_tiles():
+    score, is_tail = np.array([0.1, 0.2, 0.3, 0.25, 0.9]), np.array([0, 0, 0, 1, 1], bool)
+    carried = metrics.head_threshold(score, is_tail, keep=0.6)
+    assert carried == 0.2 and metrics.tail_missed(score, is_tail, threshold=carried) == 0
+    assert metrics.tail_missed(np.array([0.0, 0.2, 0.21]), np.array([0, 1, 1], bool), threshold=carried) == 0.5
+    with pytest.raises(ValueError, match="there is no tile of a common class"):
+        metrics.head_threshold(score[3:], is_tail[3:])
+
+
 def test_operating_points_at_their_limits():
     is_tail = np.array([0, 0, 0, 1, 1, 1], bool)
     apart = np.array([0.1, 0.2, 0.3, 0.7, 0.8, 0.9])
