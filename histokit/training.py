@@ -5,7 +5,6 @@ step number, and a run that was killed and resumed equals one that was not, bit 
 What is learned, and from what, is the caller's: see `inversion`, `lora` and `ldm`.
 """
 
-import json
 import math
 import resource
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from histokit import files
+from histokit import checkpoints, files
 
 VERSION = 1
 
@@ -143,8 +142,8 @@ def fit(
     state = {"step": 0, "best_val": None, "best_step": None, "history": [], "pending": {}}
     if folder is not None:
         folder = Path(folder)
-        state = _resume(folder / "checkpoint.safetensors", players, optimisers, shadow, identity) or state
-    averaged = lambda: _swapped(players, shadow) if ema else nullcontext()  # noqa: E731
+        state = checkpoints.resume(folder / "checkpoint.safetensors", players, optimisers, shadow, identity) or state
+    averaged = lambda: checkpoints.swapped(players, shadow) if ema else nullcontext()  # noqa: E731
     writer = _tensorboard(folder) if tensorboard and folder else None
     progress, clock = Progress(steps), Clock(state["history"])
     where = players[0].params[0].device
@@ -162,7 +161,7 @@ def fit(
                 if state["best_val"] is None or val < state["best_val"]:
                     state.update(best_val=val, best_step=step)
                     if folder is not None:
-                        _save_weights(folder / "best.safetensors", players, {"step": step, "val": val})
+                        checkpoints.save_weights(folder / "best.safetensors", players, {"step": step, "val": val})
                     else:
                         state["best"] = [[t.detach().clone() for t in (*player.params, *player.buffers)] for player in players]
             return {"val": val, **logs}
@@ -221,98 +220,14 @@ def fit(
         state["step"] = done
         if folder is not None and (done % checkpoint_every == 0 or done == steps):
             state["pending"] = {key: [float(v) for v in values] for key, values in totals.items()}  # not yet in a row
-            _save_checkpoint(folder / "checkpoint.safetensors", players, optimisers, shadow, state, identity)
+            checkpoints.save_checkpoint(folder / "checkpoint.safetensors", players, optimisers, shadow, state, identity)
 
-    _settle(players, shadow, state, folder)
+    checkpoints.settle(players, shadow, state, folder)
     history = pd.DataFrame(state["history"]).groupby("step", as_index=False).first()
     if folder is not None:
         files.write_table(folder / "history.csv", history)
     history.attrs["best_step"] = state["best_step"]
     return history
-
-
-# ---------------------------------------------------------------------------------------------- checkpoints
-
-KEPT = ("step", "best_val", "best_step", "history", "pending")
-
-
-def _tensors(players, shadow=None, optimisers=None):
-    out = {}
-    for n, player in enumerate(players):
-        for i, p in enumerate(player.params):
-            out[f"{player.name}.{i}.value"] = p.detach()
-            if shadow is not None:
-                out[f"{player.name}.{i}.ema"] = shadow[n][i]
-            if optimisers is not None:
-                for key, value in optimisers[n].state[p].items():
-                    out[f"{player.name}.{i}.{key}"] = value.detach() if torch.is_tensor(value) else torch.tensor(value)
-        out |= {f"{player.name}.buffer.{i}": buffer.detach() for i, buffer in enumerate(player.buffers)}
-    return {k: v.cpu().contiguous() for k, v in out.items()}
-
-
-def _save_weights(path, players, facts):
-    files.write_tensors(path, _tensors(players), {k: json.dumps(v) for k, v in facts.items()})
-
-
-def _save_checkpoint(path, players, optimisers, shadow, state, identity):
-    facts = {"identity": identity, **{key: state[key] for key in KEPT}}
-    files.write_tensors(path, _tensors(players, shadow, optimisers), {k: json.dumps(v, default=str) for k, v in facts.items()})
-
-
-def _resume(path, players, optimisers, shadow, identity):
-    if not path.exists():
-        return None
-    facts = {k: json.loads(v) for k, v in files.read_metadata(path).items()}
-    wanted = json.loads(json.dumps(identity, default=str))
-    for key in sorted(wanted.keys() | facts["identity"].keys()):
-        if wanted.get(key) != facts["identity"].get(key):
-            was, now = facts["identity"].get(key), wanted.get(key)
-            raise ValueError(f"{path} was trained with {key} = {was!r}, now {now!r}; move the folder away or restore the setting")
-    saved = files.read_tensors(path)
-    for n, (player, optimiser) in enumerate(zip(players, optimisers, strict=True)):
-        for i, p in enumerate(player.params):
-            prefix = f"{player.name}.{i}."
-            mine = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
-            p.data.copy_(mine.pop("value"))
-            if shadow is not None:
-                shadow[n][i].copy_(mine.pop("ema"))
-            optimiser.state[p] = {k: v if k == "step" else v.to(p.device) for k, v in mine.items()}
-        for i, buffer in enumerate(player.buffers):
-            buffer.copy_(saved[f"{player.name}.buffer.{i}"])
-    return {key: facts[key] for key in KEPT}
-
-
-def _settle(players, shadow, state, folder):
-    """Leave in the players' tensors what the run is judged by: the best validated weights, else the average, else the last."""
-    if state["best_step"] is not None and folder is not None:
-        best = files.read_tensors(folder / "best.safetensors")
-        names = [
-            [f"{p.name}.{i}.value" for i in range(len(p.params))] + [f"{p.name}.buffer.{i}" for i in range(len(p.buffers))] for p in players
-        ]
-        result = [[best[name] for name in of_one] for of_one in names]
-    elif state["best_step"] is not None:
-        result = state["best"]
-    elif shadow is not None:
-        result = shadow  # buffers have no average; the last ones stay
-    else:
-        return
-    for player, values in zip(players, result, strict=True):
-        for tensor, value in zip((*player.params, *player.buffers), values, strict=False):
-            tensor.data.copy_(value)
-
-
-@contextmanager
-def _swapped(players, shadow):
-    live = [[p.detach().clone() for p in player.params] for player in players]
-    try:
-        for player, values in zip(players, shadow, strict=True):
-            for p, value in zip(player.params, values, strict=True):
-                p.data.copy_(value)
-        yield
-    finally:
-        for player, values in zip(players, live, strict=True):
-            for p, value in zip(player.params, values, strict=True):
-                p.data.copy_(value)
 
 
 # ---------------------------------------------------------------------------------------------- what is shown

@@ -29,6 +29,7 @@ from histokit import (
 )
 
 VERSION = 3
+HELD = 2**30  # bytes of tiles that a network trained end to end keeps in memory
 
 
 def train(run, arms, sets, tiles, *, seeds, steps, batch_size, lr=0.0, base_model="", external=None, say=lambda text: None):
@@ -306,8 +307,8 @@ class _Trial:
         return self._kept(self.tiles, pixels)
 
     def _kept(self, tiles, pixels):
-        """`read(indices)` -> uint8 tiles; held in memory below a gigabyte, else read from disk batch by batch."""
-        if len(tiles) * self.dataset.tile_px**2 * 3 > 2**30:
+        """`read(indices)` -> uint8 tiles; held in memory up to `HELD` bytes, else read from disk batch by batch."""
+        if len(tiles) * self.dataset.tile_px**2 * 3 > HELD:
             return lambda rows: pixels(tiles.iloc[np.asarray(rows)])
         held = pixels(tiles)
         return lambda rows: held[np.asarray(rows)]

@@ -278,6 +278,18 @@ def test_a_network_trained_end_to_end_loads_and_can_steer(study, monkeypatch):
     assert not list(run.folder.rglob("checkpoint.safetensors"))  # model.safetensors holds the result
 
 
+def test_tiles_too_many_for_memory_are_read_batch_by_batch_and_teach_the_same(study, monkeypatch):
+    monkeypatch.setattr(encoders, "SmallCNN", Pocket)
+    arms, sizes, read = {"full": {"mode": "full", "encoder": "cnn"}}, [], data.pixels
+    monkeypatch.setattr(data, "pixels", lambda tiles, *size: sizes.append(len(tiles)) or read(tiles, *size))
+    held, at_once = predictions(compare(arms, steps=7)[0], "full"), list(sizes)
+    sizes.clear()
+    monkeypatch.setattr(trials, "HELD", 0)
+    streamed = predictions(compare(arms, steps=7, step="streamed")[0], "full")
+    np.testing.assert_array_equal(held.filter(like="p_"), streamed.filter(like="p_"))
+    assert at_once.count(6) == 0 and sizes.count(6) == 7 + 4 * 8, "one read for each update, four for the batch statistics of each check"
+
+
 def test_training_end_to_end_resumes_to_the_same_bits(root, monkeypatch):
     pixels = np.stack([squares.tile(name, i) for i in range(6) for name in squares.CLASSES])
     targets = torch.arange(18) % 3

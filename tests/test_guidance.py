@@ -452,6 +452,8 @@ def test_a_scheduler_that_keeps_state_is_refused(model):
         run(other, guides.Pictures(classifier(), CLASSES), [jobs(1)])
     with pytest.raises(ValueError, match="look_alikes names only 'necrosis', the class asked for"):
         run(model, guides.Pictures(classifier(), CLASSES), [jobs(1)], loss="margin", look_alikes=("necrosis",))
+    with pytest.raises(ValueError, match="compile gains nothing on a CPU"):
+        run(model, guides.Pictures(classifier(), CLASSES), [jobs(1)], compile=True)
     with pytest.raises(ValueError, match="lpips_weight needs LPIPS weights"):
         run(model, guides.Pictures(classifier(), CLASSES), [jobs(1)], lpips_weight=1.0)
 
