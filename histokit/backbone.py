@@ -7,6 +7,7 @@ be, and on a GPU the arithmetic is made cheap by `autocast`, never by casting a 
 
 import contextlib
 import re
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class Model:
     dtype: torch.dtype = torch.float32
     adapters: list = field(default_factory=list)
     placeholders: dict = field(default_factory=dict)
+    lock: object = field(default_factory=threading.RLock, repr=False, compare=False)  # for whoever uses it beside others
 
     @property
     def factor(self):

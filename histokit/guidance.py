@@ -61,7 +61,7 @@ def batch_size(model):
     return 16 if model.device.type == "cuda" else 2
 
 
-def optimise(model, guide, queues, settings, *, batch=None, distance=None, watch=None):
+def optimise(model, guide, queues, settings, *, batch=None, distance=None, watch=None, on_step=None):
     """Make the images of all queues, and yield a Result for each as it is finished.
 
     Args:
@@ -72,6 +72,7 @@ def optimise(model, guide, queues, settings, *, batch=None, distance=None, watch
         batch: slots that share a batch, by default all; several batches go side by side, see `lanes`.
         distance: `distance(x, y)` -> [B] of images in [-1, 1], with gradients, for lpips_weight.
         watch: called as `watch(job, update, image, confidence)` with every picture, image float [3, H, W] in [-1, 1]; pixel guides only.
+        on_step: called as `on_step(k, n, x0)` after step k of n of each chain; what it raises ends the work.
 
     Yields:
         Result, in the order they finish.
@@ -92,7 +93,8 @@ def optimise(model, guide, queues, settings, *, batch=None, distance=None, watch
     batch = batch or len(queues)
     shares = [queues[start : start + batch] for start in range(0, len(queues), batch)]
     full = [share + [[]] * (batch - len(share)) for share in shares if any(share)]  # one shape, whatever there is to make
-    yield from lanes.merged([_Batch(model, guide, share, settings, distance, watch).run() for share in full])
+    with model.lock:  # a panel waits meanwhile
+        yield from lanes.merged([_Batch(model, guide, share, settings, distance, watch, on_step).run() for share in full])
 
 
 # --- one image -------------------------------------------------------------------------------------------------------
@@ -191,8 +193,9 @@ class _Scored(NamedTuple):
 
 
 class _Batch:
-    def __init__(self, model, guide, queues, settings, distance, watch):
-        self.model, self.guide, self.settings, self.distance, self.watch = model, guide, settings, distance, watch
+    def __init__(self, model, guide, queues, settings, distance, watch, on_step=None):
+        self.model, self.guide, self.settings, self.distance = model, guide, settings, distance
+        self.watch, self.on_step = watch, on_step
         self.queues = [collections.deque(queue) for queue in queues]
         self.ready = [collections.deque() for _ in queues]  # (job, latent, generator) of images whose plain beginning is sampled
         self.timesteps = sampling.schedule(model.scheduler, settings.num_inference_steps)
@@ -280,6 +283,8 @@ class _Batch:
         views, finite = [], []
 
         def look(i, t, z, x0):
+            if self.on_step is not None:
+                self.on_step(i + 1, settings.steps, x0.detach())
             finite.append(torch.isfinite(z.detach()).flatten(1).all(dim=1))
             if settings.steps - settings.loss_steps <= i < settings.steps - 1:
                 views.append(x0)

@@ -18,6 +18,7 @@ import torch
 from histokit import backbone, classifiers, data, encoders, files, guidance, guides, lanes, made, sampling, training
 
 VERSION = 2
+STOPPED = "stopped by hand"
 SCORES = ("guide", "guide_plain", "draws", "updates", "stop")  # what is known about a tile: see `score`
 
 
@@ -208,10 +209,12 @@ class Trajectory:
     stop: str
 
 
-def trajectory(model, guide, job, settings, *, distance=None, on_frame=None):
+def trajectory(model, guide, job, settings, *, distance=None, on_frame=None, on_step=None):
     """Every picture on the way of one job, a row of the table.
 
-    on_frame: called as `on_frame(update, frame, confidence)`; returning True stops there, and that picture is the chosen one.
+    Args:
+        on_frame: called as `on_frame(update, frame, confidence)`; returning True stops there, and that picture is the chosen one.
+        on_step: see `guidance.optimise`.
     """
     frames, sure = [], []
 
@@ -226,9 +229,9 @@ def trajectory(model, guide, job, settings, *, distance=None, on_frame=None):
 
     asked = guidance.Job(job["prompt"], guide.label(job["class"]), int(job["seed"]), job["job"])
     try:
-        (result,) = guidance.optimise(model, guide, [[asked]], settings, distance=distance, watch=look)
+        (result,) = guidance.optimise(model, guide, [[asked]], settings, distance=distance, watch=look, on_step=on_step)
     except Stopped:
-        return Trajectory(np.stack(frames), sure, len(frames) - 1, "stopped by hand")
+        return Trajectory(np.stack(frames), sure, len(frames) - 1, STOPPED)
     n = len(result.drawn)
     begins = (
         int(np.argmax(result.drawn)) if n == len(frames) else n
@@ -247,13 +250,37 @@ class Previewer:
             raise ValueError("the job table is empty: nothing to preview")
         self.model, self.guide, self.jobs, self.settings, self.distance, self.gone = model, guide, jobs.head(1), settings, distance, {}
 
-    def way(self, **changes):
+    def way(self, on_frame=None, on_step=None, **changes):
         """The Trajectory under the settings of the table, but for `changes`."""
         settings = dataclasses.replace(self.settings, **changes)
         if settings not in self.gone:
-            self.gone[settings] = trajectory(self.model, self.guide, self.jobs.iloc[0], settings, distance=self.distance)
+            how = {"distance": self.distance, "on_frame": on_frame, "on_step": on_step}
+            found = trajectory(self.model, self.guide, self.jobs.iloc[0], settings, **how)
+            if found.stop == STOPPED:
+                return found
+            self.gone[settings] = found
         return self.gone[settings]
 
-    def __call__(self, **changes):
-        found = self.way(**changes)
+    def __call__(self, on_step=None, **changes):
+        """on_step: called as `on_step(k, n, shown)`, n the steps of all pictures there may be, shown a picture uint8 [H, W, 3] or None."""
+        if on_step is None:
+            return self._shown(self.way(**changes))
+        settings, taken = dataclasses.replace(self.settings, **changes), [0]
+        total = settings.steps * (settings.updates + (settings.candidates if settings.candidates > 1 else 0) + 1)
+
+        def step(k, n, x0):
+            taken[0] = min(taken[0] + 1, total)
+            on_step(taken[0], total, None)
+
+        def frame(k, image, p):
+            on_step(taken[0], total, image)
+
+        return self._shown(self.way(on_step=step, on_frame=frame, **changes))
+
+    def known(self, **changes):
+        """The same, where this way was gone before; else None."""
+        found = self.gone.get(dataclasses.replace(self.settings, **changes))
+        return None if found is None else self._shown(found)
+
+    def _shown(self, found):
         return made.Preview(found.frames[found.chosen][None], None, self.settings.num_inference_steps, self.jobs)

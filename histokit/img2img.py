@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from histokit import backbone, data, decode, files, latents, made, sampling, training
+from histokit import backbone, data, decode, drafts, files, latents, made, sampling, training
 from histokit.policies import POLICIES, SETTINGS, job_table
 
 __all__ = [
@@ -67,7 +67,7 @@ def _blocks(jobs, batch):
     return [block.index.tolist() for _, block in jobs.groupby(cell, sort=False)]
 
 
-def _make(model, sources, block, batch, **settings):
+def _make(model, sources, block, batch, on_step=None, **settings):
     """Images uint8 [n, H, W, 3] of the n jobs of one block, each in the slot its number gives it, and how hard each prompt pulled [n]."""
     rows = list(block.itertuples())
     slots = [rows[0]] * batch  # a slot nobody needs repeats the first job
@@ -81,6 +81,7 @@ def _make(model, sources, block, batch, **settings):
         sources=sources.latents([row.tile_id for row in slots[:last]]),
         batch=batch,
         pulls=pulls,
+        on_step=on_step,
         **_settings(rows[0], settings),
     )
     slot = [row.number % batch for row in rows]
@@ -158,7 +159,7 @@ class Previewer:
     """`previewer(strength=.., guidance_scale=..)` -> made.Preview of the first batch of a job table under other settings.
 
     The batch has the shape, seeds and neighbours it will have in `render`, so with the same settings its tiles are the same, bit for bit
-    on a CPU.
+    on a CPU. What was drawn once is kept on disk, by what its pixels follow from.
     """
 
     def __init__(self, model, jobs, tiles, batch=None):
@@ -167,22 +168,60 @@ class Previewer:
         if not self.blocks:
             raise ValueError("the job table is empty: nothing to preview")
         self.jobs, self.sources = jobs.reset_index(drop=True), Sources(model, jobs, tiles)
+        self.fitted = None
 
-    def __call__(self, block=0, **settings):
+    def __call__(self, block=0, on_step=None, **settings):
+        """on_step: as in `sampling.sample`."""
+        if (found := self.known(block, **settings)) is not None:
+            return found
         rows = self.jobs.loc[self.blocks[block]]
-        images, _ = _make(self.model, self.sources, rows, self.batch, **settings)
+        images, _ = _make(self.model, self.sources, rows, self.batch, on_step, **settings)
+        made.keep(self._kept(rows, self.batch, settings), images)
+        return self._shown(block, images, settings)
+
+    def known(self, block=0, **settings):
+        """The same, where these settings were drawn before; else None. Takes a few milliseconds."""
+        images = made.kept(self._kept(self.jobs.loc[self.blocks[block]], self.batch, settings))
+        return None if images is None else self._shown(block, images, settings)
+
+    def draft(self, x0, block=0):
+        """What a batch looks like at a step, x0 from `on_step`: uint8 [n, h, w, 3]; None without a source to learn colours from."""
+        rows = self.jobs.loc[self.blocks[block]]
+        if self.fitted is None:
+            latents = self.sources.latents(list(rows["tile_id"]))
+            if latents is None:
+                return None
+            self.fitted = drafts.fit(latents, self.sources.pixels(list(rows["tile_id"])))
+        return np.stack([drafts.picture(self.fitted, x0[number % self.batch]) for number in rows["number"]])
+
+    def _shown(self, block, images, settings):
+        rows = self.jobs.loc[self.blocks[block]]
         sources = self.sources.pixels(list(rows["tile_id"]))
         return made.Preview(images, sources, self.steps(block, **settings), rows.assign(**settings))
+
+    def _kept(self, rows, batch, settings):
+        """Name of the file that holds these rows under these settings."""
+        used = rows.assign(**settings)
+        used.loc[used["tile_id"].eq(""), "strength"] = 1.0
+        keys = [(row.number % batch, _key(self.model, row, self.sources)) for row in used.itertuples()]
+        return files.digest("preview", batch, keys)
 
     def steps(self, block=0, **settings):
         """Denoising steps really taken under these settings."""
         used = _settings(next(self.jobs.loc[self.blocks[block]].itertuples()), settings)
         return sampling.true_steps(int(used["num_inference_steps"]), float(used["strength"]))
 
-    def ladder(self, strengths, job=0, **settings):
+    def ladder(self, strengths, job=0, on_step=None, **settings):
         """Images [n, H, W, 3] of job `job` at each of `strengths`, alone in their batch: within a grey level of the finished ones."""
-        row = self.jobs.loc[[job]]
-        return np.concatenate([_make(self.model, self.sources, row.assign(number=0), 1, strength=s, **settings)[0] for s in strengths])
+        row, found = self.jobs.loc[[job]].assign(number=0), []
+        for strength in strengths:
+            name = self._kept(row, 1, {"strength": strength, **settings})
+            image = made.kept(name)
+            if image is None:
+                image = _make(self.model, self.sources, row, 1, on_step, strength=strength, **settings)[0]
+                made.keep(name, image)
+            found.append(image)
+        return np.concatenate(found)
 
 
 def previewer(model, jobs, tiles, batch=None):

@@ -5,6 +5,7 @@ after 100 makes 100. What is made, and from what, is the business of `img2img` a
 """
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -127,3 +128,28 @@ class Preview:
     sources: np.ndarray | None
     true_steps: int
     jobs: pd.DataFrame
+
+
+# --- previews that were drawn before ---------------------------------------------------------------------------------
+
+ROOM_GB = 1.0
+
+
+def keep(name, images):
+    """Put images uint8 [n, H, W, 3] into the cache of previews, one below the other."""
+    path = files.cache("previews") / f"{name}.png"
+    if not path.exists():
+        files.write_png(path, np.concatenate(list(images)), {"n": str(len(images))})
+        files.prune("previews", ROOM_GB, keep=[path])
+
+
+def kept(name):
+    """The images kept under this name, None where there are none."""
+    path = files.cache("previews") / f"{name}.png"
+    try:
+        with Image.open(path) as image:
+            found, n = np.array(image), int(image.info["n"])
+        os.utime(path)
+    except (OSError, KeyError, ValueError):  # not there, or half a file of an older version
+        return None
+    return found.reshape(n, -1, *found.shape[1:])

@@ -38,8 +38,27 @@ def figure(pixels, title, caption, width, kind=""):
     data = base64(png(image(pixels, 2 * width)))
     return (
         f"<figure class='hk-figure {kind}' style='width:{width}px'><img width='{width}' alt='' src='data:image/png;base64,{data}'>"
-        f"<figcaption><b>{html.escape(title)}</b><br>{html.escape(caption)}</figcaption></figure>"
+        f"<figcaption>{_said(title, caption)}</figcaption></figure>"
     )
+
+
+def pair(below, above, title, caption, width):
+    """HTML of two pictures of one field, the second above the first: the pointer over it wipes half of the upper one away."""
+    under, over = (base64(png(image(pixels, 2 * width))) for pixels in (below, above))
+    images = "".join(f"<img width='{width}' alt='' src='data:image/png;base64,{data}'>" for data in (under, over))
+    return (
+        f"<figure class='hk-figure' style='width:{width}px'><div class='hk-wipe'>{images}</div>"
+        f"<figcaption>{_said(title, short(caption, 18))}</figcaption></figure>"
+    )
+
+
+def _said(title, caption):
+    return f"<b>{html.escape(title)}</b><br>{html.escape(caption)}" if title else html.escape(caption)
+
+
+def blank(width):
+    """HTML of a field where a picture will be."""
+    return f"<div class='hk-blank' style='width:{width}px;height:{width}px'></div>"
 
 
 def strip(tiles, title):

@@ -138,7 +138,10 @@ def batch_size(model):
 
 
 @torch.no_grad()
-def sample(model, prompts, generators, *, sources=None, strength=1.0, guidance_scale=2.0, num_inference_steps=25, batch=None, pulls=None):
+def sample(
+    model, prompts, generators, *,
+    sources=None, strength=1.0, guidance_scale=2.0, num_inference_steps=25, batch=None, pulls=None, on_step=None,
+):  # fmt: skip
     """Images uint8 [N, H, W, 3] of N prompts, from noise or from the latents of real tiles.
 
     SDEdit, Meng et al. (2022), arXiv:2108.01073: a source is noised to `strength` of the schedule and denoised again. Strength 1
@@ -152,6 +155,10 @@ def sample(model, prompts, generators, *, sources=None, strength=1.0, guidance_s
         sources: [N, 4, h, w] scaled latents, or None for text-to-image.
         batch: images per batch, by default `batch_size(model)`.
         pulls: a list that receives one number per image, the mean `watch` of `guided` over the first steps taken; NaN without guidance.
+        on_step: called as `on_step(k, n, x0)` after step k of n of a batch; x0 [batch, 4, h, w], padding included. What it raises ends
+            the sampling.
+
+    The model is locked while a batch is made, so that a panel and a cell do not use it at once.
     """
     model.need("vae", "unet", "text_encoder", "tokenizer", "scheduler")
     batch = batch or batch_size(model)
@@ -162,6 +169,7 @@ def sample(model, prompts, generators, *, sources=None, strength=1.0, guidance_s
     context = {prompt: backbone.embed(model, [prompt])[0] for prompt in dict.fromkeys(prompts)}  # one at a time: no neighbours
     uncond = backbone.embed(model, [""])
     images = []
+    look = None if on_step is None else lambda i, t, z, x0: on_step(i + 1, len(timesteps), x0)
     for start in range(0, len(prompts), batch):
         rows = slice(start, start + batch)
         if strength == 0:
@@ -175,8 +183,10 @@ def sample(model, prompts, generators, *, sources=None, strength=1.0, guidance_s
         z, cond = (torch.cat([x, x[-1:].expand(batch - n, *x.shape[1:])]) for x in (z, cond))
         seen = []
         watch = None if pulls is None else lambda i, pull, seen=seen: seen.append(pull) if i < FIRST else None
-        z = denoise(guided(model, cond, uncond, guidance_scale, watch), z, model.scheduler, timesteps)
+        with model.lock:
+            z = denoise(guided(model, cond, uncond, guidance_scale, watch), z, model.scheduler, timesteps, on_step=look)
         if pulls is not None:
             pulls += (torch.stack(seen).mean(dim=0) if seen else torch.full((batch,), torch.nan)).tolist()[:n]
-        images.append(backbone.decode(model, z, min(batch, 4))[:n])  # the decoder's activations are the largest
+        with model.lock:
+            images.append(backbone.decode(model, z, min(batch, 4))[:n])  # the decoder's activations are the largest
     return np.concatenate(images)

@@ -12,7 +12,23 @@ from PIL import Image
 from test_guidance import QUICK, Eye
 from tiny import tiny_model
 
-from histokit import classifiers, data, encoders, features, files, gate, guidance, guided, guides, img2img, made, policies, runs, screening
+from histokit import (
+    classifiers,
+    data,
+    encoders,
+    features,
+    files,
+    gate,
+    guidance,
+    guided,
+    guides,
+    img2img,
+    made,
+    policies,
+    runs,
+    screening,
+    studio,
+)  # fmt: skip
 
 SETTINGS = guidance.Settings.of(QUICK | {"num_inference_steps": 3, "loss_steps": 1})
 
@@ -208,6 +224,21 @@ def test_the_way_of_one_tile_can_be_looked_at_stopped_and_gone_again(model, tile
     assert np.abs(way.frames[way.chosen].astype(int) - np.asarray(Image.open(alone))).max() <= 1
     fewer = show(updates=1.0)
     assert fewer.sources is None and len(show.way(updates=1).frames) == 2 and np.array_equal(show.way(updates=1).frames, way.frames[:2])
+    steps, frames = [], []
+    again = guided.Previewer(model, guide, jobs, SETTINGS)
+    assert again.known() is None
+    drawn = again(on_step=lambda k, n, shown: (steps.append((k, n)), frames.append(shown)))
+    assert [n for _, n in steps] == [9] * len(steps) and max(steps) == (9, 9), "three pictures of three steps"
+    assert np.array_equal(np.stack([frame for frame in frames if frame is not None]), way.frames)
+    assert np.array_equal(again.known().images, drawn.images)
+
+    def enough(k, n, shown):
+        if k == 4:
+            raise studio.Cancelled
+
+    with pytest.raises(studio.Cancelled):
+        again(updates=1, on_step=enough)
+    assert again.known(updates=1) is None and again.known() is not None
     stopped = guided.trajectory(model, guide, jobs.iloc[0], SETTINGS, on_frame=lambda k, frame, p: k == 1)
     assert stopped.stop == "stopped by hand" and stopped.chosen == 1 and np.array_equal(stopped.frames, way.frames[:2])
 

@@ -133,7 +133,10 @@ def _wait_for(address, server, log):
 def notebook(root, recipe="params/study.yaml"):
     lines = ["class_name: str = 'Müll <b>x</b>'  # class", "strength: float = 0.5  # share", "guidance_scale: float = 2.0  # weight"]
     start = "import blend\nfrom histokit import runs, widgets\n\nrun = runs.start(**runs.parameters(globals()))"
-    panel = "widgets.tuner(blend.Blend(steps=10), run, strength=(strength, 0, 1, 0.05), guidance_scale=(guidance_scale, 1, 12, 0.5))"
+    gate = f"gate=blend.FileGate({str(root)!r})"
+    panel = (
+        f"widgets.tuner(blend.Blend(steps=10, {gate}), run, strength=(strength, 0, 1, 0.05), guidance_scale=(guidance_scale, 1, 12, 0.5))"
+    )
     path = stubs.notebook(root, "03_img2img", lines, start, panel)
     text = (
         path.read_text().replace("step: str = '03_img2img'", "step: str = 'plain'").replace("recipe: str = ''", f"recipe: str = '{recipe}'")
@@ -160,6 +163,19 @@ def wait_for_another(page, old):
     )
 
 
+def filled(page):
+    """Waits until idle time has drawn every rung of the ladder."""
+    page.wait_for_function("document.querySelectorAll('.hk-tuner .hk-blank').length == 0")
+
+
+def wait_until(true):
+    """Waits for something that happens in the kernel, outside the page."""
+    until = time.monotonic() + PATIENCE / 1000
+    while not true():
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.01)
+
+
 def test_a_slider_moves_the_preview_and_the_button_writes_the_recipe(root, lab, page):
     recipe = stubs.recipe(root, RECIPE)
     notebook(root)
@@ -175,29 +191,54 @@ def test_a_slider_moves_the_preview_and_the_button_writes_the_recipe(root, lab, 
     assert panel.locator(".hk-head").inner_text() == "Müll <b>x</b>"
     assert page.locator(".jp-OutputArea details summary").inner_text().startswith("Müll <b>x</b> at the start: strength 0.50")
     assert page.locator(".jp-OutputArea b", has_text=re.compile("^x$")).count() == 0
-    assert panel.locator(".hk-row img").count() == 5
+    filled(page)
     panel.scroll_into_view_if_needed()
     photograph(page, "start")
+    handle, begun, closed = panel.locator(".noUi-handle").first, root / "begun.txt", root / "closed"
 
-    # two steps of the keyboard, each answered by another picture and the true number of steps
-    first = picture(page)
-    panel.locator(".noUi-handle").first.focus()
+    # ten moves while the first is being drawn: it and the last one are drawn, nothing between
+    first, before = picture(page), len(begun.read_text().split())
+    closed.touch()
+    handle.focus()
     page.keyboard.press("ArrowRight")
-    wait_for_another(page, first)
-    second = picture(page)
-    page.keyboard.press("ArrowRight")
-    wait_for_another(page, second)
-    assert picture(page)[:8] == b"\x89PNG\r\n\x1a\n" and len({first, second, picture(page)}) == 3
-    panel.get_by_text("strength 0.60, guidance scale 2.0").wait_for()
-    panel.get_by_text("6 steps, ").wait_for()
+    page.locator(".hk-tuner.hk-busy").wait_for()
+    wait_until(lambda: len(begun.read_text().split()) == before + 1)
+    for _ in range(9):
+        page.keyboard.press("ArrowRight")
+    panel.get_by_text("drawing strength 1.00").wait_for()
+    assert picture(page) == first, "the old picture stays until there is another"
+    closed.unlink()
+    panel.get_by_text("strength 1.00, guidance scale 2.0").first.wait_for()
+    panel.get_by_text("10 steps, ").first.wait_for()
+    assert begun.read_text().split()[before:] == ["0.55", "1.0"] and picture(page) != first
 
-    # another source tile: another pair, and the ladder says that it is of the one before
+    # Cancel: the drawing ends at its next step, the picture stays
+    shown, before = picture(page), len(begun.read_text().split())
+    closed.touch()
+    handle.press("ArrowLeft")
+    wait_until(lambda: len(begun.read_text().split()) == before + 1)
+    panel.get_by_role("button", name="Cancel").click()
+    panel.get_by_text("Stopped; the picture is that of strength 1.00").wait_for()
+    closed.unlink()
+    assert picture(page) == shown
+
+    # a rung takes the sliders there
+    panel.get_by_role("button", name="0.60 / 2.0").click()
+    panel.get_by_text("strength 0.60, guidance scale 2.0").first.wait_for()
+    panel.get_by_text("6 steps, ").first.wait_for()
+    assert picture(page)[:8] == b"\x89PNG\r\n\x1a\n" and len({first, shown, picture(page)}) == 3
+    assert len(begun.read_text().split()) == before + 2, "the drawing that was stopped was not gone on with"
+
+    # another source tile: another pair, and a ladder of its own
     pair = picture(page)
     panel.locator("select").select_option(index=1)
     wait_for_another(page, pair)
-    panel.get_by_text("before the last change").wait_for()
-    panel.get_by_role("button", name="Draw ladder again").click()
-    panel.get_by_text("before the last change").wait_for(state="hidden")
+    panel.get_by_text("source 2", exact=False).first.wait_for()
+    filled(page)
+
+    # a picture that is pinned stays in sight
+    panel.get_by_role("button", name="Pin").click()
+    panel.get_by_role("button", name="0.60 / 2.0").nth(1).wait_for()
 
     # the button writes what is shown, and no other character
     panel.get_by_role("button", name="Write into recipe").click()
@@ -205,6 +246,11 @@ def test_a_slider_moves_the_preview_and_the_button_writes_the_recipe(root, lab, 
     photograph(page, "written")
     expected = "{plain: {strength: 0.6, guidance_scale: 2.0}}   # looked at on Monday"
     assert recipe.read_text() == RECIPE.replace("{plain: {strength: 0.5}}   # looked at on Monday", expected)
+    panel.get_by_role("button", name="Undo").click()
+    panel.get_by_text("is as it was before").wait_for()
+    assert recipe.read_text() == RECIPE
+    panel.get_by_role("button", name="Write into recipe").click()
+    panel.get_by_text("Written into params/study.yaml").wait_for()
 
     # an edit by hand meanwhile is shown, kept, and replaced only when asked again
     by_hand = recipe.read_text().replace("strength: 0.6", "strength: 0.15").replace("# the end", "# nearly the end")
@@ -219,10 +265,10 @@ def test_a_slider_moves_the_preview_and_the_button_writes_the_recipe(root, lab, 
 
     # where nothing can be drawn the panel says so, keeps the picture, and the button writes nothing
     shown = picture(page)
-    panel.locator(".noUi-handle").first.press("Home")
+    handle.press("Home")
     wait_for_another(page, shown)  # strength 0 is the source
     source, text = picture(page), recipe.read_text()
-    panel.locator(".noUi-handle").first.press("ArrowRight")
+    handle.press("ArrowRight")
     panel.get_by_text("Nothing drawn for strength 0.05").wait_for()
     panel.get_by_role("button", name="Write into recipe").click()
     panel.get_by_text("Nothing was written").wait_for()
@@ -257,14 +303,15 @@ def test_the_real_notebook_opened_from_its_recipe_writes_the_slider_into_it(root
         panel.locator(".noUi-handle").first.focus()
         page.keyboard.press("ArrowRight")
         wait_for_another(page, first)
-        panel.get_by_text("strength 0.55, guidance scale 2.0").wait_for()
-        panel.get_by_text("11 steps, ").wait_for()
+        panel.get_by_text("strength 0.55, guidance scale 2.0, num inference steps 20").first.wait_for()
+        panel.get_by_text("11 steps, ").first.wait_for()
+        filled(page)
         photograph(page, "real")
 
         panel.get_by_role("button", name="Write into recipe").click()
         panel.get_by_text("Written into params/study.yaml").wait_for()
 
-    assert recipe.read_text() == REAL + "classes:\n  rare: {plain: {strength: 0.55, guidance_scale: 2.0}}\n"
+    assert recipe.read_text() == REAL + "classes:\n  rare: {plain: {strength: 0.55, guidance_scale: 2.0, num_inference_steps: 20}}\n"
     found = recipes.read(recipe)
     assert recipes.parameters(found, found.steps["plain"], "rare")["strength"] == 0.55
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,8 @@ import stubs
 from blend import Blend
 from PIL import Image
 
-from histokit import amend, pictures, widgets
+from histokit import amend, drafts, pictures, studio, widgets
+from histokit.panel import Tuner, decimals
 
 RECIPE = "steps:\n  - plain: {strength: 0.5}  # for all\n"
 STRENGTH, GUIDANCE = (0.5, 0, 1, 0.05), (2.0, 1, 12, 0.5)
@@ -21,14 +23,22 @@ def tuner(root, previewer=None, recipe="params/study.yaml", class_name="fat", **
         (root / recipe).write_text(RECIPE)
     run = SimpleNamespace(recipe=recipe, class_name=class_name, step="plain")
     sliders = {"strength": widgets.Limits(*STRENGTH), "guidance_scale": widgets.Limits(*GUIDANCE)}
-    return widgets.Tuner(previewer or Blend(), run, sliders, **more)
+    return Tuner(previewer or Blend(), run, sliders, **{"across": "guidance_scale", "patience": 0, **more})
 
 
-def shown(panel):
-    """The panel as a front end has it once it is on the page."""
-    panel.plain = None
-    panel.widget._view_count = 1
-    return panel
+def shown(tuned, chores=True):
+    """The panel as a front end has it once it is on the page, its ladder drawn."""
+    tuned.plain = None
+    tuned.widget._view_count = 1
+    assert tuned.studio.settle(chores=chores)
+    return tuned
+
+
+def move(tuned, **values):
+    """Move sliders, and wait for the picture."""
+    for name, value in values.items():
+        tuned.sliders[name].value = value
+    assert tuned.studio.settle(chores=True)
 
 
 def test_it_draws_once_at_the_starting_values_and_a_ladder_over_strength(root):
@@ -36,7 +46,7 @@ def test_it_draws_once_at_the_starting_values_and_a_ladder_over_strength(root):
     panel = tuner(root, blend)
     strengths = [call["strength"] for call in blend.calls]
     assert strengths == [0.5, 0.2, 0.4, 0.6, 0.8, 1.0] and {call["guidance_scale"] for call in blend.calls} == {2.0}
-    assert [rung.true_steps for rung in panel.climbed["rungs"]] == ["4 steps", "8 steps", "12 steps", "16 steps", "20 steps"]
+    assert [rung.true_steps for rung in panel.rungs_at_start] == ["4 steps", "8 steps", "12 steps", "16 steps", "20 steps"]
     data, width = panel.picture()
     picture = Image.open(io.BytesIO(data))
     assert picture.format == "PNG" and picture.width == width == 8 + 7 * (128 + 8)  # source, start, five rungs
@@ -45,10 +55,10 @@ def test_it_draws_once_at_the_starting_values_and_a_ladder_over_strength(root):
 
 def test_a_rung_equal_to_the_start_is_shown_once_and_one_without_a_step_is_left_out(root):
     panel = tuner(root, rungs=2)
-    assert [rung.value for rung in panel.climbed["rungs"]] == [0.5, 1.0]
+    assert [rung.values["strength"] for rung in panel.rungs_at_start] == [0.5, 1.0]
     assert panel.picture()[1] == 8 + 3 * (128 + 8)
     panel = tuner(root, Blend(steps=3))
-    assert [rung.value for rung in panel.climbed["rungs"]] == [0.4, 0.6, 0.8, 1.0]
+    assert [rung.values["strength"] for rung in panel.rungs_at_start] == [0.4, 0.6, 0.8, 1.0]
 
 
 def test_the_plain_picture_holds_source_and_preview_pixel_for_pixel_at_128_px(root):
@@ -60,43 +70,223 @@ def test_the_plain_picture_holds_source_and_preview_pixel_for_pixel_at_128_px(ro
 def test_a_move_draws_once_shows_the_true_steps_and_changes_nothing_else(root):
     blend = Blend()
     panel = shown(tuner(root, blend))
-    before, ladder = panel.right.value, panel.row.value
-    panel.sliders["strength"].value = 0.35000000000000003
-    assert blend.calls[6:] == [{"strength": 0.35, "guidance_scale": 2.0}]
+    before, drawn = panel.right.value, len(blend.calls)
+    move(panel, strength=0.35000000000000003)
+    assert blend.calls[drawn:] == [{"strength": 0.35, "guidance_scale": 2.0}]  # and every rung is there already
     assert "7 steps" in panel.status.value and "strength 0.35, guidance scale 2.0" in panel.right.value
-    assert panel.right.value != before and panel.row.value == ladder and "hk-busy" not in panel.widget._dom_classes
-    assert all(not slider.continuous_update for slider in panel.sliders.values())
+    assert panel.right.value != before and "hk-busy" not in panel.widget._dom_classes and panel.stop.disabled
 
 
-def test_another_source_is_shown_without_drawing_and_the_ladder_says_it_is_older(root):
+def test_another_source_is_shown_without_drawing_it_and_gets_a_ladder_of_its_own(root):
     blend = Blend()
     panel = shown(tuner(root, blend))
+    drawn = len(blend.calls)
     panel.chooser.value = 2
-    assert len(blend.calls) == 6 and "tile-2" in panel.left.value and "before the last change" in panel.title.value
-    panel.again.click()
-    assert len(blend.calls) == 11 and "before" not in panel.title.value and "source 3" in panel.title.value
+    assert "tile-2" in panel.left.value and "source 3" in panel.title.value and "<b>source 1</b>" in panel.others.value
+    assert panel.studio.settle(chores=True) and len(blend.calls) == drawn + 15
+
+
+# ---- the ladder in idle time
+
+
+def test_idle_time_fills_the_ladder_the_row_at_hand_first_and_in_it_the_cheapest(root):
+    blend = Blend()
+    panel = shown(tuner(root, blend, recipe=""))
+    later = blend.calls[6:]
+    assert [call["strength"] for call in later] == [0.2, 0.2, 0.4, 0.4, 0.6, 0.6, 0.8, 0.8, 1.0, 1.0]
+    assert {call["guidance_scale"] for call in later} == {1.5, 7.0} and len(panel.row.children) == 15
+    move(panel, guidance_scale=3.0)
+    rows = [call["guidance_scale"] for call in blend.calls[16:]]
+    assert rows == [3.0] * 6 + [7.5] * 5, "the picture, the row at hand, then the other; that at 2.0 is there already"
+
+
+def test_a_rung_takes_the_sliders_there(root):
+    panel = shown(tuner(root, recipe=""))
+    cell = panel.row.children[9]
+    assert cell.children[1].description == "1.00 / 1.5" and "<img" in cell.children[0].value
+    cell.children[1].click()
+    assert panel.studio.settle()
+    assert (panel.sliders["strength"].value, panel.sliders["guidance_scale"].value) == (1.0, 1.5)
+    assert panel.drawn.values == {"strength": 1.0, "guidance_scale": 1.5}
+
+
+def test_a_pinned_picture_stays_and_brings_its_settings_back(root):
+    panel = shown(tuner(root, recipe=""))
+    for strength in (0.3, 0.4, 0.5, 0.6, 0.7):
+        move(panel, strength=strength)
+        panel.pin.click()
+    panel.pin.click()  # once is enough
+    labels = [cell.children[1].description for cell in panel.pins.children]
+    assert labels == ["0.40 / 2.0", "0.50 / 2.0", "0.60 / 2.0", "0.70 / 2.0"]
+    panel.pins.children[0].children[1].click()
+    assert panel.studio.settle() and panel.drawn.values["strength"] == 0.4
+
+
+# ---- one thread that draws
+
+
+class Gate:
+    """Lets steps of a drawing through one by one."""
+
+    def __init__(self):
+        self.free, self.begun = threading.Semaphore(0), threading.Semaphore(0)
+        self.open = True
+
+    def __call__(self, k, n):
+        if not self.open:
+            self.begun.release()
+            assert self.free.acquire(timeout=30)
+
+
+def gated(root, **more):
+    """A panel whose ladder is there, and the gate of its next drawings."""
+    gate = Gate()
+    blend = Blend(gate=gate)
+    panel = shown(tuner(root, blend, **more))
+    gate.open = False
+    return panel, blend, gate
+
+
+def test_ten_quick_moves_are_two_drawings_the_first_and_the_last(root):
+    panel, blend, gate = gated(root)
+    drawn = len(blend.calls)
+    panel.sliders["strength"].value = 0.25
+    assert gate.begun.acquire(timeout=30)  # the first is at its first step
+    for strength in (0.3, 0.35, 0.45, 0.55, 0.65, 0.7, 0.75, 0.85, 0.9):
+        panel.sliders["strength"].value = strength
+    gate.open = True
+    gate.free.release()
+    assert panel.studio.settle()
+    assert [call["strength"] for call in blend.calls[drawn:]] == [0.25, 0.9] and panel.drawn.values["strength"] == 0.9
+    assert "18 steps" in panel.status.value
+
+
+def test_moves_within_the_patience_are_one_drawing(root):
+    panel = shown(tuner(root, blend := Blend(), patience=30.0))
+    drawn = len(blend.calls)
+    for strength in (0.3, 0.35, 0.45):
+        panel.sliders["strength"].value = strength
+    assert len(blend.calls) == drawn and panel.asked is not None
+    panel.studio.patience = 0
+    panel.sliders["strength"].value = 0.55
+    assert panel.studio.settle() and [call["strength"] for call in blend.calls[drawn:]] == [0.55]
+
+
+def test_a_move_dims_the_old_picture_and_counts_the_steps(root):
+    panel, _, gate = gated(root)
+    panel.sliders["strength"].value = 0.25
+    assert "hk-busy" in panel.widget._dom_classes and not panel.stop.disabled and "drawing strength 0.25" in panel.status.value
+    for k in range(1, 3):
+        assert gate.begun.acquire(timeout=30)
+        assert k == 1 or f"step {k - 1} of 5, " in panel.status.value
+        gate.free.release()
+    gate.open = True
+    gate.free.release()
+    assert panel.studio.settle() and "5 steps, " in panel.status.value
+
+
+def test_cancel_ends_the_drawing_at_its_next_step_and_keeps_the_old_picture(root):
+    panel, blend, gate = gated(root)
+    before, drawn = panel.right.value, len(blend.calls)
+    panel.sliders["strength"].value = 0.95
+    assert gate.begun.acquire(timeout=30)
+    panel.stop.click()
+    assert "Stopped; the picture is that of strength 0.50" in panel.status.value and "hk-busy" not in panel.widget._dom_classes
+    gate.free.release()  # one step, and no more is asked for
+    assert panel.studio.settle() and not gate.begun.acquire(blocking=False)
+    assert panel.right.value == before and len(blend.calls) == drawn + 1
+    assert panel.write()[0].startswith("Nothing was written: there is no picture of strength 0.95")
+
+
+def test_a_drawing_goes_before_the_ladder_which_is_taken_up_again(root):
+    gate = Gate()
+    blend = Blend(gate=gate)
+    panel = tuner(root, blend)
+    gate.open = False
+    panel.plain = None
+    panel.widget._view_count = 1
+    assert gate.begun.acquire(timeout=30)  # the ladder is at the first step of a rung
+    panel.sliders["strength"].value = 0.25
+    gate.open = True
+    gate.free.release()
+    assert panel.studio.settle(chores=True)
+    order = [(call["strength"], call["guidance_scale"]) for call in blend.calls[6:]]
+    assert order[1] == (0.25, 2.0) and order[2] == order[0] and len(order) == 1 + 1 + 10
+    assert all("<img" in cell.children[0].value for cell in panel.row.children)
+
+
+def test_what_was_drawn_before_comes_at_once(root):
+    class Remembering(Blend):
+        def known(self, **values):
+            return super().__call__(**values) if values in self.calls else None
+
+    panel = shown(tuner(root, blend := Remembering(), patience=30.0))
+    drawn = list(blend.calls)
+    panel.sliders["strength"].value = 0.4  # a rung, which Blend counts as drawn
+    assert panel.drawn.values["strength"] == 0.4 and panel.asked is None and "drawn before" in panel.status.value
+    assert blend.calls[: len(drawn)] == drawn
+
+
+def test_every_third_step_shows_a_draft(root):
+    class Drafting(Blend):
+        def draft(self, x0):
+            return np.stack([np.full((8, 8, 3), 9, np.uint8)] * 3)
+
+        def __call__(self, *, on_step=None, **settings):
+            look = None if on_step is None else lambda k, n, x0: on_step(k, n, "latents")
+            return super().__call__(on_step=look, **settings)
+
+    gate, seen = Gate(), []
+    panel = shown(tuner(root, Drafting(gate=gate)))
+    panel.right.observe(lambda change: seen.append("draft, step" in change["new"]), "value")
+    move(panel, strength=0.5, guidance_scale=3.0)
+    assert seen == [True, True, True, False]  # of ten steps, and the picture
+
+
+def test_colours_of_a_draft_are_those_of_the_tiles():
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    latents, mix = torch.randn(2, 4, 6, 6, generator=generator), torch.tensor([[0.2, 0, 0], [0, 0.2, 0], [0, 0, 0.2], [0.1, 0.1, 0.1]])
+    colours = torch.einsum("nchw,cd->ndhw", latents, mix).clamp(-1, 1)
+    tiles = ((colours / 2 + 0.5) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).repeat_interleave(4, 1).repeat_interleave(4, 2).numpy()
+    found = drafts.picture(drafts.fit(latents, tiles), latents[1])
+    assert found.shape == (6, 6, 3) and np.abs(found.astype(int) - tiles[1, ::4, ::4]).max() <= 2
+
+
+def test_an_error_in_showing_does_not_end_the_thread():
+    shop, said = studio.Studio(patience=0), []
+    shop.ask(studio.Wish(lambda on_step: 1, lambda found: 1 / 0, said.append))
+    assert shop.settle() and isinstance(said[0], ZeroDivisionError)
+    shop.ask(studio.Wish(lambda on_step: 2, said.append))
+    assert shop.settle() and said[1] == 2
 
 
 def test_pictures_travel_only_to_a_front_end_that_shows_the_panel(root):
     panel = tuner(root)
-    assert panel.right.value == panel.left.value == panel.row.value == "" and "while the kernel" in panel.status.value
-    assert shown(panel).right.value.count("data:image/png;base64,") == 1 and panel.row.value.count("<img") == 5
+    assert (
+        panel.right.value == panel.left.value == panel.others.value == ""
+        and not panel.row.children
+        and "while the kernel" in panel.status.value
+    )
+    assert shown(panel).right.value.count("data:image/png;base64,") == 1
+    assert sum("<img" in cell.children[0].value for cell in panel.row.children) == 15
 
 
 def test_what_cannot_be_drawn_is_said_and_the_old_picture_stays(root):
     class Full(Blend):
-        def __call__(self, *, strength, guidance_scale):
-            if guidance_scale > 5:
+        def __call__(self, *, strength, guidance_scale, **more):
+            if guidance_scale > 10:
                 raise MemoryError("no room")
-            return super().__call__(strength=strength, guidance_scale=guidance_scale)
+            return super().__call__(strength=strength, guidance_scale=guidance_scale, **more)
 
     panel = shown(tuner(root, Full()))
     before = panel.right.value
-    panel.sliders["guidance_scale"].value = 6
+    move(panel, guidance_scale=11)
     assert "MemoryError: no room" in panel.status.value and "hk-bad" in panel.status.value and panel.right.value == before
-    assert panel.write()[0] == "Nothing was written: there is no picture of strength 0.50, guidance scale 6.0."
+    assert panel.write()[0] == "Nothing was written: there is no picture of strength 0.50, guidance scale 11.0."
     assert (root / "params/study.yaml").read_text() == RECIPE
-    panel.sliders["guidance_scale"].value = 4
+    move(panel, guidance_scale=4)
     assert "10 steps" in panel.status.value and panel.right.value != before
 
 
@@ -113,13 +303,18 @@ def test_text_to_image_has_no_source_to_show(root):
             return found
 
     panel = shown(tuner(root, Invented()))
-    assert panel.left.value == panel.row.value == "" and panel.right.value and 8 + (128 + 8) <= panel.picture()[1] < 8 + 2 * (128 + 8)
+    assert (
+        panel.left.value == panel.others.value == ""
+        and not panel.row.children
+        and panel.right.value
+        and 8 + (128 + 8) <= panel.picture()[1] < 8 + 2 * (128 + 8)
+    )
 
 
 def test_a_value_outside_its_range_widens_the_range_instead_of_moving(root):
     run = SimpleNamespace(recipe="", class_name="fat", step="plain")
-    sliders = {"strength": widgets.Limits(*STRENGTH), "guidance_scale": widgets.Limits(15, 1, 12, 0.5)}
-    panel = widgets.Tuner(Blend(), run, sliders)
+    scale = widgets.widened("guidance_scale", widgets.Limits(15, 1, 12, 0.5))
+    panel = Tuner(Blend(), run, {"strength": widgets.Limits(*STRENGTH), "guidance_scale": scale})
     assert panel.sliders["guidance_scale"].value == panel.sliders["guidance_scale"].max == 15
 
 
@@ -135,7 +330,7 @@ def test_the_ladder_goes_over_a_slider():
 
 
 def test_decimals_follow_the_step():
-    assert [widgets._decimals(step) for step in (1, 5.0, 0.5, 0.05, 0.25, 1e-4, 1 / 3)] == [0, 0, 1, 2, 2, 4, 6]
+    assert [decimals(step) for step in (1, 5.0, 0.5, 0.05, 0.25, 1e-4, 1 / 3)] == [0, 0, 1, 2, 2, 4, 6]
 
 
 def test_it_takes_the_previewer_of_img2img(root):
@@ -149,18 +344,18 @@ def test_it_takes_the_previewer_of_img2img(root):
     model, tiles = tiny_model(), data.load(run)
     jobs = img2img.job_table(model, tiles, {"blue": "blue gland"}, 5, strength=0.5, num_inference_steps=4)
     sliders = {"strength": widgets.Limits(*STRENGTH), "guidance_scale": widgets.Limits(*GUIDANCE)}
-    panel = shown(widgets.Tuner(img2img.previewer(model, jobs, tiles), run, sliders))
-    assert [rung.true_steps for rung in panel.climbed["rungs"]] == ["1 step", "2 steps", "3 steps", "4 steps"]  # none at 0.2
+    panel = shown(Tuner(img2img.previewer(model, jobs, tiles), run, sliders, across="guidance_scale", patience=0))
+    assert [rung.true_steps for rung in panel.rungs_at_start] == ["1 step", "2 steps", "3 steps", "4 steps"]  # none at 0.2
     assert panel.names == jobs["tile_id"].tolist()[:4] and "a histology image of blue gland" in panel.status.value
-    panel.sliders["strength"].value = 0.75
+    move(panel, strength=0.75)
     assert "3 steps" in panel.status.value
     panel.chooser.value = 3
-    panel.again.click()
-    alone = panel.climbed["rungs"][2].image.astype(int)  # strength 0.8, as many steps
+    assert panel.studio.settle(chores=True)
+    alone = panel._rung({"strength": 0.8, "guidance_scale": 2.0}).image.astype(int)  # as many steps
     assert abs(alone - panel.drawn.preview.images[3]).max() <= 1
     invented = img2img.job_table(model, tiles, {"blue": "blue gland"}, 2, policy="none", num_inference_steps=2)
-    panel = shown(widgets.Tuner(img2img.previewer(model, invented, tiles), run, sliders))
-    assert panel.drawn.preview.true_steps == 2 and panel.left.value == panel.row.value == "" and panel.names[0] == "no source"
+    panel = shown(Tuner(img2img.previewer(model, invented, tiles), run, sliders, patience=0))
+    assert panel.drawn.preview.true_steps == 2 and panel.left.value == "" and not panel.row.children and panel.names[0] == "no source"
 
 
 # ---- the button
@@ -168,12 +363,27 @@ def test_it_takes_the_previewer_of_img2img(root):
 
 def test_the_button_writes_what_is_shown_under_class_and_step(root):
     panel = shown(tuner(root, class_name="Müll: a"))
-    panel.sliders["strength"].value = 0.35
+    move(panel, strength=0.35)
     panel.button.click()
     assert (root / "params/study.yaml").read_text() == RECIPE + "classes:\n  'Müll: a': {plain: {strength: 0.35, guidance_scale: 2.0}}\n"
     assert "Written into params/study.yaml" in panel.said.value and "hk-plus" in panel.said.value
     assert "This notebook goes on with strength 0.50" in panel.said.value
     assert "says so already" in panel.write()[0]
+
+
+def test_what_was_written_can_be_undone_but_not_what_was_edited_since(root):
+    panel, path = shown(tuner(root)), root / "params/study.yaml"
+    move(panel, strength=0.35)
+    assert panel.back.layout.display == "none"
+    panel.button.click()
+    assert panel.back.layout.display == ""
+    panel.back.click()
+    assert path.read_text() == RECIPE and "is as it was before" in panel.said.value and panel.back.layout.display == "none"
+    panel.button.click()
+    by_hand = path.read_text() + "# by hand\n"
+    path.write_text(by_hand)
+    panel.back.click()
+    assert path.read_text() == by_hand and "was edited since then; nothing was undone" in panel.said.value
 
 
 def test_without_a_recipe_the_button_says_so(root):
@@ -229,7 +439,7 @@ def test_a_class_name_that_looks_like_html_is_text(root):
     name = "<img src=x onerror=alert(1)>"
     panel = shown(tuner(root, class_name=name))
     panel.button.click()
-    for part in (panel.head, panel.left, panel.right, panel.row, panel.title, panel.said, panel.status):
+    for part in (panel.head, panel.left, panel.right, panel.others, panel.title, panel.said, panel.status):
         assert "<img src=x" not in part.value
     assert "&lt;img src=x onerror" in panel.head.value and "&lt;img src=x" in panel.said.value
 
