@@ -68,6 +68,18 @@ def parser():
     page.add_argument("--share", action="store_true", help="without real tiles and without names of tiles, cases and folders")
     page.add_argument("-o", "--output", default="", metavar="FILE", help="outputs/<experiment>/report.html by default")
 
+    wall = command("gallery", _gallery, "the tiles of a selection as one offline page for a person's eye")
+    wall.add_argument("run", help="folder of a finished 05_select step, for example outputs/demo/05_select")
+    wall.add_argument("--blind", action="store_true", help="real training tiles among them, scores and sources hidden: can people tell?")
+    wall.add_argument("--seed", type=int, default=0, help="of the order of a blind page, and of which real tiles (default 0)")
+    wall.add_argument("-o", "--output", default="", metavar="FILE", help="gallery.html or gallery-blind.html in that folder by default")
+
+    said = command(
+        "import-verdicts", _import_verdicts, "what people exported from one gallery page: how far they agree, and into the reviews"
+    )
+    said.add_argument("files", nargs="+", metavar="JSON", help="one exported file for each person")
+    said.add_argument("--dry-run", "-n", action="store_true", help="say what they agree on, write nothing")
+
     check = command("verify", _verify, "hash the files of a run, or of all runs below a folder, again; exit status 1 if one changed")
     check.add_argument("place", nargs="?", default="outputs", help="run folder, experiment, or outputs (default)")
 
@@ -245,6 +257,27 @@ def _report(arguments):
     path = files.root() / (arguments.output or f"outputs/{arguments.experiment}/{name}")
     files.write_text(path, report.build(arguments.experiment, share=arguments.share))
     print(_short(path, files.root()))
+
+
+def _gallery(arguments):
+    from histokit import files, gallery
+
+    step = (files.root() / arguments.run).resolve()
+    path = files.root() / arguments.output if arguments.output else step / f"gallery{'-blind' if arguments.blind else ''}.html"
+    n = gallery.page(step, path, blind=arguments.blind, seed=arguments.seed)
+    print(f"{n} tiles in {_short(path, files.root())}; it holds pictures of real tiles, so it stays where they may be seen")
+
+
+def _import_verdicts(arguments):
+    from histokit import gallery
+
+    table = gallery.read(arguments.files)
+    print(*gallery.remarks(table), sep="\n")
+    if table.attrs["blind"]:
+        print("A blind page asks whether people can tell, not what to keep: nothing was written into the reviews.")
+    elif not arguments.dry_run:
+        n = gallery.write(table)
+        print(f"{n} verdicts into params/reviews/{table.attrs['experiment']}.csv; 05_select follows them when the recipe runs again")
 
 
 def _verify(arguments):
