@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pandas as pd
 
-from histokit import guided, guides, stats
+from histokit import guided, guides, places, stats
 
 VERSION = 1
 DISAGREES = ("judge sees", "judge unsure")  # how `selection.decide` begins
@@ -43,7 +43,7 @@ def judged(made, panel, decisions):
 
     Returns:
         DataFrame class, tiles, guide_plain, guide, judge_plain, judge (median probabilities), sure (tiles whose guide reached what was
-        asked), agreed (of these, those the judge lets pass), seconds (a tile), kept.
+        asked), agreed (of these, those the judge lets pass), kept.
     """
     rows, made = [], made.reset_index(drop=True)
     reasons = decisions["reason"].reset_index(drop=True)
@@ -57,6 +57,30 @@ def judged(made, panel, decisions):
         row |= {"judge_plain": np.median(plain), "judge": np.median(now), "sure": int(sure.sum()), "agreed": int((sure & agrees).sum())}
         rows.append(row | {"kept": int(decisions["status"].reset_index(drop=True)[own.index].eq("kept").sum())})
     return pd.DataFrame(rows, columns=["class", "tiles", "guide_plain", "guide", "judge_plain", "judge", "sure", "agreed", "kept"])
+
+
+def cost(made, decisions, folders):
+    """What a kept tile cost to make: one row per class, for any step that makes tiles.
+
+    Args:
+        made: synthetic rows from `data.load`.
+        decisions: status of the same rows.
+        folders: of the runs that made them, whose notes say how fast they were.
+
+    Returns:
+        DataFrame class, tiles, seconds (to make one, on the machine that made them; NaN where that is not known), kept, seconds_kept (to
+        make one that is kept; infinite where none is).
+    """
+    records = [record for record in map(places.read, folders) if record]
+    rates = {record["run_id"]: record.get("notes", {}).get("images_per_s") for record in records}
+    rows = []
+    for name, own in made.reset_index(drop=True).groupby("label", sort=False):
+        found = [rates.get(run_id) for run_id in own["run_id"]]
+        seconds = float(np.mean([1 / rate for rate in found])) if all(found) else float("nan")
+        kept = int(decisions["status"].reset_index(drop=True)[own.index].eq("kept").sum())
+        rows.append({"class": name, "tiles": len(own), "seconds": seconds, "kept": kept})
+    table = pd.DataFrame(rows, columns=["class", "tiles", "seconds", "kept"])
+    return table.assign(seconds_kept=table["seconds"] * table["tiles"] / table["kept"].where(table["kept"] > 0, 0).astype(float))
 
 
 def remarks(table):

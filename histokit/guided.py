@@ -75,7 +75,7 @@ def render(model, guide, jobs, run, tiles, settings, *, batch=None, distance=Non
     for i, why in failed.items():
         say(f"{jobs['job'][i]}: {why}; there is no such tile")
     seconds = time.perf_counter() - clock
-    run.note(images_made=count - len(failed), images_reused=reused, batch=batch, images_per_s=count / seconds if count else None)
+    run.note(images_made=count - len(failed), images_reused=reused, batch=batch, images_per_s=made.speed(run, count, seconds))
     run.note(failed={jobs["job"][i]: why for i, why in failed.items()})
     there = [i for i in range(len(jobs)) if i not in failed]
     told = functools.partial(_told, settings, guide, batch)

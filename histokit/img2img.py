@@ -129,7 +129,7 @@ def render(model, jobs, run, tiles, *, batch=None):
             rate = count / (time.perf_counter() - clock)
             show({"step": count, "images_per_s": rate, "peak_gb": training.peak_gb()}, None)
     seconds = time.perf_counter() - clock
-    run.note(images_made=count, images_reused=len(jobs) - count, batch=batch, images_per_s=count / seconds if count else None)
+    run.note(images_made=count, images_reused=len(jobs) - count, batch=batch, images_per_s=made.speed(run, count, seconds))
     return made.manifest(run, jobs, paths, tiles, model.tile_px, functools.partial(_told, batch))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from histokit import data, files
+from histokit import data, files, places
 
 KEY, FACTS = "histokit", "histokit:provenance"  # text chunks of a PNG
 
@@ -66,6 +66,12 @@ class Writer:
         known = {"synthetic": True, "class": row["class"], "index": int(row["number"]), "seed": int(row["seed"]), **told}
         text = {KEY: key, FACTS: json.dumps(known), "prompt": row["prompt"]}
         self.pending.append(self.pool.submit(files.write_png, path, image, text))
+
+
+def speed(run, count, seconds):
+    """Images per second of this run; of the one before it where nothing was left to make, None where nobody knows."""
+    earlier = places.read(run.previous) if run.previous else None
+    return count / seconds if count else (earlier or {}).get("notes", {}).get("images_per_s")
 
 
 COLUMNS = [

@@ -276,6 +276,23 @@ def test_the_judge_is_asked_about_guided_tiles_and_their_twins(model, tiles):
     assert none.empty and list(gate.remarks(none)) == ["No tile here was steered by a classifier."]
 
 
+def test_what_a_kept_tile_cost_is_told_and_remembered_where_nothing_is_left_to_make(model, tiles):
+    run = start()
+    rows = render(model, tiles, run)
+    run.finish(data.without_memory(rows))
+    rate = run.record["notes"]["images_per_s"]
+    decisions = pd.DataFrame({"status": ["kept", "kept", "rejected", "rejected", "rejected"]}, index=rows.index)
+    made_by = start("look").parents("04_guided").values()
+    (row,) = gate.cost(rows, decisions, made_by).to_dict("records")
+    assert (row["class"], row["tiles"], row["kept"]) == ("blue", 5, 2)
+    assert row["seconds"] == pytest.approx(1 / rate) and row["seconds_kept"] == pytest.approx(5 / rate / 2)
+    assert gate.cost(rows, decisions.assign(status="rejected"), made_by)["seconds_kept"].tolist() == [float("inf")]
+    assert np.isnan(gate.cost(rows.assign(run_id="other"), decisions, made_by)["seconds"][0])
+    again = start()  # the same once more: nothing is made, and the rate stays known
+    assert len(render(model, tiles, again)) == 5
+    assert again.record["notes"]["images_made"] == 0 and again.record["notes"]["images_per_s"] == rate
+
+
 def test_what_the_guide_is_can_be_read(tiles):
     guide = guided.load_guide(start("look"), "guide", squares.CLASSES)
     shown = guided.described(guide, ["blue"])
