@@ -245,6 +245,8 @@ class Previewer:
     A way that was gone once is remembered.
     """
 
+    can_end = True  # a way can be ended at any picture
+
     def __init__(self, model, guide, jobs, settings, distance=None):
         if not len(jobs):
             raise ValueError("the job table is empty: nothing to preview")
@@ -256,13 +258,19 @@ class Previewer:
         if settings not in self.gone:
             how = {"distance": self.distance, "on_frame": on_frame, "on_step": on_step}
             found = trajectory(self.model, self.guide, self.jobs.iloc[0], settings, **how)
-            if found.stop == STOPPED:
-                return found
+            if found.stop == STOPPED:  # the beginning of this way is the whole way with fewer updates
+                settings = dataclasses.replace(settings, updates=len(found.frames) - 1)
+                best = int(np.argmax(found.confidence)) if settings.keep == "best" else len(found.frames) - 1
+                found = dataclasses.replace(found, chosen=best)
             self.gone[settings] = found
         return self.gone[settings]
 
     def __call__(self, on_step=None, **changes):
-        """on_step: called as `on_step(k, n, shown)`, n the steps of all pictures there may be, shown a picture uint8 [H, W, 3] or None."""
+        """on_step: called as `on_step(k, n, shown)`, n the steps of all pictures there may be, shown a picture uint8 [H, W, 3] or None.
+
+        Where it returns True after a picture, that one is the last; the preview's `ended` then has the number of updates. Not while
+        candidates are drawn.
+        """
         if on_step is None:
             return self._shown(self.way(**changes))
         settings, taken = dataclasses.replace(self.settings, **changes), [0]
@@ -273,7 +281,7 @@ class Previewer:
             on_step(taken[0], total, None)
 
         def frame(k, image, p):
-            on_step(taken[0], total, image)
+            return on_step(taken[0], total, image) is True and settings.candidates == 1
 
         return self._shown(self.way(on_step=step, on_frame=frame, **changes))
 
@@ -283,4 +291,5 @@ class Previewer:
         return None if found is None else self._shown(found)
 
     def _shown(self, found):
-        return made.Preview(found.frames[found.chosen][None], None, self.settings.num_inference_steps, self.jobs)
+        ended = {"updates": len(found.frames) - 1} if found.stop == STOPPED else {}
+        return made.Preview(found.frames[found.chosen][None], None, self.settings.num_inference_steps, self.jobs, ended)

@@ -7,7 +7,7 @@ after 100 makes 100. What is made, and from what, is the business of `img2img` a
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -134,6 +134,7 @@ class Preview:
     sources: np.ndarray | None
     true_steps: int
     jobs: pd.DataFrame
+    ended: dict = field(default_factory=dict)  # settings it really stands for, where it was ended early
 
 
 # --- previews that were drawn before ---------------------------------------------------------------------------------

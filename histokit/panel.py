@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from histokit import amend, files, pictures, studio
+from histokit import pen, pictures, studio
 
 STAGE, THUMB, PINS = 256, 104, 4  # px on screen: source and preview, a rung; settings that can be pinned
 Drawn = namedtuple("Drawn", "preview values seconds")
@@ -36,11 +36,11 @@ class Tuner:
         self.names = [str(name) or "no source" for name in self.drawn.preview.jobs["tile_id"]]
         self.over = ladder if self.start.preview.sources is not None else ""  # without a source there is nothing to climb away from
         self.across = across if self.over and across != ladder else ""
-        self.climbed, self.pinned, self.asked, self.written = {}, [], None, None
+        self.climbed, self.pinned, self.asked = {}, [], None
         for values in self._ladder(self.values)[: self.rungs] if self.over else []:
             self._climb(values)
         self.rungs_at_start = list(self.climbed.values())
-        self.known = self._in_recipe()
+        self.pen = pen.Pen(run, self._say)
         self.studio = studio.Studio(patience)
         self._build()
 
@@ -96,64 +96,6 @@ class Tuner:
     def _class(self):
         return "every class" if self.run.class_name in ("", "all") else self.run.class_name
 
-    # ---- the recipe
-
-    def _target(self):
-        return files.root() / self.run.recipe
-
-    def _in_recipe(self):
-        """What the recipe says now, None when it cannot be read."""
-        try:
-            return amend.current(self._target(), self.run.class_name, self.run.step) if self.run.recipe else None
-        except (ValueError, OSError):
-            return None
-
-    def _cannot_write(self):
-        if not self.run.recipe:
-            return (
-                "No recipe",
-                "This notebook was opened by hand, without a recipe to write into; `histokit open RECIPE STEP` gives it one.",
-            )
-        if self.run.class_name in ("", "all"):
-            return "One run for all classes", f"The values of this run belong to the step {self.run.step} in {self.run.recipe}."
-        return None
-
-    def write(self):
-        """Writes the values into the recipe; returns a sentence and the difference as text, and raises nothing."""
-        name, step, values = self.run.class_name, self.run.step, self.drawn.values
-        if values != self.values:
-            return f"Nothing was written: there is no picture of {self._say(self.values)}.", ""
-        try:
-            before = self._target().read_bytes()
-            difference = amend.apply(self._target(), name, step, values, expected=self.known)
-        except amend.RecipeChanged as error:
-            self.known = self._in_recipe()
-            return f"{_first(error)}. Press again to write {self._say(values)} instead.", ""
-        except OSError as error:
-            reason = f"{self.run.recipe}: {error.strerror}" if error.strerror else str(error)
-            said = "" if "nothing was written" in reason else "; nothing was written"
-            return f"{reason}{said}. To add by hand:", amend.lines(name, step, values)
-        except ValueError as error:
-            return str(error), ""
-        self.known = self._in_recipe()
-        if not difference:
-            return f"{self.run.recipe} says so already: {self._say(values)} for {name}.", ""
-        self.written = before, self._target().read_bytes()
-        began = self._say(self.start.values)
-        return f"Written into {self.run.recipe} for the next headless run. This notebook goes on with {began}.", difference
-
-    def undo(self):
-        """Puts the recipe back as it was before the last writing; returns a sentence. What was edited since then is kept."""
-        before, after = self.written
-        try:
-            if self._target().read_bytes() != after:
-                return f"{self.run.recipe} was edited since then; nothing was undone."
-            files.write_bytes(self._target(), before)
-        except OSError as error:
-            return f"{self.run.recipe}: {error.strerror or error}; nothing was undone."
-        self.written, self.known = None, self._in_recipe()
-        return f"{self.run.recipe} is as it was before."
-
     # ---- the live panel
 
     def _build(self):
@@ -168,7 +110,7 @@ class Tuner:
             )  # fmt: skip
         options = [(f"{i + 1} of {len(self.names)}: {pictures.short(name, 22)}", i) for i, name in enumerate(self.names)]
         self.chooser = w.Dropdown(options=options, description="source tile", layout=wide, style=beside)
-        refused = self._cannot_write()
+        refused = self.pen.refused()
         row = w.Layout(width="auto", margin="10px 6px 0 0")
         self.button = w.Button(
             description=refused[0] if refused else "Write into recipe", disabled=bool(refused), button_style="primary",
@@ -176,6 +118,8 @@ class Tuner:
         )  # fmt: skip
         self.back = w.Button(description="Undo", icon="undo", layout=w.Layout(width="auto", margin="10px 6px 0 0", display="none"))
         self.stop = w.Button(description="Cancel", icon="stop", disabled=True, layout=row)
+        can = w.Layout(width="auto", margin="10px 6px 0 0", display="" if getattr(self.previewer, "can_end", False) else "none")
+        self.enough = w.Button(description="Keep this one", icon="check", disabled=True, layout=can)
         self.pin = w.Button(description="Pin", icon="thumb-tack", layout=row, tooltip="keep this picture and its settings in sight")
         where = refused[1] if refused else f"{self.run.recipe}, classes: {self.run.class_name}: {self.run.step}"
         self.head, self.left, self.right, self.others, self.title, self.said = (w.HTML() for _ in range(6))
@@ -183,7 +127,7 @@ class Tuner:
         self.row, self.pins = (w.GridBox(layout=w.Layout(grid_gap="4px 10px")) for _ in range(2))
 
         one = [self.chooser] if len(self.names) > 1 else []
-        buttons = w.HBox([self.button, self.back]), w.HBox([self.stop, self.pin], layout=w.Layout(margin="0 0 0 104px"))
+        buttons = w.HBox([self.button, self.back]), w.HBox([self.stop, self.enough, self.pin], layout=w.Layout(margin="0 0 0 104px"))
         controls = w.VBox([self.head, *one, *self.sliders.values(), self.status, *buttons, w.HTML(_line(where))])
         controls.layout = w.Layout(width="360px")
         pair = w.HBox([self.left, self.right] if self.start.preview.sources is not None else [self.right])
@@ -199,6 +143,7 @@ class Tuner:
         self.chooser.observe(self._chosen, "value")
         for button, answer in (
             (self.stop, self._cancelled),
+            (self.enough, self._kept),
             (self.pin, self._pin),
             (self.back, self._undone),
             (self.button, self._pressed),
@@ -241,7 +186,7 @@ class Tuner:
             self._refresh()
             return
         self.widget.add_class("hk-busy")
-        self.stop.disabled = False
+        self.stop.disabled = self.enough.disabled = False
         self.status.value = _line(f"drawing {self._say(values)} ...")
         began = time.perf_counter()
         self.asked = wish = studio.Wish(
@@ -266,7 +211,7 @@ class Tuner:
         """Nothing is being drawn for the sliders any more."""
         self.asked = None
         self.studio.cancel()
-        self.stop.disabled = True
+        self.stop.disabled = self.enough.disabled = True
         self.widget.remove_class("hk-busy")
 
     def _stepped(self, wish, k, n, x0, began):
@@ -281,10 +226,14 @@ class Tuner:
             self.right.value = pictures.figure(images[self.tile], "preview", f"draft, step {k} of {n}", STAGE, "hk-preview")
 
     def _done(self, wish, drawn):
-        if wish is self.asked:
-            self.drawn = drawn
-            self._rested()
-            self._refresh()
+        if wish is not self.asked:
+            return
+        ended = {name: value for name, value in getattr(drawn.preview, "ended", {}).items() if name in self.sliders}
+        self.drawn = drawn._replace(values={**drawn.values, **ended})
+        self.values = dict(self.drawn.values)
+        self._rested()
+        self._set(self.values)
+        self._refresh()
 
     def _failed(self, wish, values, error):
         if wish is self.asked:
@@ -299,17 +248,27 @@ class Tuner:
             self._refresh()
             self.status.value = _line(f"Stopped; the picture is that of {self._say(self.drawn.values)}.")
 
+    def _kept(self, _):
+        """The drawing ends after its next picture, and that one is taken; the sliders then say which it is."""
+        if self.asked is not None:
+            self.asked.enough.set()
+            self.enough.disabled = True
+
     def _chosen(self, change):
         self.tile = change["new"] or 0
         self._refresh()
 
     def _go(self, values):
         """Set the sliders to values, drawing once."""
+        self._set(values)
+        self._moved(None)
+
+    def _set(self, values):
+        """Set the sliders to values, drawing nothing."""
         for name, slider in self.sliders.items():
             slider.unobserve(self._moved, "value")
             slider.value = values[name]
             slider.observe(self._moved, "value")
-        self._moved(None)
 
     def _pin(self, _):
         drawn = (self.drawn.values, self.tile)
@@ -317,18 +276,23 @@ class Tuner:
         self._fill(self.pins, [(image, values, "") for (values, _), image in self.pinned], PINS)
 
     def _pressed(self, _):
-        sentence, text = self.write()
-        self._told(sentence, text)
+        self._told(*self.write())
+
+    def write(self):
+        """Writes the values of the picture into the recipe; returns a sentence and the difference as text, and raises nothing."""
+        if self.drawn.values != self.values:
+            return f"Nothing was written: there is no picture of {self._say(self.values)}.", ""
+        return self.pen.write(self.drawn.values, self.start.values)
 
     def _undone(self, _):
-        if self.written:
-            self._told(self.undo(), "")
+        if self.pen.written:
+            self._told(self.pen.undo(), "")
 
     def _told(self, sentence, text):
         rows = [row for row in text.splitlines() if row[:3] not in ("---", "+++") and row[:2] != "@@"]
         body = "\n".join(f"<span class='{DIFF.get(row[:1], '')}'>{html.escape(row)}</span>" for row in rows)
         self.said.value = _line(sentence, "hk-said") + (f"<pre class='hk-diff'>{body}</pre>" if text else "")
-        self.back.layout.display = "" if self.written else "none"
+        self.back.layout.display = "" if self.pen.written else "none"
 
     # ---- what is shown
 
@@ -408,10 +372,6 @@ def decimals(step):
 
 def _words(name):
     return name.replace("_", " ")
-
-
-def _first(error):
-    return str(error).partition("\n")[0]
 
 
 def _steps(count):

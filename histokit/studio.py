@@ -18,18 +18,20 @@ class Cancelled(Exception):
 class Wish:
     """Something to draw: `work(on_step)` -> picture, `done(picture)`, `failed(error)`, `step(k, n, x0)` while it goes on, `dropped()`.
 
-    `on_step` is called by the work at every step, as `sampling.sample` does; it raises Cancelled once the wish is dropped.
+    `on_step` is called by the work at every step, as `sampling.sample` does; it raises Cancelled once the wish is dropped, and returns
+    whether what is there is `enough`: work that can end early does so then.
     """
 
     def __init__(self, work, done, failed=None, step=None, dropped=None):
         self.work, self.done, self.failed, self.step, self.dropped = work, done, failed, step, dropped
-        self.unwanted, self.finished = threading.Event(), False
+        self.unwanted, self.enough, self.finished = threading.Event(), threading.Event(), False
 
     def on_step(self, k, n, x0=None):
         if self.unwanted.is_set():
             raise Cancelled
         if self.step is not None:
             self.step(k, n, x0)
+        return self.enough.is_set()
 
 
 class Studio:

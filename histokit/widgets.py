@@ -25,8 +25,9 @@ def tuner(previewer, run, *, ladder="strength", across="guidance_scale", rungs=5
             `sources` (the tiles they were made from, or None), `true_steps` and `jobs` (DataFrame of n rows: tile_id, prompt). It calls
             `on_step(k, n, x0)` after step k of n, x0 the latents so far, a picture (uint8 [H, W, 3]) or None. For the ladder,
             previewer.ladder([value], job=index label, name=value, ..., on_step=...) returns images [1, H, W, 3] of one job, cheaply.
-            ValueError means that these settings draw nothing. If there: previewer.known(name=value, ...) returns at once what was drawn
-            before, or None; previewer.steps(name=value, ...) the step count; previewer.draft(x0) uint8 [n, h, w, 3] or None.
+            ValueError means that these settings draw nothing. Where `on_step` returns True and previewer.can_end is set, it ends there,
+            and the object's `ended` has the settings it then stands for. If there: previewer.known(name=value, ...) returns at once what
+            was drawn before, or None; previewer.steps(name=value, ...) the step count; previewer.draft(x0) uint8 [n, h, w, 3] or None.
         run: gives recipe (path, or "" for none), class_name and step.
         ladder: slider over which the ladder goes; "" for none, as always where there are no sources.
         across: slider of the rows of the ladder; none where there is no such slider.

@@ -232,6 +232,11 @@ def test_the_way_of_one_tile_can_be_looked_at_stopped_and_gone_again(model, tile
     assert np.array_equal(np.stack([frame for frame in frames if frame is not None]), way.frames)
     assert np.array_equal(again.known().images, drawn.images)
 
+    early = guided.Previewer(model, guide, jobs, SETTINGS)
+    shown = early(on_step=lambda k, n, shown: shown is not None and k > 3)
+    assert shown.ended == {"updates": 1} and early.known(updates=1) is not None and early.known() is None
+    assert np.array_equal(shown.images[0], show.way(updates=1).frames[show.way(updates=1).chosen]), "as if one update had been asked for"
+
     def enough(k, n, shown):
         if k == 4:
             raise studio.Cancelled

@@ -215,6 +215,34 @@ def test_a_drawing_goes_before_the_ladder_which_is_taken_up_again(root):
     assert all("<img" in cell.children[0].value for cell in panel.row.children)
 
 
+def test_a_way_is_ended_at_the_picture_that_pleases(root):
+    class Way(Blend):
+        can_end = True
+
+        def __call__(self, *, updates, on_step=None):
+            taken = 0
+            for taken in range(1, int(updates) + 1):
+                if on_step is not None:
+                    self.gate(taken, updates)
+                    if on_step(taken, updates, np.full((8, 8, 3), taken, np.uint8)):
+                        break
+            ended = {"updates": taken} if taken < updates else {}
+            return SimpleNamespace(images=self.tiles, sources=None, true_steps=taken, jobs=self.jobs, ended=ended)
+
+    run, gate = SimpleNamespace(recipe="", class_name="fat", step="04"), Gate()
+    panel = shown(Tuner(Way(gate=gate), run, {"updates": widgets.Limits(10, 0, 40, 1)}, ladder="", patience=0))
+    gate.open = False
+    panel.sliders["updates"].value = 20
+    for k in range(3):
+        assert gate.begun.acquire(timeout=30)
+        assert k == 0 or "on the way" in panel.right.value
+        if k == 2:
+            panel.enough.click()
+        gate.free.release()
+    assert panel.studio.settle() and panel.drawn.values == {"updates": 3} and panel.sliders["updates"].value == 3
+    assert panel.enough.disabled and "updates 3" in panel.right.value and tuner(root).enough.layout.display == "none"
+
+
 def test_what_was_drawn_before_comes_at_once(root):
     class Remembering(Blend):
         def known(self, **values):
@@ -388,13 +416,13 @@ def test_what_was_written_can_be_undone_but_not_what_was_edited_since(root):
 
 def test_without_a_recipe_the_button_says_so(root):
     panel = tuner(root, recipe="")
-    assert panel.button.disabled and panel.button.description == "No recipe" and "opened by hand" in panel._cannot_write()[1]
+    assert panel.button.disabled and panel.button.description == "No recipe" and "opened by hand" in panel.pen.refused()[1]
 
 
 @pytest.mark.parametrize("name", ["", "all"])
 def test_a_run_over_all_classes_has_no_value_per_class(root, name):
     panel = tuner(root, class_name=name)
-    assert panel.button.disabled and "belong to the step plain" in panel._cannot_write()[1]
+    assert panel.button.disabled and "belong to the step plain" in panel.pen.refused()[1]
 
 
 def test_a_read_only_recipe_gets_the_lines_to_add_by_hand(root):
