@@ -68,6 +68,11 @@ def parser():
     page.add_argument("--share", action="store_true", help="without real tiles and without names of tiles, cases and folders")
     page.add_argument("-o", "--output", default="", metavar="FILE", help="outputs/<experiment>/report.html by default")
 
+    two = command("compare", _compare, "two experiments: which settings differ, and a paired verdict on the same test tiles")
+    two.add_argument("one", help="folder below outputs/")
+    two.add_argument("other", help="the one that is held against it")
+    two.add_argument("--arms", nargs=2, default=["", ""], metavar="ARM", help="of each; the judged ones by default")
+
     wall = command("gallery", _gallery, "the tiles of a selection as one offline page for a person's eye")
     wall.add_argument("run", help="folder of a finished 05_select step, for example outputs/demo/05_select")
     wall.add_argument("--blind", action="store_true", help="real training tiles among them, scores and sources hidden: can people tell?")
@@ -257,6 +262,20 @@ def _report(arguments):
     path = files.root() / (arguments.output or f"outputs/{arguments.experiment}/{name}")
     files.write_text(path, report.build(arguments.experiment, share=arguments.share))
     print(_short(path, files.root()))
+
+
+def _compare(arguments):
+    from textwrap import shorten
+
+    from histokit import versus
+
+    table = versus.settings(arguments.one, arguments.other)
+    for row in table.itertuples(index=False):
+        where = "/".join(filter(None, (row[0], row[1])))
+        print(f"{where:24} {row[2]:22} {shorten(str(row[3]), 50)} | {shorten(str(row[4]), 50)}")
+    print(f"{len(table) or 'no'} settings differ, {arguments.one} | {arguments.other}\n")
+    print(*versus.paired(arguments.one, arguments.other, arguments.arms)[0], sep="\n")
+    print("This comparison was planned by neither recipe: see it as a hint, and plan the next one.")
 
 
 def _gallery(arguments):

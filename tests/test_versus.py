@@ -1,0 +1,71 @@
+"""Two planted experiments: what differs is found, who is better is said, what cannot be compared is refused."""
+
+import pytest
+from planted import experiment
+
+from histokit import cli, files, runs, versus
+
+CASES = [12, 10, 14, 11]
+
+
+def judged(root, name, shift, cases=CASES, **parameters):
+    """An experiment with an arm that is better by `shift`, and a finished 07 as far as it is read here."""
+    arms = {"real": {}, "augmented": {"Polyp": shift, "Serrated": shift}}
+    experiment(root, arms, cases, name=name, made=6)
+    run = runs.start(experiment=name, step="07_evaluate", recipe="", arms_of="06_classifier", **parameters)
+    run.finish({"sentence": "s", "arm": "augmented", "baseline": "real"})
+
+
+def test_settings_that_differ_are_found_and_the_better_one_is_said_to_be(root, capsys):
+    judged(root, "plain", 0.0, resamples=2000)
+    judged(root, "guided", 2.0, resamples=3000, extra=1)
+    table = versus.settings("plain", "guided")
+    rows = {(row[0], row[2]): (row[3], row[4]) for row in table.itertuples(index=False)}
+    assert rows == {("07_evaluate", "resamples"): (2000, 3000), ("07_evaluate", "extra"): (None, 1)}
+    said, found = versus.paired("plain", "guided", resamples=300)
+    tail = found["tail balanced accuracy"]
+    assert tail.outcome == "more" and tail.arm == "guided/augmented" and 0 < tail.low < tail.difference
+    assert said[0].startswith("tail balanced accuracy: guided/augmented ") and said[0].endswith(": found more often.")
+    back = versus.paired("guided", "plain", resamples=300)[1]["tail balanced accuracy"]
+    assert back.difference == pytest.approx(-tail.difference) and back.low == pytest.approx(-tail.high)
+    same = versus.paired("plain", "guided", ("real", "real"), resamples=300)[1]["tail balanced accuracy"]
+    assert same.difference == same.low == same.high == 0, "the same arm in both"
+    assert cli.main(["compare", "plain", "guided"]) == 0
+    out = capsys.readouterr().out
+    assert "2 settings differ, plain | guided" in out and "planned by neither recipe" in out
+
+
+def test_a_step_that_only_one_has_is_told(root):
+    judged(root, "plain", 0.0)
+    judged(root, "guided", 0.0)
+    runs.start(experiment="guided", step="04_guided", recipe="", class_name="Polyp").finish({})
+    (row,) = versus.settings("plain", "guided").itertuples(index=False)
+    assert tuple(row) == ("04_guided", "Polyp", "(step)", "not there", "there")
+
+
+def test_what_cannot_be_compared_is_refused(root):
+    judged(root, "plain", 0.0)
+    judged(root, "other", 0.0, cases=[12, 10, 14, 10])
+    with pytest.raises(ValueError, match="have other test tiles"):
+        versus.paired("plain", "other")
+    with pytest.raises(ValueError, match="no arm 'best'; there is augmented, real"):
+        versus.paired("plain", "plain", ("best", ""))
+    with pytest.raises(FileNotFoundError, match="outputs/nothing holds no finished step"):
+        versus.settings("plain", "nothing")
+    with pytest.raises(FileNotFoundError, match="outputs/nothing has no finished 07_evaluate"):
+        versus.paired("plain", "nothing")
+    assert cli.main(["compare", "plain", "nothing"]) != 0
+
+
+def test_runs_without_a_seed_in_common_are_refused(root):
+    judged(root, "plain", 0.0)
+    judged(root, "later", 0.0)
+    folder = root / "outputs" / "later" / "06_classifier"
+    for arm in ("real", "augmented"):
+        for s in range(6):
+            (folder / arm / str(s)).rename(folder / arm / str(s + 20))
+            path = folder / arm / str(s + 20) / "predictions.parquet"
+            table = files.read_table(path)
+            files.write_table(path, table.assign(seed=s + 20))
+    with pytest.raises(ValueError, match="no classifier seed in common"):
+        versus.paired("plain", "later")
