@@ -59,6 +59,10 @@ def parser():
     doctor = command("doctor", _doctor, "versions, device, memory, and weights found or missing")
     doctor.add_argument("--base", default="", metavar="PATH", help="also draw a sample with this base model into outputs/doctor.png")
 
+    study = command("new", _new, "a study of your own outside the clone: recipes, notebooks, room for outputs and reviews")
+    study.add_argument("folder", help="new or empty folder")
+    study.add_argument("--copy", action="store_true", help="copy the notebooks, to change them; else they are links and follow the clone")
+
     init = command("init", _init, "draft the dataset description of a folder of tiles")
     init.add_argument("folder", help="class folders, train/val/test/CLASS folders, or a folder with a table")
     init.add_argument("-o", "--output", default="", help="file to write; params/datasets/<folder>.yaml by default")
@@ -262,6 +266,13 @@ def _report(arguments):
     path = files.root() / (arguments.output or f"outputs/{arguments.experiment}/{name}")
     files.write_text(path, report.build(arguments.experiment, share=arguments.share))
     print(_short(path, files.root()))
+
+
+def _new(arguments):
+    from histokit import study
+
+    made = study.new(arguments.folder, copy=arguments.copy)
+    print(f"{arguments.folder}: {', '.join(made)}", f"next: cd {arguments.folder} && histokit run params/demo.yaml", sep="\n")
 
 
 def _compare(arguments):
