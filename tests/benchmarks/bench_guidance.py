@@ -14,11 +14,11 @@ SIDE = """
 import json, resource, sys, time
 sys.path[:0] = ["tests"]
 import numpy as np, torch
-from histokit import backbone, classifiers, features, guidance, guides
+from histokit import backbone, classifiers, features, guidance, guides, sampling
 import plain_guidance
 
 torch.manual_seed(0)
-model, names, updates, images = backbone.load("mini"), ["a", "b", "c"], 3, 4
+model, names, updates, images = backbone.load("mini"), ["a", "b", "c"], 3, 6
 classifier = classifiers.Classifier(features.load("mini-ssl"), names, tile_px=128)
 torch.nn.init.normal_(classifier.head.out.weight, std=0.3)
 guide, prompt = guides.Pictures(classifier, names), "a histology image of colon gland"
@@ -29,6 +29,9 @@ if sys.argv[1] == "plain":
     for seed in range(images):
         found = plain_guidance.optimise(model, classifier, prompt, 1, seed, confidence=0, **how)[1]
         print(seed, found, file=sys.stderr)
+elif sys.argv[1] == "sample":
+    generators = [torch.Generator().manual_seed(seed) for seed in range(images)]
+    sampling.sample(model, [prompt] * images, generators, guidance_scale=3.0, num_inference_steps=20)
 else:
     settings = guides.Settings.of(how | {"confidence": 0.0} | json.loads(sys.argv[2]))
     queues = [[guidance.Job(prompt, 1, seed)] for seed in range(images)]
@@ -49,10 +52,14 @@ def side(name, **given):
 def test_guided_generation_beside_one_image_at_a_time():
     turns = [(side("plain"), side("fast"), side("fast", last_steps=5)) for _ in range(2)]  # in turns: these machines are noisy
     plain, fast, last = (min(found, key=lambda one: one["seconds"]) for found in zip(*turns, strict=True))
+    sample, drawn = side("sample")["seconds"], side("fast", updates=0, candidates=5, loss_steps=1)["seconds"] / 5
+    update = (fast["seconds"] - drawn) / 3
+    said = f"an image without a guide {sample:.2f} s; a candidate {drawn:.2f} s; an update {update:.2f} s"
+    print(f"\n{said}, as much as {update / drawn:.1f} candidates")
     faster, smaller = plain["seconds"] / fast["seconds"], fast["gb"] / plain["gb"]
     print(
         f"\nguided generation on mini, 20 steps, 3 updates: {3600 / fast['seconds']:.0f} images an hour, {faster:.2f} x the plain one "
-        f"(bar 1.2) at {smaller:.2f} of its memory (bar 0.33; {fast['gb']:.2f} GB for 4 images, {plain['gb']:.2f} for one); "
+        f"(bar 1.2) at {smaller:.2f} of its memory (bar 0.33; {fast['gb']:.2f} GB for 6 images, {plain['gb']:.2f} for one); "
         f"optimising the last 5 steps alone {plain['seconds'] / last['seconds']:.1f} x",
         flush=True,
     )
