@@ -68,11 +68,11 @@ def screen(run, made, tiles, panel, encoder_name, thresholds, quota=None, centro
     if place := features.source(encoder_name):
         run.input(place)
     manifests, scores, cuts, reals = [], [], [], []
-    typical = _typical(data.training(tiles)) if len(made) else None
+    usual = typical(data.training(tiles)) if len(made) else None
     for name, rows in made.groupby("label", sort=False):
         rows = rows.reset_index(drop=True)
-        own = _scores(rows, data.training(tiles), name, panel, encoder, centroids, typical)
-        real = pd.concat([_real(data.training(tiles), name, encoder), typical[0], _judged(tiles, name, panel)], ignore_index=True)
+        own = scored(rows, data.training(tiles), name, panel, encoder, centroids, usual)
+        real = of_real(tiles, name, panel, encoder, usual)
         table = selection.calibrate(thresholds, real)
         sizes = data.training(tiles)["label"].value_counts()
         decided = selection.decide(own, table, name, verdicts)
@@ -87,24 +87,28 @@ def screen(run, made, tiles, panel, encoder_name, thresholds, quota=None, centro
     return tuple(pd.concat(parts, ignore_index=True) for parts in (manifests, scores, cuts, reals))
 
 
-def _scores(rows, training, name, panel, encoder, centroids, typical):
-    probabilities = np.mean([judge.predict_tiles(rows) for judge in panel], axis=0)  # [B, C]
-    classes = panel[0].classes
-    out = {"sha256": rows["sha256"], "judge": probabilities[:, classes.index(name)]}
-    out |= {
-        "judge_class": [classes[i] for i in probabilities.argmax(axis=1)],
-        "judge_rank": selection.rank_of(probabilities, classes.index(name)),
-    }
+def scored(rows, training, name, panel, encoder, centroids, usual):
+    """What `selection.decide` asks of rows that were made for the class `name`; without a panel the judge's columns say nothing.
+
+    Args:
+        training: `data.training` of all classes.
+        usual: from `typical`.
+    """
+    out = {"sha256": rows["sha256"], "judge": np.nan, "judge_class": "", "judge_rank": 0}
+    if panel:
+        classes, probabilities = panel[0].classes, np.mean([judge.predict_tiles(rows) for judge in panel], axis=0)  # [B, C]
+        out |= {"judge": probabilities[:, classes.index(name)], "judge_class": [classes[i] for i in probabilities.argmax(axis=1)]}
+        out["judge_rank"] = selection.rank_of(probabilities, classes.index(name))
     looks = _looks(rows)
     out |= {"brightness": looks["brightness"], "contrast": looks["contrast"], "focus": looks["focus"]}
-    out["stain"] = selection.deviation(looks["stains"], typical[1])
-    alike, of_real, labels = _scaling(training, encoder), features.embed(encoder, training), training["label"].to_numpy(str)
-    feats, of_real = alike(features.embed(encoder, rows)), alike(of_real)
-    places = selection.to_centroids(feats, of_real, labels, name, centroids)
+    out["stain"] = selection.deviation(looks["stains"], usual[1])
+    alike, labels = _scaling(training, encoder), training["label"].to_numpy(str)
+    feats, reals = alike(features.embed(encoder, rows)), alike(features.embed(encoder, training))
+    places = selection.to_centroids(feats, reals, labels, name, centroids)
     out |= dict(zip(("centroid_rank", "centroid", "centroid_margin"), places, strict=True))
-    out["realism"] = _realism(feats, of_real[labels == name])
+    out["realism"] = _realism(feats, reals[labels == name])
     order = np.argsort(-out["judge"], kind="stable")  # of two alike the one the judge likes better stays
-    for space, (views, real) in _spaces(rows, training, encoder).items():
+    for space, (views, real) in spaces(rows, training, encoder).items():
         similarity, index = selection.nearest_similarity(views, real)
         twin, twin_of = selection.twins(views, order)
         out |= {f"similarity_{space}": similarity.numpy(), f"nearest_{space}": training["tile_id"].to_numpy()[index.numpy()]}
@@ -112,7 +116,18 @@ def _scores(rows, training, name, panel, encoder, centroids, typical):
     return pd.DataFrame(out)
 
 
-def _spaces(rows, training, encoder):
+def of_real(tiles, name, panel, encoder, usual):
+    """How real tiles score where one is made for the class `name`: what `selection.calibrate` takes.
+
+    Args:
+        tiles: manifest of 00_dataset.
+        usual: from `typical`.
+    """
+    held = [_judged(tiles, name, panel)] if panel else []
+    return pd.concat([_real(data.training(tiles), name, encoder), usual[0], *held], ignore_index=True)
+
+
+def spaces(rows, training, encoder):
     """{space: (eight views of each row [B, 8, D], training tiles [N, D])}: what the encoder sees, and the picture's outline."""
     alike = _scaling(training, encoder)
     views = features.embed(encoder, rows, augment="symmetries")
@@ -135,7 +150,7 @@ def _real(training, name, encoder):
     own = training[training["label"].eq(name)]
     asked = own if len(own) >= selection.ENOUGH else training  # a rare class borrows from all
     asked = asked.sample(min(SAMPLE, len(asked)), random_state=0)
-    views, real = _spaces(asked, training, encoder)["feature"]
+    views, real = spaces(asked, training, encoder)["feature"]
     position = training.index.get_indexer(asked.index)
     cases, real_cases = asked["case_id"].to_numpy(), training["case_id"].to_numpy()
     copied = _scaling(training, encoder)(features.embed(encoder, asked, codec=KnownCopy()))
@@ -148,7 +163,7 @@ def _real(training, name, encoder):
     return pd.concat([table, contrast], ignore_index=True)
 
 
-def _typical(training):
+def typical(training):
     """Focus and stain of real training tiles of all classes, at most `SAMPLE`, and the stains [N, 2] themselves: the laboratory's."""
     every = training.sample(min(SAMPLE, len(training)), random_state=0)
     looks = _looks(every)

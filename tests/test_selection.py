@@ -1,14 +1,30 @@
 """Scores, cuts and decisions of 05, on planted tiles."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import squares
+import stubs
 import torch
 
-from histokit import augment, classifiers, comparison, data, encoders, features, files, runs, screening, selection, trials
+from histokit import (
+    augment,
+    classifiers,
+    comparison,
+    data,
+    encoders,
+    features,
+    files,
+    guides,
+    readings,
+    runs,
+    screening,
+    selection,
+    trials,
+)
 
 
 def test_a_copy_of_a_training_image_finds_its_original():
@@ -414,3 +430,65 @@ def test_a_judge_that_saw_synthetic_tiles_is_refused(study):
         "The judge and the distances use the same encoder, colour-texture: it judges its own choice."
     ]
     assert isinstance(panel[0], classifiers.Classifier) and features.load("picture").licence
+
+
+RECIPE = """\
+steps:
+  - 00_dataset
+  - judge: {run: 06_classifier}
+  - 03_img2img
+  - made: {run: 03_img2img}
+  - other: {run: 05_select, source: 03_img2img, encoder: mini-ssl}
+  - keep: {run: 05_select, source: made, judge: judge, encoder: colour-texture, thresholds: {judge_rank: 1}}
+"""
+
+
+def panel_of(root, recipe="params/study.yaml", guide=None):
+    """Readings of a notebook of the step `made`, opened with a recipe."""
+    lines = ["class_name: str = 'blue'  # class", "source: str = '03_img2img'  # step", "judge: str = ''  # step"]
+    lines += ["judge_arm: str = ''  # arm", "encoder: str = 'mini-ssl'  # of distances", "thresholds: dict = {}  # cuts"]
+    stubs.notebook(root, "05_select", lines)
+    stubs.notebook(root, "03_img2img", lines[:1])
+    stubs.notebook(root, "06_classifier", [])
+    stubs.notebook(root, "00_dataset", ["dataset: str = 'x'  # description"])
+    stubs.recipe(root, RECIPE)
+    run = runs.start(experiment="exp", step="made", class_name="blue", recipe=recipe)
+    return readings.Readings(run, data.load(run), guide)
+
+
+def test_what_a_panel_reads_of_a_picture_is_what_05_says_of_the_tile(study):
+    train = squares.tile("blue", 201)
+    pictures = np.stack([squares.tile("blue", 5000), squares.tile("red", 4001), train])
+    _, (_, scores, cuts, _) = screen(list(pictures), {"judge_rank": 1})
+    read = panel_of(study)
+    jobs = pd.DataFrame({"class": ["blue"] * 3, "tile_id": ["", "train/blue/1.png", "train/blue/1.png"]})
+    found = read.table(pictures, jobs)
+    assert found["status"].tolist() == scores["status"].tolist() == ["kept", "rejected", "quarantined"]
+    np.testing.assert_array_equal(found["judge"], scores["judge"])
+    np.testing.assert_array_equal(found["nearest"], scores["similarity_feature"])
+    np.testing.assert_array_equal(found["stain"], scores["stain"])
+    assert (found["copy"] == cuts.set_index("name")["cut"]["copy"]).all()
+    assert np.isnan(found["source"][0]) and found["source"][1] < 0.9 and found["source"][2] == pytest.approx(1, abs=1e-5)
+    said = read(pictures, jobs)
+    assert [one.good for one in said] == [True, False, False] and said[0].said == "keep would keep it"
+    assert "judge sees red" in said[1].said and "copy of train/blue/1.png" in said[2].said
+    assert [name for name, *_ in said[2].rows] == ["judge", "nearest training tile", "its source", "stain"]
+    assert [name for name, *_ in said[0].rows] == ["judge", "nearest training tile", "stain"]
+
+
+def test_without_a_judge_a_panel_says_so_and_reads_the_rest(study):
+    steered = SimpleNamespace(identity=guides.identity(panel_of(study).panel[0]))
+    assert panel_of(study, guide=steered).remark == "judge steers these pictures, so it cannot judge them."
+    alone = panel_of(study, recipe="")
+    assert alone.panel == [] and alone.remark.startswith("No 05_select")
+    (study / "outputs" / "exp" / "judge" / "run.json").unlink()
+    read = panel_of(study)
+    assert read.remark == "The judge, judge, is not trained yet."
+    (said,) = read(squares.tile("blue", 5000)[None], pd.DataFrame({"class": ["blue"], "tile_id": [""]}))
+    assert said.good and said.said.endswith("without a judge") and [name for name, *_ in said.rows] == ["nearest training tile", "stain"]
+
+
+def test_a_panel_records_nothing(study):
+    read = panel_of(study)
+    read(squares.tile("blue", 5000)[None], pd.DataFrame({"class": ["blue"], "tile_id": [""]}))
+    assert {parent["step"] for parent in read.run.record["parents"]} == {"00_dataset"}
