@@ -43,6 +43,7 @@ class Model:
     adapters: list = field(default_factory=list)
     placeholders: dict = field(default_factory=dict)
     lock: object = field(default_factory=threading.RLock, repr=False, compare=False)  # for whoever uses it beside others
+    resting: bool = False  # its weights wait on the CPU, see `rest`
 
     @property
     def factor(self):
@@ -68,6 +69,34 @@ class Model:
     def arithmetic(self):
         """torch.bfloat16 on a CUDA device that has it in hardware, None for full precision elsewhere."""
         return machine.bfloat16(self.device) if self.device.type == "cuda" else None
+
+    @contextlib.contextmanager
+    def alone(self):
+        """The model for oneself within the `with`, its weights on its device; whoever else wants it waits."""
+        with self.lock:
+            if self.resting:
+                self._move(self.device)
+                self.resting = False
+            yield self
+
+    def rest(self):
+        """Move the weights to the CPU and give back the accelerator's memory; they return when the model is used next.
+
+        Waits for who is using it. True where there was memory to give back.
+        """
+        if self.device.type == "cpu":
+            return False
+        with self.lock:
+            self._move("cpu")
+            self.resting = True
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        return True
+
+    def _move(self, device):
+        for part in (self.vae, self.unet, self.text_encoder):
+            if part is not None:
+                part.to(device)
 
     def autocast(self):
         """Arithmetic in `arithmetic` within the `with`."""
@@ -276,7 +305,7 @@ def encode(model, images):
 
     The autoencoder runs in its own precision, without autocast: tissue texture is what it must not lose.
     """
-    with torch.autocast(model.device.type, enabled=False):
+    with model.alone(), torch.autocast(model.device.type, enabled=False):
         posterior = model.need("vae").vae.encode(images.to(model.device, model.dtype)).latent_dist
     return posterior.mean, posterior.logvar
 
@@ -299,7 +328,7 @@ def decode(model, z, batch_size=4):
     for start in range(0, len(z), batch_size):
         part = z[start : start + batch_size].to(model.device, model.dtype)
         padded = torch.cat([part, part[-1:].expand(batch_size - len(part), -1, -1, -1)])
-        with torch.autocast(model.device.type, enabled=False):
+        with model.alone(), torch.autocast(model.device.type, enabled=False):
             decoded = model.need("vae").vae.decode(padded / model.scaling).sample[: len(part)]  # [b, 3, H, W]
         pixels = ((decoded.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         images.append(pixels.permute(0, 2, 3, 1).cpu())
@@ -332,4 +361,5 @@ def embed(model, prompts):
     """Text embeddings [B, L, D] of prompts (list of str), with learned tokens in place; differentiable in the token rows."""
     if isinstance(prompts, str):
         raise TypeError(f"embed takes a list of prompts, got the single string {prompts!r}")
-    return model.text_encoder(token_ids(model, prompts)).last_hidden_state
+    with model.alone():
+        return model.text_encoder(token_ids(model, prompts)).last_hidden_state

@@ -9,6 +9,7 @@ Arrays in, arrays out: `guided` turns jobs into files, `guides` holds classifier
 """
 
 import collections
+import contextlib
 import dataclasses
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -93,8 +94,9 @@ def optimise(model, guide, queues, settings, *, batch=None, distance=None, watch
     batch = batch or len(queues)
     shares = [queues[start : start + batch] for start in range(0, len(queues), batch)]
     full = [share + [[]] * (batch - len(share)) for share in shares if any(share)]  # one shape, whatever there is to make
-    with model.lock:  # a panel waits meanwhile
-        yield from lanes.merged([_Batch(model, guide, share, settings, distance, watch, on_step).run() for share in full])
+    with model.alone():  # a panel waits meanwhile
+        own = dataclasses.replace(model, lock=contextlib.nullcontext())  # the batches are threads of one user
+        yield from lanes.merged([_Batch(own, guide, share, settings, distance, watch, on_step).run() for share in full])
 
 
 # --- one image -------------------------------------------------------------------------------------------------------

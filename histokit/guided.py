@@ -247,32 +247,43 @@ class Previewer:
 
     can_end = True  # a way can be ended at any picture
 
-    def __init__(self, model, guide, jobs, settings, distance=None):
+    def __init__(self, model, guide, jobs, settings, distance=None, table=None):
+        """table: `table(seed=..)` -> the job table of another run seed, for a slider of seeds; None where there is none."""
         if not len(jobs):
             raise ValueError("the job table is empty: nothing to preview")
-        self.model, self.guide, self.jobs, self.settings, self.distance, self.gone = model, guide, jobs.head(1), settings, distance, {}
+        self.model, self.guide, self.settings, self.distance, self.table = model, guide, settings, distance, table
+        self.jobs, self.rows, self.gone = jobs.head(1), {None: jobs.head(1)}, {}
 
-    def way(self, on_frame=None, on_step=None, **changes):
+    def _row(self, seed):
+        """The first row of the job table of a run seed, as a table."""
+        if seed not in self.rows:
+            if self.table is None:
+                raise ValueError("another seed is another job table: give the previewer a `table`")
+            self.rows[seed] = self.table(seed=int(seed)).head(1)
+        return self.rows[seed]
+
+    def way(self, on_frame=None, on_step=None, seed=None, **changes):
         """The Trajectory under the settings of the table, but for `changes`."""
-        settings = dataclasses.replace(self.settings, **changes)
-        if settings not in self.gone:
+        settings, row = dataclasses.replace(self.settings, **changes), self._row(seed)
+        number = int(row["seed"].iloc[0])
+        if (number, settings) not in self.gone:
             how = {"distance": self.distance, "on_frame": on_frame, "on_step": on_step}
-            found = trajectory(self.model, self.guide, self.jobs.iloc[0], settings, **how)
+            found = trajectory(self.model, self.guide, row.iloc[0], settings, **how)
             if found.stop == STOPPED:  # the beginning of this way is the whole way with fewer updates
                 settings = dataclasses.replace(settings, updates=len(found.frames) - 1)
                 best = int(np.argmax(found.confidence)) if settings.keep == "best" else len(found.frames) - 1
                 found = dataclasses.replace(found, chosen=best)
-            self.gone[settings] = found
-        return self.gone[settings]
+            self.gone[number, settings] = found
+        return self.gone[number, settings]
 
-    def __call__(self, on_step=None, **changes):
+    def __call__(self, on_step=None, seed=None, **changes):
         """on_step: called as `on_step(k, n, shown)`, n the steps of all pictures there may be, shown a picture uint8 [H, W, 3] or None.
 
         Where it returns True after a picture, that one is the last; the preview's `ended` then has the number of updates. Not while
         candidates are drawn.
         """
         if on_step is None:
-            return self._shown(self.way(**changes))
+            return self._shown(self.way(seed=seed, **changes), seed)
         settings, taken = dataclasses.replace(self.settings, **changes), [0]
         total = settings.steps * (settings.updates + (settings.candidates if settings.candidates > 1 else 0) + 1)
 
@@ -283,13 +294,22 @@ class Previewer:
         def frame(k, image, p):
             return on_step(taken[0], total, image) is True and settings.candidates == 1
 
-        return self._shown(self.way(on_step=step, on_frame=frame, **changes))
+        return self._shown(self.way(on_step=step, on_frame=frame, seed=seed, **changes), seed)
 
-    def known(self, **changes):
+    def known(self, seed=None, **changes):
         """The same, where this way was gone before; else None."""
-        found = self.gone.get(dataclasses.replace(self.settings, **changes))
-        return None if found is None else self._shown(found)
+        found = self.gone.get((int(self._row(seed)["seed"].iloc[0]), dataclasses.replace(self.settings, **changes)))
+        return None if found is None else self._shown(found, seed)
 
-    def _shown(self, found):
+    def _shown(self, found, seed):
         ended = {"updates": len(found.frames) - 1} if found.stop == STOPPED else {}
-        return made.Preview(found.frames[found.chosen][None], None, self.settings.num_inference_steps, self.jobs, ended)
+        return made.Preview(found.frames[found.chosen][None], None, self.settings.num_inference_steps, self._row(seed), ended)
+
+    @property
+    def can_rest(self):
+        """Whether `rest` gives memory back."""
+        return self.model.device.type != "cpu"
+
+    def rest(self):
+        """Gives the memory of the accelerator back until something is drawn again."""
+        self.model.rest()

@@ -155,6 +155,17 @@ def _told(batch, row, path):
 # --- previews --------------------------------------------------------------------------------------------------------
 
 
+class _Set:
+    """A job table, its blocks, and the tiles it starts from."""
+
+    def __init__(self, model, jobs, tiles, batch):
+        self.jobs = jobs.reset_index(drop=True)
+        self.blocks, self.sources = _blocks(self.jobs, batch), Sources(model, self.jobs, tiles)
+
+    def rows(self, block):
+        return self.jobs.loc[self.blocks[block]]
+
+
 class Previewer:
     """`previewer(strength=.., guidance_scale=..)` -> made.Preview of the first batch of a job table under other settings.
 
@@ -162,71 +173,97 @@ class Previewer:
     on a CPU. What was drawn once is kept on disk, by what its pixels follow from.
     """
 
-    def __init__(self, model, jobs, tiles, batch=None):
-        self.model, self.batch = model, batch or sampling.batch_size(model)
-        self.blocks = _blocks(jobs.reset_index(drop=True), self.batch)
-        if not self.blocks:
+    def __init__(self, model, jobs, tiles, batch=None, table=None):
+        self.model, self.tiles, self.batch, self.table = model, tiles, batch or sampling.batch_size(model), table
+        if not len(jobs):
             raise ValueError("the job table is empty: nothing to preview")
-        self.jobs, self.sources = jobs.reset_index(drop=True), Sources(model, jobs, tiles)
-        self.fitted = None
+        self.first, self.sets, self.fitted = _Set(model, jobs, tiles, self.batch), {}, None
+        self.jobs = self.first.jobs
 
-    def __call__(self, block=0, on_step=None, **settings):
-        """on_step: as in `sampling.sample`."""
-        if (found := self.known(block, **settings)) is not None:
+    def _of(self, seed):
+        """The set of a run seed; that of the job table where none is named."""
+        if seed is None:
+            return self.first
+        if self.table is None:
+            raise ValueError("another seed is another job table: give the previewer a `table`")
+        if seed not in self.sets:
+            self.sets[seed] = _Set(self.model, self.table(seed=int(seed)), self.tiles, self.batch)
+        return self.sets[seed]
+
+    def __call__(self, block=0, on_step=None, seed=None, **settings):
+        """on_step: as in `sampling.sample`. seed: run seed; another one has other noise, and may start from other tiles."""
+        held = self._of(seed)
+        if (found := self.known(block, seed, **settings)) is not None:
             return found
-        rows = self.jobs.loc[self.blocks[block]]
-        images, _ = _make(self.model, self.sources, rows, self.batch, on_step, **settings)
-        made.keep(self._kept(rows, self.batch, settings), images)
-        return self._shown(block, images, settings)
+        rows = held.rows(block)
+        images, _ = _make(self.model, held.sources, rows, self.batch, on_step, **settings)
+        made.keep(self._kept(held, rows, self.batch, settings), images)
+        return self._shown(held, block, images, settings)
 
-    def known(self, block=0, **settings):
+    def known(self, block=0, seed=None, **settings):
         """The same, where these settings were drawn before; else None. Takes a few milliseconds."""
-        images = made.kept(self._kept(self.jobs.loc[self.blocks[block]], self.batch, settings))
-        return None if images is None else self._shown(block, images, settings)
+        if seed is not None and seed not in self.sets:  # whether it is known would take a while to find out
+            return None
+        held = self._of(seed)
+        images = made.kept(self._kept(held, held.rows(block), self.batch, settings))
+        return None if images is None else self._shown(held, block, images, settings)
 
     def draft(self, x0, block=0):
         """What a batch looks like at a step, x0 from `on_step`: uint8 [n, h, w, 3]; None without a source to learn colours from."""
-        rows = self.jobs.loc[self.blocks[block]]
+        rows, sources = self.first.rows(block), self.first.sources
         if self.fitted is None:
-            latents = self.sources.latents(list(rows["tile_id"]))
+            latents = sources.latents(list(rows["tile_id"]))
             if latents is None:
                 return None
-            self.fitted = drafts.fit(latents, self.sources.pixels(list(rows["tile_id"])))
+            self.fitted = drafts.fit(latents, sources.pixels(list(rows["tile_id"])))
         return np.stack([drafts.picture(self.fitted, x0[number % self.batch]) for number in rows["number"]])
 
-    def _shown(self, block, images, settings):
-        rows = self.jobs.loc[self.blocks[block]]
-        sources = self.sources.pixels(list(rows["tile_id"]))
-        return made.Preview(images, sources, self.steps(block, **settings), rows.assign(**settings))
+    def _shown(self, held, block, images, settings):
+        rows = held.rows(block)
+        return made.Preview(images, held.sources.pixels(list(rows["tile_id"])), self.steps(block, **settings), rows.assign(**settings))
 
-    def _kept(self, rows, batch, settings):
+    def _kept(self, held, rows, batch, settings):
         """Name of the file that holds these rows under these settings."""
         used = rows.assign(**settings)
         used.loc[used["tile_id"].eq(""), "strength"] = 1.0
-        keys = [(row.number % batch, _key(self.model, row, self.sources)) for row in used.itertuples()]
+        keys = [(row.number % batch, _key(self.model, row, held.sources)) for row in used.itertuples()]
         return files.digest("preview", batch, keys)
 
-    def steps(self, block=0, **settings):
+    def steps(self, block=0, seed=None, **settings):
         """Denoising steps really taken under these settings."""
-        used = _settings(next(self.jobs.loc[self.blocks[block]].itertuples()), settings)
+        used = _settings(next(self.first.rows(block).itertuples()), settings)
         return sampling.true_steps(int(used["num_inference_steps"]), float(used["strength"]))
 
-    def ladder(self, strengths, job=0, on_step=None, **settings):
+    def ladder(self, strengths, job=0, on_step=None, seed=None, **settings):
         """Images [n, H, W, 3] of job `job` at each of `strengths`, alone in their batch: within a grey level of the finished ones."""
-        row, found = self.jobs.loc[[job]].assign(number=0), []
+        held, found = self._of(seed), []
+        row = held.jobs.loc[[job]].assign(number=0)
         for strength in strengths:
-            name = self._kept(row, 1, {"strength": strength, **settings})
+            name = self._kept(held, row, 1, {"strength": strength, **settings})
             image = made.kept(name)
             if image is None:
-                image = _make(self.model, self.sources, row, 1, on_step, strength=strength, **settings)[0]
+                image = _make(self.model, held.sources, row, 1, on_step, strength=strength, **settings)[0]
                 made.keep(name, image)
             found.append(image)
         return np.concatenate(found)
 
+    @property
+    def can_rest(self):
+        """Whether `rest` gives memory back."""
+        return self.model.device.type != "cpu"
 
-def previewer(model, jobs, tiles, batch=None):
-    """A `Previewer` of the job table, for `widgets.tuner`."""
-    return Previewer(model, jobs, tiles, batch)
+    def rest(self):
+        """Gives the memory of the accelerator back until something is drawn again."""
+        self.model.rest()
+
+
+def previewer(model, jobs, tiles, batch=None, table=None):
+    """A `Previewer` of the job table, for `widgets.tuner`.
+
+    Args:
+        table: `table(seed=..)` -> the job table of another run seed, for a slider of seeds; None where there is none.
+    """
+    return Previewer(model, jobs, tiles, batch, table)
 
 
 # --- exchange --------------------------------------------------------------------------------------------------------

@@ -7,91 +7,69 @@ counted, every third one shows a draft, and Cancel ends it at the next step. Idl
 import html
 import time
 from collections import namedtuple
-from pathlib import Path
 
 import numpy as np
 
-from histokit import pen, pictures, studio
+from histokit import ladder, panel_parts, pen, pictures, studio
+from histokit.panel_parts import decimals, line, words
 
 STAGE, THUMB, PINS = 256, 104, 4  # px on screen: source and preview, a rung; settings that can be pinned
 Drawn = namedtuple("Drawn", "preview values seconds")
-Rung = namedtuple("Rung", "image values true_steps")
 
 
 class Tuner:
     """`picture()` is the plain figure, `widget` what a live front end shows.
 
     Args:
-        previewer, run, rungs: see `widgets.tuner`.
+        previewer, run, rungs, readings: see `widgets.tuner`.
         sliders: {name: widgets.Limits}, checked.
-        ladder: slider over which the ladder goes, "" for none; `across`: slider of its rows, "" for one row.
+        over: slider along the ladder, "" for none; `across`: slider of its rows, "" for one row.
         patience: of the studio.
     """
 
-    def __init__(self, previewer, run, sliders, ladder="strength", across="", rungs=5, patience=studio.PATIENCE):
-        self.previewer, self.run, self.rungs, self.limits = previewer, run, rungs, sliders
-        self.values, self.tile = {name: _typed(limits, limits.value) for name, limits in sliders.items()}, 0
+    def __init__(self, previewer, run, sliders, over="strength", across="", rungs=5, readings=None, patience=studio.PATIENCE):
+        self.previewer, self.run, self.limits, self.readings = previewer, run, sliders, readings
+        self.values, self.tile = {name: ladder.typed(limits, limits.value) for name, limits in sliders.items()}, 0
         began = time.perf_counter()
         self.start = self.drawn = Drawn(previewer(**self.values), dict(self.values), time.perf_counter() - began)
-        self.names = [str(name) or "no source" for name in self.drawn.preview.jobs["tile_id"]]
-        self.over = ladder if self.start.preview.sources is not None else ""  # without a source there is nothing to climb away from
-        self.across = across if self.over and across != ladder else ""
-        self.climbed, self.pinned, self.asked = {}, [], None
-        for values in self._ladder(self.values)[: self.rungs] if self.over else []:
-            self._climb(values)
-        self.rungs_at_start = list(self.climbed.values())
+        over = over if self.start.preview.sources is not None else ""  # without a source there is nothing to climb away from
+        self.ladder = ladder.Ladder(previewer, sliders, over, across, rungs)
+        at_start = [self.ladder.climb(values, self._job()) for values in self.ladder.settings(self.values)[:rungs]]
+        self.rungs_at_start = [rung for rung in at_start if rung.image is not None]
+        self.pinned, self.asked, self.read = [], None, {}
         self.pen = pen.Pen(run, self._say)
         self.studio = studio.Studio(patience)
         self._build()
 
-    # ---- drawing
+    @property
+    def names(self):
+        """What the sources of the picture are called."""
+        return [str(name) or "no source" for name in self.drawn.preview.jobs["tile_id"]]
 
-    def _ladder(self, values):
-        """The settings of all rungs [dict], the row of `values` first, in each row the cheapest first."""
-        steps = [share / self.rungs for share in range(1, self.rungs + 1)]
-        columns = [_on_grid(self.limits[self.over], share) for share in steps]
-        rows = [values[self.across]] if self.across else [None]
-        if self.across:
-            low, high = self.limits[self.across][1:3]
-            start = values[self.across]
-            others = [_rounded(self.limits[self.across], (start + end) / 2) for end in (low, high)]
-            rows += [value for value in dict.fromkeys(others) if value != start]
-        fixed = {name: value for name, value in values.items() if name not in (self.over, self.across)}
-        row_of = lambda row: {self.across: row} if self.across else {}  # noqa: E731
-        return [{**fixed, **row_of(row), self.over: column} for row in rows for column in columns]
+    def _key(self):
+        return tuple(sorted(self.drawn.values.items()))
 
-    def _climb(self, values, on_step=None, tile=None):
-        """Draw one rung; what cannot be drawn is left out."""
-        tile = self.tile if tile is None else tile
-        job, count = int(self.drawn.preview.jobs.index[tile]), getattr(self.previewer, "steps", None)
-        others = {name: value for name, value in values.items() if name != self.over}
-        try:
-            image = self.previewer.ladder([values[self.over]], job=job, on_step=on_step, **others)[0]
-        except ValueError:
-            return None
-        rung = Rung(image, values, _steps(count(**values)) if count else "")
-        self.climbed[tile, tuple(sorted(values.items()))] = rung
-        return rung
-
-    def _rung(self, values):
-        return self.climbed.get((self.tile, tuple(sorted(values.items()))))
+    def _job(self):
+        """Index label of the tile that is looked at, in the table of its picture."""
+        return int(self.drawn.preview.jobs.index[self.tile])
 
     def picture(self):
         """PNG bytes of source, preview and ladder at the starting values, and the width in px it is meant for."""
-        first = self.start.preview
-        value = self.start.values.get(self.over)
-        shown = [(first.images[0], value, _steps(first.true_steps))]
-        if self.over:
-            shown += [(r.image, r.values[self.over], r.true_steps) for r in self.rungs_at_start if r.values[self.over] != value]
+        first, over = self.start.preview, self.ladder.over
+        value = self.start.values.get(over)
+        shown = [(first.images[0], value, ladder.steps_said(first.true_steps))]
+        if over:
+            shown += [(r.image, r.values[over], r.true_steps) for r in self.rungs_at_start if r.values[over] != value]
             shown.sort(key=lambda rung: rung[1])
-        tiles = [] if first.sources is None else [(first.sources[0], "source", pictures.short(self.names[0], 18), False)]
+        source = str(first.jobs["tile_id"].iloc[0]) or "no source"
+        tiles = [] if first.sources is None else [(first.sources[0], "source", pictures.short(source, 18), False)]
         for image, at, count in shown:
-            tiles.append((image, self._say({self.over: at}) if self.over else "preview", count, at == value))
+            tiles.append((image, self._say({over: at}) if over else "preview", count, at == value))
         return pictures.strip(tiles, f"{self._class()}: {self._say(self.start.values)}")
 
     def _say(self, values):
         """Such as "strength 0.35, guidance scale 2.0", with the decimals of each slider."""
-        return ", ".join(f"{_words(name)} {value:.{decimals(self.limits[name].step)}f}" for name, value in values.items())
+        return ", ".join(f"{words(name)} {value:.{decimals(self.limits[name].step)}f}" for name, value in values.items())
 
     def _class(self):
         return "every class" if self.run.class_name in ("", "all") else self.run.class_name
@@ -105,11 +83,10 @@ class Tuner:
         self.sliders = {}
         for name, (value, low, high, step) in self.limits.items():
             self.sliders[name] = w.FloatSlider(
-                value=value, min=low, max=high, step=step, description=_words(name), continuous_update=True, layout=wide,
+                value=value, min=low, max=high, step=step, description=words(name), continuous_update=True, layout=wide,
                 readout_format=f".{decimals(step)}f", style=beside,
             )  # fmt: skip
-        options = [(f"{i + 1} of {len(self.names)}: {pictures.short(name, 22)}", i) for i, name in enumerate(self.names)]
-        self.chooser = w.Dropdown(options=options, description="source tile", layout=wide, style=beside)
+        self.chooser = w.Dropdown(options=self._options(), description="source tile", layout=wide, style=beside)
         refused = self.pen.refused()
         row = w.Layout(width="auto", margin="10px 6px 0 0")
         self.button = w.Button(
@@ -117,22 +94,29 @@ class Tuner:
             icon="" if refused else "pencil", layout=w.Layout(width="auto", margin="10px 6px 0 104px"),
         )  # fmt: skip
         self.back = w.Button(description="Undo", icon="undo", layout=w.Layout(width="auto", margin="10px 6px 0 0", display="none"))
-        self.stop = w.Button(description="Cancel", icon="stop", disabled=True, layout=row)
+        self.stop = w.Button(description="Cancel", icon="stop", disabled=True, layout=row, tooltip="Escape does the same")
         can = w.Layout(width="auto", margin="10px 6px 0 0", display="" if getattr(self.previewer, "can_end", False) else "none")
         self.enough = w.Button(description="Keep this one", icon="check", disabled=True, layout=can)
         self.pin = w.Button(description="Pin", icon="thumb-tack", layout=row, tooltip="keep this picture and its settings in sight")
+        rests = w.Layout(width="auto", margin="10px 6px 0 0", display="" if getattr(self.previewer, "can_rest", False) else "none")
+        self.free = w.Button(
+            description="Free GPU", icon="eject", layout=rests, tooltip="its memory is taken again when something is drawn"
+        )
         where = refused[1] if refused else f"{self.run.recipe}, classes: {self.run.class_name}: {self.run.step}"
-        self.head, self.left, self.right, self.others, self.title, self.said = (w.HTML() for _ in range(6))
-        self.status = w.HTML(_line("The sliders answer while the kernel of this notebook runs."))
+        self.head, self.left, self.right, self.others, self.title, self.said, self.reading = (w.HTML() for _ in range(7))
+        self.status = w.HTML(line("The sliders answer while the kernel of this notebook runs."))
         self.row, self.pins = (w.GridBox(layout=w.Layout(grid_gap="4px 10px")) for _ in range(2))
 
         one = [self.chooser] if len(self.names) > 1 else []
-        buttons = w.HBox([self.button, self.back]), w.HBox([self.stop, self.enough, self.pin], layout=w.Layout(margin="0 0 0 104px"))
-        controls = w.VBox([self.head, *one, *self.sliders.values(), self.status, *buttons, w.HTML(_line(where))])
+        acts = w.HBox([self.stop, self.enough, self.pin, self.free], layout=w.Layout(margin="0 0 0 104px"))
+        buttons = w.HBox([self.button, self.back]), acts
+        controls = w.VBox([self.head, *one, *self.sliders.values(), self.status, *buttons, w.HTML(line(where))])
         controls.layout = w.Layout(width="360px")
         pair = w.HBox([self.left, self.right] if self.start.preview.sources is not None else [self.right])
-        boxes = [w.HTML(STYLE), w.HBox([pair, controls], layout=w.Layout(flex_flow="row wrap")), self.said, self.pins, self.others]
-        if self.over:
+        stage = w.HBox([w.VBox([pair, self.reading]), controls], layout=w.Layout(flex_flow="row wrap"))
+        self.keys = panel_parts.keys()
+        boxes = [w.HTML(panel_parts.STYLE), self.keys, stage, self.said, self.pins, self.others]
+        if self.ladder.over:
             boxes += [self.title, self.row]
         self.widget = w.VBox(boxes)
         self.widget.add_class("hk-tuner")
@@ -145,18 +129,20 @@ class Tuner:
             (self.stop, self._cancelled),
             (self.enough, self._kept),
             (self.pin, self._pin),
+            (self.free, self._freed),
             (self.back, self._undone),
             (self.button, self._pressed),
         ):
             button.on_click(answer)
+        self.keys.on_msg(lambda *_: self._cancelled(None))
         self.widget.observe(self._seen, "_view_count")
 
     def show(self):
         """Displays the plain picture, then the panel without its pictures: those follow once a front end shows it."""
         from IPython.display import display
 
-        image, width = self.picture()
-        text = f"{self._class()}: {self._say(self.start.values)}, {_steps(self.start.preview.true_steps)}"
+        image, width = self.plain_picture = self.picture()
+        text = f"{self._class()}: {self._say(self.start.values)}, {ladder.steps_said(self.start.preview.true_steps)}"
         bundle = {"image/png": pictures.base64(image), "text/plain": text}
         self.plain = display(bundle, raw=True, metadata={"image/png": {"width": width}}, display_id=True)
         view = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}
@@ -172,14 +158,14 @@ class Tuner:
         self.head.value = f"<div class='hk-head'>{html.escape(self._class())}</div>"
         self._refresh()
         if self.plain is not None:
-            image, width = self.picture()
+            image, width = self.plain_picture
             data = pictures.base64(image)
             began = html.escape(f"{self._class()} at the start: {self._say(self.start.values)}")
             folded = f"<details><summary>{began}</summary><img width='{width}' src='data:image/png;base64,{data}'></details>"
             self.plain.update({"text/html": folded, "image/png": data, "text/plain": began}, raw=True)
 
     def _moved(self, _):
-        self.values = {name: _typed(self.limits[name], slider.value) for name, slider in self.sliders.items()}
+        self.values = {name: ladder.typed(self.limits[name], slider.value) for name, slider in self.sliders.items()}
         values, known = dict(self.values), getattr(self.previewer, "known", None)
         if values == self.drawn.values or (known is not None and self._take(known, values)):
             self._rested()
@@ -187,7 +173,7 @@ class Tuner:
             return
         self.widget.add_class("hk-busy")
         self.stop.disabled = self.enough.disabled = False
-        self.status.value = _line(f"drawing {self._say(values)} ...")
+        self.status.value = line(f"drawing {self._say(values)} ...")
         began = time.perf_counter()
         self.asked = wish = studio.Wish(
             lambda on_step: self.previewer(on_step=on_step, **values),
@@ -218,7 +204,7 @@ class Tuner:
         if wish is not self.asked:
             return
         left = (time.perf_counter() - began) / k * (n - k)
-        self.status.value = _line(f"step {k} of {n}, {left:.0f} s left")
+        self.status.value = line(f"step {k} of {n}, {left:.0f} s left")
         draft = getattr(self.previewer, "draft", None)
         if k < n and isinstance(x0, np.ndarray):  # a picture already
             self.right.value = pictures.figure(x0, "on the way", f"step {k} of {n}", STAGE, "hk-preview")
@@ -239,14 +225,20 @@ class Tuner:
         if wish is self.asked:
             self._rested()
             self._refresh()
-            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            self.status.value = _line(f"Nothing drawn for {self._say(values)}. {kind}{error}", "hk-bad")
+            kind, text = "" if isinstance(error, ValueError) else f"{type(error).__name__}: ", str(error)
+            if "OutOfMemory" in kind:
+                getattr(self.previewer, "rest", lambda: None)()  # what is left of the attempt goes, and the kernel stays usable
+                kind, text = "", "The memory does not suffice; close what else uses it, or set fewer images a batch. The kernel is fine."
+            self.status.value = line(f"Nothing drawn for {self._say(values)}. {kind}{text}", "hk-bad")
 
     def _cancelled(self, _):
+        """The sliders go back to the picture, so that what is seen is what the button writes."""
         if self.asked is not None:
             self._rested()
+            self.values = dict(self.drawn.values)
+            self._set(self.values)
             self._refresh()
-            self.status.value = _line(f"Stopped; the picture is that of {self._say(self.drawn.values)}.")
+            self.status.value = line(f"Stopped; back at {self._say(self.values)}.")
 
     def _kept(self, _):
         """The drawing ends after its next picture, and that one is taken; the sliders then say which it is."""
@@ -254,9 +246,26 @@ class Tuner:
             self.asked.enough.set()
             self.enough.disabled = True
 
+    def _freed(self, _):
+        """In the studio, since the model may be at work: whoever presses waits for nothing."""
+        self._rested()
+        self.status.value = line("The memory will be free in a moment ...")
+        said = "The memory of the GPU is free; the next picture takes it again."
+        self.asked = wish = studio.Wish(lambda on_step: self.previewer.rest(), lambda _: self._free_said(wish, said))
+        self.studio.chores([])
+        self.studio.ask(wish, 0)
+
+    def _free_said(self, wish, said):
+        if wish is self.asked:
+            self.asked = None
+            self.status.value = line(said)
+
     def _chosen(self, change):
         self.tile = change["new"] or 0
         self._refresh()
+
+    def _options(self):
+        return [(f"{i + 1} of {len(self.names)}: {pictures.short(name, 22)}", i) for i, name in enumerate(self.names)]
 
     def _go(self, values):
         """Set the sliders to values, drawing once."""
@@ -289,98 +298,86 @@ class Tuner:
             self._told(self.pen.undo(), "")
 
     def _told(self, sentence, text):
-        rows = [row for row in text.splitlines() if row[:3] not in ("---", "+++") and row[:2] != "@@"]
-        body = "\n".join(f"<span class='{DIFF.get(row[:1], '')}'>{html.escape(row)}</span>" for row in rows)
-        self.said.value = _line(sentence, "hk-said") + (f"<pre class='hk-diff'>{body}</pre>" if text else "")
+        self.said.value = line(sentence, "hk-said") + panel_parts.difference(text)
         self.back.layout.display = "" if self.pen.written else "none"
 
     # ---- what is shown
 
     def _refresh(self):
         preview, values, seconds = self.drawn
+        if (options := self._options()) != list(self.chooser.options):  # another seed has other sources
+            self.chooser.unobserve(self._chosen, "value")
+            self.chooser.options = options
+            self.chooser.value = self.tile = min(self.tile, len(options) - 1)
+            self.chooser.observe(self._chosen, "value")
+        own, under = preview.images[self.tile], None
         if preview.sources is not None:
-            self.left.value = pictures.figure(preview.sources[self.tile], "source", self.names[self.tile], STAGE)
-        self.right.value = pictures.figure(preview.images[self.tile], "preview", self._say(values), STAGE, "hk-preview")
+            under = preview.sources[self.tile]
+            self.left.value = pictures.figure(under, "source", self.names[self.tile], STAGE)
+        self.right.value = pictures.figure(own, "preview", self._say(values), STAGE, "hk-preview", under)
         prompt = f"\n{preview.jobs['prompt'].iloc[self.tile]}" if "prompt" in preview.jobs else ""
         time_said = f"{seconds:.1f} s" if seconds else "drawn before"
-        self.status.value = _line(f"{_steps(preview.true_steps)}, {time_said}{prompt}")
+        self.status.value = line(f"{ladder.steps_said(preview.true_steps)}, {time_said}{prompt}")
         others = [i for i in range(len(self.names)) if i != self.tile] if preview.sources is not None else []
-        pairs = [pictures.pair(preview.sources[i], preview.images[i], f"source {i + 1}", self.names[i], THUMB) for i in others[:3]]
-        head = "<b>Other sources</b> under the same settings; hold the pointer over one to see what it was made from"
+        pairs = [
+            pictures.figure(preview.images[i], f"source {i + 1}", pictures.short(self.names[i], 18), THUMB, under=preview.sources[i])
+            for i in others[:3]
+        ]
+        head = "<b>Other sources</b> under the same settings; the pointer over a picture wipes to what it was made from"
         self.others.value = f"<div class='hk-part'>{head}</div><div class='hk-row'>{''.join(pairs)}</div>" if pairs else ""
-        if self.over:
-            self._refresh_ladder()
+        self._idle()
 
-    def _refresh_ladder(self):
-        """The rungs that are there, and the studio asked to draw the others while nobody moves a slider."""
-        asked, tile = self._ladder(self.drawn.values), self.tile
-        self._show_ladder(asked)
-        lacking = [values for values in asked if self._rung(values) is None]
-        lacking.sort(key=lambda values: (values.get(self.across) != self.drawn.values.get(self.across), values[self.over]))
-        shown = lambda rung: self._show_ladder(asked) if tile == self.tile and self.asked is None else None  # noqa: E731
-        self.studio.chores(
-            [studio.Wish(lambda on_step, values=values: self._climb(values, on_step, tile), shown, shown) for values in lacking]
-        )
+    def _idle(self):
+        """What is there of readings and ladder is shown; the studio does the rest while nobody moves a slider."""
+        drawn, job, chores = self.drawn, self._job(), []
+        if self.readings is not None:
+            self._show_reading()
+            if (key := self._key()) not in self.read:
+                read = lambda _: self.readings(drawn.preview.images, drawn.preview.jobs)  # noqa: E731
+                keep = lambda found: self._has_read(key, found)  # noqa: E731
+                chores.append(studio.Wish(read, keep, keep))
+        if self.ladder.over:
+            self._show_ladder(drawn.values, job)
+            shown = lambda _: self._show_ladder(drawn.values, job) if drawn is self.drawn and job == self._job() else None  # noqa: E731
+            chores += [
+                studio.Wish(lambda on_step, values=values: self.ladder.climb(values, job, on_step), shown, shown)
+                for values in self.ladder.lacking(drawn.values, job)
+            ]
+        self.studio.chores(chores)
 
-    def _show_ladder(self, asked):
-        rungs = [(rung.image, values, rung.true_steps) if (rung := self._rung(values)) else (None, values, "") for values in asked]
-        fixed = {name: value for name, value in self.drawn.values.items() if name not in (self.over, self.across)}
-        by = f" by {_words(self.across)}" if self.across else ""
+    def _has_read(self, key, found):
+        self.read[key] = found
+        if key == self._key():
+            self._show_reading()
+
+    def _show_reading(self):
+        """The reading of the picture; that of another one never stays."""
+        found = self.read.get(self._key())
+        one, remark = (found[self.tile], getattr(self.readings, "remark", "")) if isinstance(found, list) else (found, "")
+        self.reading.value = panel_parts.reading(one, remark)
+
+    def _show_ladder(self, values, job):
+        over, across = self.ladder.over, self.ladder.across
+        rungs = [(rung, self.ladder.rung(rung, job)) for rung in self.ladder.settings(values)]
+        fixed = {name: value for name, value in values.items() if name not in (over, across)}
+        by = f" by {words(across)}" if across else ""
         said = ", ".join(filter(None, (self._say(fixed), f"source {self.tile + 1}" if len(self.names) > 1 else "")))
-        text = f"<b>{html.escape(_words(self.over).capitalize() + by)}</b>{html.escape(f' at {said}' if said else '')}"
+        text = f"<b>{html.escape(words(over).capitalize() + by)}</b>{html.escape(f' at {said}' if said else '')}"
         self.title.value = f"<div class='hk-part'>{text}; a button takes the sliders there</div>"
-        self._fill(self.row, rungs, self.rungs)
+        pictures_of = [(found.image if found else None, rung, found.true_steps if found else "") for rung, found in rungs]
+        self._fill(self.row, pictures_of, self.ladder.count)
 
     def _fill(self, grid, rungs, columns):
         """Pictures with a button each that takes the sliders there; one that is not drawn yet is a grey field."""
         import ipywidgets as w
 
         cells = []
-        names = [name for name in (self.over, self.across) if name] or list(self.limits)
+        names = [name for name in (self.ladder.over, self.ladder.across) if name] or list(self.limits)
         for image, values, caption in rungs:
             label = " / ".join(f"{values[name]:.{decimals(self.limits[name].step)}f}" for name in names)
             button = w.Button(description=label, tooltip=f"take {self._say(values)}", layout=w.Layout(width=f"{THUMB}px"))
             button.on_click(lambda _, values=values: self._go(values))
-            picture = pictures.figure(image, "", caption, THUMB) if image is not None else pictures.blank(THUMB)
+            picture = pictures.figure(image, "", caption, THUMB) if image is not None else pictures.blank(THUMB, caption)
             cells.append(w.VBox([w.HTML(picture), button]))
         grid.layout.grid_template_columns = f"repeat({min(columns, max(1, len(cells)))}, {THUMB + 8}px)"
         grid.children = cells
-
-
-# ---- small parts
-
-
-def _typed(limits, value):
-    """A slider's value as its parameter wants it: a whole number where value, ends and step are whole numbers."""
-    return round(value) if all(isinstance(part, int) for part in limits) else round(float(value), 6)
-
-
-def _on_grid(limits, share):
-    """The value at a share of a slider's range, on its grid."""
-    return _rounded(limits, limits.low + (limits.high - limits.low) * share)
-
-
-def _rounded(limits, value):
-    """`value` on the slider's grid, without the dust of floats."""
-    return _typed(limits, round(limits.low + round((value - limits.low) / limits.step) * limits.step, 10))
-
-
-def decimals(step):
-    """How many decimals a slider of this step shows."""
-    return min((n for n in range(6) if abs(step * 10**n - round(step * 10**n)) <= 1e-9 * max(1, step * 10**n)), default=6)
-
-
-def _words(name):
-    return name.replace("_", " ")
-
-
-def _steps(count):
-    return f"{count} step" if count == 1 else f"{count} steps"
-
-
-def _line(text, kind="hk-faint"):
-    return f"<div class='hk-line {kind}'>{html.escape(text)}</div>"
-
-
-DIFF = {"+": "hk-plus", "-": "hk-minus"}
-STYLE = f"<style>\n{(Path(__file__).parent / 'panel.css').read_text(encoding='utf-8')}</style>"

@@ -33,22 +33,13 @@ def png(picture):
     return stream.getvalue()
 
 
-def figure(pixels, title, caption, width, kind=""):
-    """HTML of one captioned picture, its bytes inside."""
-    data = base64(png(image(pixels, 2 * width)))
+def figure(pixels, title, caption, width, kind="", under=None):
+    """HTML of one captioned picture, its bytes inside; `under` is what the pointer over it wipes to (see `panel.js`)."""
+    shown = [pixels] if under is None else [pixels, under]
+    images = "".join(f"<img width='{width}' alt='' src='data:image/png;base64,{base64(png(image(one, 2 * width)))}'>" for one in shown)
     return (
-        f"<figure class='hk-figure {kind}' style='width:{width}px'><img width='{width}' alt='' src='data:image/png;base64,{data}'>"
+        f"<figure class='hk-figure {kind}' style='width:{width}px'><div class='{'hk-wipe' if len(shown) > 1 else ''}'>{images}</div>"
         f"<figcaption>{_said(title, caption)}</figcaption></figure>"
-    )
-
-
-def pair(below, above, title, caption, width):
-    """HTML of two pictures of one field, the second above the first: the pointer over it wipes half of the upper one away."""
-    under, over = (base64(png(image(pixels, 2 * width))) for pixels in (below, above))
-    images = "".join(f"<img width='{width}' alt='' src='data:image/png;base64,{data}'>" for data in (under, over))
-    return (
-        f"<figure class='hk-figure' style='width:{width}px'><div class='hk-wipe'>{images}</div>"
-        f"<figcaption>{_said(title, short(caption, 18))}</figcaption></figure>"
     )
 
 
@@ -56,9 +47,10 @@ def _said(title, caption):
     return f"<b>{html.escape(title)}</b><br>{html.escape(caption)}" if title else html.escape(caption)
 
 
-def blank(width):
-    """HTML of a field where a picture will be."""
-    return f"<div class='hk-blank' style='width:{width}px;height:{width}px'></div>"
+def blank(width, text=""):
+    """HTML of a field where a picture will be; with a text there will be none."""
+    kind = "hk-none" if text else "hk-blank"
+    return f"<div class='{kind}' style='width:{width}px;height:{width}px'>{html.escape(text)}</div>"
 
 
 def strip(tiles, title):

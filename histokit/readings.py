@@ -4,6 +4,7 @@ The judge, the encoder and the thresholds are those of the first 05_select of th
 nothing depends on it: a panel changes no key.
 """
 
+import functools
 import tempfile
 from collections import namedtuple
 from pathlib import Path
@@ -29,39 +30,46 @@ class Readings:
     """
 
     def __init__(self, run, tiles, guide=None):
-        self.run, self.tiles, self.known = run, tiles, {}
-        asked, trouble = _selection(run)
-        self.step = asked.get("step", SELECT)
-        self.encoder_name, self.thresholds = asked.get("encoder") or ENCODER, asked.get("thresholds") or {}
-        self.centroids = asked.get("centroids") or "unit"
-        self.panel, self.remark = ([], trouble) if trouble else self._judges(asked, guide)
+        self.run, self.tiles, self.guide, self.known = run, tiles, guide, {}
 
-    def _judges(self, asked, guide):
-        """The classifiers of the judge's arm that are there already, and a sentence."""
-        step = asked.get("judge")
+    @functools.cached_property
+    def asked(self):
+        """(parameters of the step that will judge, {} where there is none; why the recipe cannot say)."""
+        return _selection(self.run)
+
+    @functools.cached_property
+    def judge(self):
+        """(the classifiers that judge, why there are none). Loaded when somebody looks: a headless run has no use for them."""
+        found, trouble = self.asked
+        step = found.get("judge")
         if not step:
-            return [], "No 05_select of the recipe reads this step, so there is no judge to ask."
+            return [], trouble or "No 05_select of the recipe reads this step, so there is no judge to ask."
         folder = places.find(self.run.experiment, step, "")
         if folder is None:
             return [], f"The judge, {step}, is not trained yet."
-        panel = [classifiers.load(one, self.run.device) for one in classifiers.trained(folder, step, asked.get("judge_arm", ""))]
-        if guide is not None and guide.identity in map(guides.identity, panel):
+        panel = [classifiers.load(one, self.run.device) for one in classifiers.trained(folder, step, found.get("judge_arm", ""))]
+        if self.guide is not None and self.guide.identity in map(guides.identity, panel):
             return [], f"{step} steers these pictures, so it cannot judge them."
         if any(judge.facts["n_synthetic"] for judge in panel):
             return [], f"{step} was trained on synthetic tiles, so it cannot judge them."
         return panel, ""
+
+    @property
+    def remark(self):
+        return self.judge[1]
 
     def __call__(self, images, jobs):
         return [self._said(row) for row in self.table(images, jobs).itertuples()]
 
     def _said(self, row):
         rows = [] if np.isnan(row.judge) else [("judge", f"{row.judge:.2f}", f"{row.judge_least:.2f} or more" if row.judge_least else "")]
-        rows.append(("nearest training tile", f"{row.nearest:.3f}", f"below {row.copy:.3f}; {row.nearest_tile}"))
-        rows += [] if np.isnan(row.source) else [("its source", f"{row.source:.3f}", "")]
-        rows.append(("stain", f"{row.stain:.1f}", f"at most {row.stain_most:.1f}" if np.isfinite(row.stain_most) else ""))
+        rows.append(("like the nearest training tile", f"{row.nearest:.3f}", f"a copy from {row.copy:.3f} on; it is {row.nearest_tile}"))
+        rows += [] if np.isnan(row.source) else [("like its source", f"{row.source:.3f}", "")]
+        rows.append(("stain, in deviations", f"{row.stain:.1f}", f"at most {row.stain_most:.1f}" if np.isfinite(row.stain_most) else ""))
+        step = self.asked[0].get("step", SELECT)
         if row.status == "kept":
-            return Reading(True, f"{self.step} would keep it{'' if self.panel else ', as far as can be said without a judge'}", rows)
-        return Reading(False, f"{self.step} would not keep it: {row.reason}", rows)
+            return Reading(True, f"{step} would keep it{'' if self.judge[0] else ', as far as can be said without a judge'}", rows)
+        return Reading(False, f"{step} would not keep it: {row.reason}", rows)
 
     def table(self, images, jobs):
         """What 05 measures of pictures, a row each.
@@ -75,13 +83,14 @@ class Readings:
             (likeness from which on it is one), source (likeness to the source, NaN without one), stain (deviations from real tiles) and
             stain_most.
         """
-        training, encoder = data.training(self.tiles), features.load(self.encoder_name, self.run.device)
-        parts = []
+        asked, panel, parts = self.asked[0], self.judge[0], []
+        training, encoder = data.training(self.tiles), features.load(asked.get("encoder") or ENCODER, self.run.device)
+        centroids = asked.get("centroids") or "unit"
         with tempfile.TemporaryDirectory() as folder:
             rows = self._rows(images, jobs, Path(folder))
             for name, own in rows.groupby("label", sort=False):
                 usual, cuts = self._real(name, training, encoder)
-                scores = screening.scored(own.reset_index(drop=True), training, name, self.panel, encoder, self.centroids, usual)
+                scores = screening.scored(own.reset_index(drop=True), training, name, panel, encoder, centroids, usual)
                 decided, cut = selection.decide(scores, cuts, name), dict(zip(cuts["name"], cuts["cut"], strict=True))
                 part = decided.assign(judge=scores["judge"], judge_least=cut["judge_p"])
                 part = part.assign(nearest=scores["similarity_feature"], nearest_tile=scores["nearest_feature"], copy=cut["copy"])
@@ -105,8 +114,8 @@ class Readings:
         if "" not in self.known:
             self.known[""] = screening.typical(training)
         if name not in self.known:
-            real = screening.of_real(self.tiles, name, self.panel, encoder, self.known[""])
-            self.known[name] = selection.calibrate(self.thresholds, real)
+            real = screening.of_real(self.tiles, name, self.judge[0], encoder, self.known[""])
+            self.known[name] = selection.calibrate(self.asked[0].get("thresholds") or {}, real)
         return self.known[""], self.known[name]
 
     def _sources(self, rows, training, encoder):

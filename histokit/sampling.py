@@ -183,10 +183,9 @@ def sample(
         z, cond = (torch.cat([x, x[-1:].expand(batch - n, *x.shape[1:])]) for x in (z, cond))
         seen = []
         watch = None if pulls is None else lambda i, pull, seen=seen: seen.append(pull) if i < FIRST else None
-        with model.lock:
+        with model.alone():
             z = denoise(guided(model, cond, uncond, guidance_scale, watch), z, model.scheduler, timesteps, on_step=look)
         if pulls is not None:
             pulls += (torch.stack(seen).mean(dim=0) if seen else torch.full((batch,), torch.nan)).tolist()[:n]
-        with model.lock:
-            images.append(backbone.decode(model, z, min(batch, 4))[:n])  # the decoder's activations are the largest
+        images.append(backbone.decode(model, z, min(batch, 4))[:n])  # the decoder's activations are the largest
     return np.concatenate(images)

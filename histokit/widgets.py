@@ -14,7 +14,7 @@ __all__ = ["apply", "tuner"]
 Limits = namedtuple("Limits", "value low high step")
 
 
-def tuner(previewer, run, *, ladder="strength", across="guidance_scale", rungs=5, **sliders):
+def tuner(previewer, run, *, ladder="strength", across="guidance_scale", rungs=5, readings=None, **sliders):
     """Shows one tile and what the settings make of it: a preview at fixed seed beside its source, sliders, a ladder, a button.
 
     Draws once when called, a preview and one row of the ladder, also without a front end. The button writes the values of the sliders
@@ -27,11 +27,14 @@ def tuner(previewer, run, *, ladder="strength", across="guidance_scale", rungs=5
             previewer.ladder([value], job=index label, name=value, ..., on_step=...) returns images [1, H, W, 3] of one job, cheaply.
             ValueError means that these settings draw nothing. Where `on_step` returns True and previewer.can_end is set, it ends there,
             and the object's `ended` has the settings it then stands for. If there: previewer.known(name=value, ...) returns at once what
-            was drawn before, or None; previewer.steps(name=value, ...) the step count; previewer.draft(x0) uint8 [n, h, w, 3] or None.
+            was drawn before, or None; previewer.steps(name=value, ...) the step count; previewer.draft(x0) uint8 [n, h, w, 3] or None;
+            previewer.rest() gives a GPU's memory back until something is drawn again, offered where previewer.can_rest.
         run: gives recipe (path, or "" for none), class_name and step.
         ladder: slider over which the ladder goes; "" for none, as always where there are no sources.
         across: slider of the rows of the ladder; none where there is no such slider.
         rungs: previews in a row of the ladder.
+        readings: readings(images, jobs) -> for each picture `good` (bool), `said` (a sentence) and `rows`, (name, value, what is asked) as
+            text; called in idle time where a live front end shows the panel. Its `remark`, if there, is shown beneath. None for none.
         sliders: name=(value, min, max, step). A value outside its range widens the range.
     """
     limits = {name: widened(name, Limits(*given)) for name, given in sliders.items()}
@@ -39,7 +42,7 @@ def tuner(previewer, run, *, ladder="strength", across="guidance_scale", rungs=5
         raise ValueError(f"the ladder goes over {ladder!r}, which is no slider; there is: {', '.join(limits) or 'none'}")
     from histokit import panel
 
-    panel.Tuner(previewer, run, limits, ladder, across if across in limits else "", rungs).show()
+    panel.Tuner(previewer, run, limits, ladder, across if across in limits else "", rungs, readings).show()
 
 
 def widened(name, limits):

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model, write_hub_layout
 
-from histokit import backbone, files
+from histokit import backbone, files, sampling
 
 
 @pytest.fixture(scope="module")
@@ -213,3 +213,35 @@ def test_arithmetic_is_bfloat16_only_on_a_gpu_that_has_it(supported, expected, m
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     assert backbone.Model(device=torch.device("cuda")).arithmetic is expected
     assert backbone.Model().arithmetic is None, "the same bits on every processor"
+
+
+class Moved(torch.nn.Linear):
+    """A part that writes down where it is sent instead of going there."""
+
+    def __init__(self, log):
+        super().__init__(1, 1)
+        self.log = log
+
+    def to(self, device):
+        self.log.append(str(device))
+        return self
+
+
+def test_a_model_rests_on_the_cpu_and_returns_when_it_is_used():
+    log = []
+    model = backbone.Model(unet=Moved(log), device=torch.device("meta"))
+    assert model.rest() and log == ["cpu"]
+    with model.alone() as used:
+        assert used is model and log == ["cpu", "meta"]
+    with model.alone():
+        assert log == ["cpu", "meta"], "it is there already"
+    assert not backbone.Model(unet=Moved(log)).rest() and len(log) == 2, "on a CPU there is nothing to give back"
+
+
+@pytest.mark.gpu
+def test_a_resting_model_leaves_the_gpu_and_draws_the_same_afterwards():
+    model = backbone.load("mini", torch.device("cuda"))
+    draw = lambda: sampling.sample(model, ["mucin"], [torch.Generator().manual_seed(0)], num_inference_steps=2)  # noqa: E731
+    before, full = draw(), torch.cuda.memory_allocated()
+    assert model.rest() and torch.cuda.memory_allocated() < full / 10
+    assert (draw() == before).all()

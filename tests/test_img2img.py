@@ -310,6 +310,22 @@ def test_the_preview_is_the_first_batch_bit_for_bit(model, tiles):
     assert abs(steps[1].astype(int) - preview.images[0]).max() <= 1
 
 
+def test_a_preview_of_another_seed_is_the_batch_of_that_seed(model, tiles):
+    table = lambda seed: jobs(model, tiles, 6, seed=seed)  # noqa: E731
+    show = img2img.previewer(model, table(0), tiles, table=table)
+    assert show.known(seed=4) is None, "nothing is looked up while somebody waits"
+    preview = show(strength=0.75, seed=4)
+    made = img2img.render(model, jobs(model, tiles, 6, seed=4, strength=0.75), start(), tiles)
+    assert np.array_equal(preview.images, pixels(made)[:4])
+    assert list(preview.jobs["tile_id"]) == list(table(4)["tile_id"][:4]) != list(table(0)["tile_id"][:4])
+    assert np.array_equal(show.known(seed=4, strength=0.75).images, preview.images)
+    assert np.array_equal(show(seed=0).images, show().images)
+    (rung,) = show.ladder([0.75], job=1, seed=4)
+    assert abs(rung.astype(int) - preview.images[1]).max() <= 1
+    with pytest.raises(ValueError, match="another seed is another job table"):
+        img2img.previewer(model, table(0), tiles)(seed=4)
+
+
 def test_tokens_and_lora_shape_the_images_and_are_named_in_the_rows(tiles, tmp_path):
     model = tiny_model()
     name = adapters.placeholder("blue")

@@ -152,13 +152,13 @@ def photograph(page, name):
 
 def picture(page):
     """PNG bytes of the preview on the page."""
-    source = page.locator(".hk-preview img").get_attribute("src")
+    source = page.locator(".hk-preview img:first-child").get_attribute("src")
     return base64.b64decode(source.partition("base64,")[2])
 
 
 def wait_for_another(page, old):
     page.wait_for_function(
-        "old => { const i = document.querySelector('.hk-preview img'); return i && i.src != old }",
+        "old => { const i = document.querySelector('.hk-preview img:first-child'); return i && i.src != old }",
         arg="data:image/png;base64," + base64.b64encode(old).decode(),
     )
 
@@ -185,7 +185,7 @@ def test_a_slider_moves_the_preview_and_the_button_writes_the_recipe(root, lab, 
     for _ in range(3):
         page.keyboard.press("Shift+Enter")
     panel = page.locator(".hk-tuner")
-    panel.locator(".hk-preview img").wait_for()
+    panel.locator(".hk-preview img:first-child").wait_for()
 
     # the panel stands where the plain picture was, which folds away; the class name is text
     assert panel.locator(".hk-head").inner_text() == "Müll <b>x</b>"
@@ -218,7 +218,7 @@ def test_a_slider_moves_the_preview_and_the_button_writes_the_recipe(root, lab, 
     handle.press("ArrowLeft")
     wait_until(lambda: len(begun.read_text().split()) == before + 1)
     panel.get_by_role("button", name="Cancel").click()
-    panel.get_by_text("Stopped; the picture is that of strength 1.00").wait_for()
+    panel.get_by_text("Stopped; back at strength 1.00").wait_for()
     closed.unlink()
     assert picture(page) == shown
 
@@ -228,6 +228,27 @@ def test_a_slider_moves_the_preview_and_the_button_writes_the_recipe(root, lab, 
     panel.get_by_text("6 steps, ").first.wait_for()
     assert picture(page)[:8] == b"\x89PNG\r\n\x1a\n" and len({first, shown, picture(page)}) == 3
     assert len(begun.read_text().split()) == before + 2, "the drawing that was stopped was not gone on with"
+
+    # Escape does what Cancel does, and the focus stays in the panel
+    shown, before = picture(page), len(begun.read_text().split())
+    closed.touch()
+    handle.press("ArrowLeft")
+    wait_until(lambda: len(begun.read_text().split()) == before + 1)
+    page.keyboard.press("Escape")
+    panel.get_by_text("Stopped; back at strength 0.60").wait_for()
+    closed.unlink()
+    assert picture(page) == shown and handle.evaluate("e => e == document.activeElement")
+
+    # the pointer wipes from the preview to its source
+    box = panel.locator(".hk-preview img:first-child").bounding_box()
+    page.mouse.move(box["x"] + 0.75 * box["width"], box["y"] + 20)
+    covered = panel.locator(".hk-preview img:nth-child(2)")
+    page.wait_for_function(
+        "e => getComputedStyle(e).clipPath.startsWith('inset(0px calc(25%') || getComputedStyle(e).clipPath.startsWith('inset(0px 25')",
+        arg=covered.element_handle(),
+    )
+    photograph(page, "wiped")
+    page.mouse.move(0, 0)
 
     # another source tile: another pair, and a ladder of its own
     pair = picture(page)
@@ -275,6 +296,14 @@ def test_a_slider_moves_the_preview_and_the_button_writes_the_recipe(root, lab, 
     assert picture(page) == source and recipe.read_text() == text
     photograph(page, "refused")
 
+    # without its kernel the panel says that it is dead
+    page.get_by_title("Restart the kernel", exact=False).first.click()
+    page.locator(".jp-Dialog .jp-mod-accept").click()
+    page.locator(".hk-tuner.jupyter-widgets-disconnected").wait_for()
+    assert "kernel of this panel is gone" in panel.evaluate("e => getComputedStyle(e, '::before').content")
+    photograph(page, "restarted")
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()  # a server does not end well while a kernel begins
+
 
 def test_the_real_notebook_opened_from_its_recipe_writes_the_slider_into_it(root, page):
     folders.class_folders(root / "data", ("common", "rare"), cases=6, tiles=3)
@@ -295,7 +324,7 @@ def test_the_real_notebook_opened_from_its_recipe_writes_the_slider_into_it(root
         for _ in range(cells.index("tuner") + 1):
             page.keyboard.press("Shift+Enter")
         panel = page.locator(".hk-tuner")
-        panel.locator(".hk-preview img").wait_for()
+        panel.locator(".hk-preview img:first-child").wait_for()
 
         panel.scroll_into_view_if_needed()
         assert panel.locator(".hk-head").inner_text() == "rare"
@@ -303,7 +332,7 @@ def test_the_real_notebook_opened_from_its_recipe_writes_the_slider_into_it(root
         panel.locator(".noUi-handle").first.focus()
         page.keyboard.press("ArrowRight")
         wait_for_another(page, first)
-        panel.get_by_text("strength 0.55, guidance scale 2.0, num inference steps 20").first.wait_for()
+        panel.get_by_text("strength 0.55, guidance scale 2.0, inference steps 20").first.wait_for()
         panel.get_by_text("11 steps, ").first.wait_for()
         filled(page)
         photograph(page, "real")
@@ -311,7 +340,9 @@ def test_the_real_notebook_opened_from_its_recipe_writes_the_slider_into_it(root
         panel.get_by_role("button", name="Write into recipe").click()
         panel.get_by_text("Written into params/study.yaml").wait_for()
 
-    assert recipe.read_text() == REAL + "classes:\n  rare: {plain: {strength: 0.55, guidance_scale: 2.0, num_inference_steps: 20}}\n"
+    assert (
+        recipe.read_text() == REAL + "classes:\n  rare: {plain: {strength: 0.55, guidance_scale: 2.0, num_inference_steps: 20, seed: 3}}\n"
+    )
     found = recipes.read(recipe)
     assert recipes.parameters(found, found.steps["plain"], "rare")["strength"] == 0.55
 

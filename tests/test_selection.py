@@ -472,20 +472,24 @@ def test_what_a_panel_reads_of_a_picture_is_what_05_says_of_the_tile(study):
     said = read(pictures, jobs)
     assert [one.good for one in said] == [True, False, False] and said[0].said == "keep would keep it"
     assert "judge sees red" in said[1].said and "copy of train/blue/1.png" in said[2].said
-    assert [name for name, *_ in said[2].rows] == ["judge", "nearest training tile", "its source", "stain"]
-    assert [name for name, *_ in said[0].rows] == ["judge", "nearest training tile", "stain"]
+    assert [name for name, *_ in said[2].rows] == ["judge", "like the nearest training tile", "like its source", "stain, in deviations"]
+    assert [name for name, *_ in said[0].rows] == ["judge", "like the nearest training tile", "stain, in deviations"]
 
 
 def test_without_a_judge_a_panel_says_so_and_reads_the_rest(study):
-    steered = SimpleNamespace(identity=guides.identity(panel_of(study).panel[0]))
+    steered = SimpleNamespace(identity=guides.identity(panel_of(study).judge[0][0]))
     assert panel_of(study, guide=steered).remark == "judge steers these pictures, so it cannot judge them."
     alone = panel_of(study, recipe="")
-    assert alone.panel == [] and alone.remark.startswith("No 05_select")
+    assert alone.judge[0] == [] and alone.remark.startswith("No 05_select")
     (study / "outputs" / "exp" / "judge" / "run.json").unlink()
     read = panel_of(study)
     assert read.remark == "The judge, judge, is not trained yet."
     (said,) = read(squares.tile("blue", 5000)[None], pd.DataFrame({"class": ["blue"], "tile_id": [""]}))
-    assert said.good and said.said.endswith("without a judge") and [name for name, *_ in said.rows] == ["nearest training tile", "stain"]
+    assert (
+        said.good
+        and said.said.endswith("without a judge")
+        and [name for name, *_ in said.rows] == ["like the nearest training tile", "stain, in deviations"]
+    )
 
 
 def test_a_panel_records_nothing(study):

@@ -12,7 +12,8 @@ from blend import Blend
 from PIL import Image
 
 from histokit import amend, drafts, pictures, studio, widgets
-from histokit.panel import Tuner, decimals
+from histokit.panel import Tuner
+from histokit.panel_parts import decimals
 
 RECIPE = "steps:\n  - plain: {strength: 0.5}  # for all\n"
 STRENGTH, GUIDANCE = (0.5, 0, 1, 0.05), (2.0, 1, 12, 0.5)
@@ -191,11 +192,11 @@ def test_cancel_ends_the_drawing_at_its_next_step_and_keeps_the_old_picture(root
     panel.sliders["strength"].value = 0.95
     assert gate.begun.acquire(timeout=30)
     panel.stop.click()
-    assert "Stopped; the picture is that of strength 0.50" in panel.status.value and "hk-busy" not in panel.widget._dom_classes
+    assert "Stopped; back at strength 0.50" in panel.status.value and "hk-busy" not in panel.widget._dom_classes
     gate.free.release()  # one step, and no more is asked for
     assert panel.studio.settle() and not gate.begun.acquire(blocking=False)
     assert panel.right.value == before and len(blend.calls) == drawn + 1
-    assert panel.write()[0].startswith("Nothing was written: there is no picture of strength 0.95")
+    assert panel.sliders["strength"].value == 0.5 and panel.write()[0].startswith("Written"), "what is seen is what is written"
 
 
 def test_a_drawing_goes_before_the_ladder_which_is_taken_up_again(root):
@@ -230,7 +231,7 @@ def test_a_way_is_ended_at_the_picture_that_pleases(root):
             return SimpleNamespace(images=self.tiles, sources=None, true_steps=taken, jobs=self.jobs, ended=ended)
 
     run, gate = SimpleNamespace(recipe="", class_name="fat", step="04"), Gate()
-    panel = shown(Tuner(Way(gate=gate), run, {"updates": widgets.Limits(10, 0, 40, 1)}, ladder="", patience=0))
+    panel = shown(Tuner(Way(gate=gate), run, {"updates": widgets.Limits(10, 0, 40, 1)}, over="", patience=0))
     gate.open = False
     panel.sliders["updates"].value = 20
     for k in range(3):
@@ -297,7 +298,7 @@ def test_pictures_travel_only_to_a_front_end_that_shows_the_panel(root):
         and not panel.row.children
         and "while the kernel" in panel.status.value
     )
-    assert shown(panel).right.value.count("data:image/png;base64,") == 1
+    assert shown(panel).right.value.count("data:image/png;base64,") == 2  # the preview, and the source to wipe to
     assert sum("<img" in cell.children[0].value for cell in panel.row.children) == 15
 
 
@@ -379,7 +380,7 @@ def test_it_takes_the_previewer_of_img2img(root):
     assert "3 steps" in panel.status.value
     panel.chooser.value = 3
     assert panel.studio.settle(chores=True)
-    alone = panel._rung({"strength": 0.8, "guidance_scale": 2.0}).image.astype(int)  # as many steps
+    alone = panel.ladder.rung({"strength": 0.8, "guidance_scale": 2.0}, panel._job()).image.astype(int)  # as many steps
     assert abs(alone - panel.drawn.preview.images[3]).max() <= 1
     invented = img2img.job_table(model, tiles, {"blue": "blue gland"}, 2, policy="none", num_inference_steps=2)
     panel = shown(Tuner(img2img.previewer(model, invented, tiles), run, sliders, patience=0))
@@ -493,4 +494,4 @@ def test_headless_the_executed_notebook_holds_a_plain_picture(root):
     assert "application/vnd.jupyter.widget-view+json" in outputs[1]["data"]
     assert done.cells[-1].outputs[0]["text"] == "strength 0.3\n"
     text = json.dumps(done.metadata.get("widgets", {}))
-    assert "data:image" not in text and len(text) < 60_000  # the saved state of the panel holds no pictures
+    assert "data:image" not in text and len(text) < 70_000  # the saved state of the panel holds no pictures
