@@ -2,6 +2,7 @@
 # TORCH=existing keeps the torch and torchvision of $(PYTHON); the choice is remembered in .venv. PYTHON=... picks another Python.
 
 BIN := .venv/bin
+STUDY ?= .
 TORCH ?= $(shell cat .venv/torch 2>/dev/null || echo lock)
 READY := .venv/ready-$(TORCH)
 SUITABLE = import sys, importlib.util as u; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12) \
@@ -19,8 +20,9 @@ demo: setup  ## the whole story on invented tiles, about ten minutes
 test: setup  ## everything that is checked, offline and on the CPU
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-lab: setup
-	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/notebooks
+lab: setup  ## JupyterLab on the notebooks; STUDY=FOLDER for those of a study that `histokit new` made
+	cd '$(STUDY)' && HISTOKIT_ROOT="$$PWD" '$(CURDIR)/$(BIN)/jupyter' lab $(if $(filter 0,$(shell id -u)),--allow-root) \
+	  --LabApp.default_url=/lab/tree/notebooks
 
 lint: setup
 	$(BIN)/ruff check .

@@ -13,7 +13,8 @@ A histokit study. Run `histokit` inside this folder, or name it in $HISTOKIT_ROO
 
     histokit init FOLDER_OF_TILES       # drafts a description in params/datasets/
     histokit run params/demo.yaml       # the whole story on invented tiles, to see that everything works
-    histokit open params/demo.yaml 03_img2img
+    histokit open params/demo.yaml 03_img2img --class mucinous
+    make -C {house} lab STUDY="$PWD"    # all notebooks in JupyterLab
 
 `params/` and `params/reviews/` are worth keeping under version control; `outputs/` and `exports/` hold patients' tiles and are not.
 {notebooks}
@@ -50,6 +51,6 @@ def new(folder, *, copy=False, house=None):
         target = folder / "notebooks" / path.name
         shutil.copyfile(path, target) if copy else os.symlink(path, target)
     said = "The notebooks are copies, yours to change." if copy else "The notebooks are links into the clone and follow it."
-    files.write_text(folder / "README.md", README.format(name=folder.name, notebooks=said))
+    files.write_text(folder / "README.md", README.format(name=folder.name, notebooks=said, house=house))
     files.write_text(folder / ".gitignore", "outputs/\nexports/\ndata/\n.ipynb_checkpoints/\n")
     return sorted(path.name for path in folder.iterdir())

@@ -1,6 +1,7 @@
 """A study outside the clone: whole, its own, and found by the command."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,20 @@ def test_a_study_has_recipes_notebooks_and_room(tmp_path, monkeypatch, capsys, c
     assert next(iter(read.steps.values())).notebook.resolve().is_relative_to((folder if copy else HOUSE).resolve())
     assert cli.main(["run", "params/demo.yaml", "--dry-run", "--only", "00_dataset"]) == 0
     assert "00_dataset" in capsys.readouterr().out
+
+
+def test_make_lab_finds_a_study(tmp_path):
+    """The recipe of the target, its program a script that says where it was started."""
+    study.new(tmp_path / "my study")
+    clone = tmp_path / "clone"
+    files.write_text(clone / "Makefile", (HOUSE / "Makefile").read_text().replace("lab: setup", "lab:"))
+    fake = clone / ".venv" / "bin" / "jupyter"
+    files.write_text(fake, '#!/bin/sh\necho "$PWD|$HISTOKIT_ROOT|$@"\n')
+    fake.chmod(0o755)
+    for given, where in (([f"STUDY={tmp_path / 'my study'}"], tmp_path / "my study"), ([], clone)):
+        said = subprocess.run(["make", "-s", "-C", clone, "lab", *given], capture_output=True, text=True, check=True).stdout
+        started, root, options = said.strip().split("|")
+        assert Path(started) == Path(root) == where and options.endswith("--LabApp.default_url=/lab/tree/notebooks")
 
 
 def test_what_is_there_is_not_touched(tmp_path):
