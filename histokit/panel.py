@@ -88,17 +88,21 @@ class Tuner:
             )  # fmt: skip
         self.chooser = w.Dropdown(options=self._options(), description="source tile", layout=wide, style=beside)
         refused = self.pen.refused()
-        row = w.Layout(width="auto", margin="10px 6px 0 0")
+        row = w.Layout(width="auto", flex="0 0 auto", margin="10px 6px 0 0")
         self.button = w.Button(
             description=refused[0] if refused else "Write into recipe", disabled=bool(refused), button_style="primary",
             icon="" if refused else "pencil", layout=w.Layout(width="auto", margin="10px 6px 0 104px"),
         )  # fmt: skip
         self.back = w.Button(description="Undo", icon="undo", layout=w.Layout(width="auto", margin="10px 6px 0 0", display="none"))
         self.stop = w.Button(description="Cancel", icon="stop", disabled=True, layout=row, tooltip="Escape does the same")
-        can = w.Layout(width="auto", margin="10px 6px 0 0", display="" if getattr(self.previewer, "can_end", False) else "none")
+        can = w.Layout(
+            width="auto", flex="0 0 auto", margin="10px 6px 0 0", display="" if getattr(self.previewer, "can_end", False) else "none"
+        )
         self.enough = w.Button(description="Keep this one", icon="check", disabled=True, layout=can)
         self.pin = w.Button(description="Pin", icon="thumb-tack", layout=row, tooltip="keep this picture and its settings in sight")
-        rests = w.Layout(width="auto", margin="10px 6px 0 0", display="" if getattr(self.previewer, "can_rest", False) else "none")
+        rests = w.Layout(
+            width="auto", flex="0 0 auto", margin="10px 6px 0 0", display="" if getattr(self.previewer, "can_rest", False) else "none"
+        )
         self.free = w.Button(
             description="Free GPU", icon="eject", layout=rests, tooltip="its memory is taken again when something is drawn"
         )
@@ -108,7 +112,7 @@ class Tuner:
         self.row, self.pins = (w.GridBox(layout=w.Layout(grid_gap="4px 10px")) for _ in range(2))
 
         one = [self.chooser] if len(self.names) > 1 else []
-        acts = w.HBox([self.stop, self.enough, self.pin, self.free], layout=w.Layout(margin="0 0 0 104px"))
+        acts = w.HBox([self.stop, self.enough, self.pin, self.free], layout=w.Layout(margin="0 0 0 104px", flex_flow="row wrap"))
         buttons = w.HBox([self.button, self.back]), acts
         controls = w.VBox([self.head, *one, *self.sliders.values(), self.status, *buttons, w.HTML(line(where))])
         controls.layout = w.Layout(width="360px")

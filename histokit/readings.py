@@ -68,8 +68,8 @@ class Readings:
         rows.append(("stain, in deviations", f"{row.stain:.1f}", f"at most {row.stain_most:.1f}" if np.isfinite(row.stain_most) else ""))
         step = self.asked[0].get("step", SELECT)
         if row.status == "kept":
-            return Reading(True, f"{step} would keep it{'' if self.judge[0] else ', as far as can be said without a judge'}", rows)
-        return Reading(False, f"{step} would not keep it: {row.reason}", rows)
+            return Reading(True, f"would be kept by {step}{'' if self.judge[0] else ', as far as can be said without a judge'}", rows)
+        return Reading(False, f"would not be kept by {step}: {row.reason}", rows)
 
     def table(self, images, jobs):
         """What 05 measures of pictures, a row each.

@@ -470,7 +470,7 @@ def test_what_a_panel_reads_of_a_picture_is_what_05_says_of_the_tile(study):
     assert (found["copy"] == cuts.set_index("name")["cut"]["copy"]).all()
     assert np.isnan(found["source"][0]) and found["source"][1] < 0.9 and found["source"][2] == pytest.approx(1, abs=1e-5)
     said = read(pictures, jobs)
-    assert [one.good for one in said] == [True, False, False] and said[0].said == "keep would keep it"
+    assert [one.good for one in said] == [True, False, False] and said[0].said == "would be kept by keep"
     assert "judge sees red" in said[1].said and "copy of train/blue/1.png" in said[2].said
     assert [name for name, *_ in said[2].rows] == ["judge", "like the nearest training tile", "like its source", "stain, in deviations"]
     assert [name for name, *_ in said[0].rows] == ["judge", "like the nearest training tile", "stain, in deviations"]
