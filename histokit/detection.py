@@ -74,10 +74,9 @@ def _carried(validation, arm, run, tail):
 
 def _endpoints(score, rare, weight, carried):
     """AUROC, missed, missed at a carried threshold, flagged there: [B] each, of tiles that count `weight` [B, N] times."""
-    values, place = np.unique(score, return_inverse=True)
-    onto = np.zeros((len(score), len(values)), weight.dtype)
-    onto[np.arange(len(score)), place] = 1
-    head, tail = (weight * ~rare) @ onto, (weight * rare) @ onto  # [B, distinct scores]
+    order = np.argsort(score, kind="stable")
+    values, first = np.unique(score[order], return_index=True)
+    head, tail = (np.add.reduceat((weight * which)[:, order], first, axis=1) for which in (~rare, rare))  # [B, distinct scores]
     heads, tails = head.sum(1), tail.sum(1)
     below = head.cumsum(1)
     auroc = (tail * (below - head / 2)).sum(1) / (heads * tails)  # Mann and Whitney (1947), ties count half
