@@ -83,6 +83,9 @@ def test_every_job_becomes_a_tile_that_carries_its_history(model, tiles):
     run = start()
     rows = render(model, tiles, run)
     assert list(rows["tile_id"]) == [f"04_guided/blue-{files.slug('blue').split('-')[-1]}-{i:05d}" for i in range(5)]
+    asked = table(model, tiles)
+    assert rows["seed"].tolist() == asked["seed"].tolist() and rows["prompt"].tolist() == asked["prompt"].tolist()
+    assert rows["label"].eq("blue").all() and rows[["lora_sha", "token_sha"]].equals(asked[["lora_sha", "token_sha"]])
     assert rows["method"].eq("guided").all() and rows["source"].eq("synthetic").all() and rows["sources"].eq("[]").all()
     for row in rows.to_dict("records"):
         scores, settings, facts = json.loads(row["scores"]), json.loads(row["settings"]), made.facts(row["path"])
