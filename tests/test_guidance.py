@@ -268,9 +268,9 @@ def test_batches_side_by_side_make_the_images_of_one_after_the_other(model):
     given, cores = guidance.Settings.of(QUICK), torch.get_num_threads()
     beside = {result.job.name: result for result in guidance.optimise(model, guide, queues, given, batch=2)}
     assert torch.get_num_threads() == cores
-    torch.set_num_threads(1)  # as each of them had: sums that several cores share are rounded otherwise
+    torch.set_num_threads(1)  # as each of them had; two round otherwise
     try:
-        after = run(model, guide, queues[:2]) | run(model, guide, queues[2:4])
+        after = run(model, guide, queues[:2]) | run(model, guide, [*queues[2:4]])
     finally:
         torch.set_num_threads(cores)
     assert len(beside) == 4 and all(same(beside[name], after[name]) for name in after)
