@@ -286,7 +286,7 @@ def _compare(arguments):
         print(f"{where:24} {row[2]:22} {shorten(str(row[3]), 50)} | {shorten(str(row[4]), 50)}")
     print(f"{len(table) or 'no'} settings differ, {arguments.one} | {arguments.other}\n")
     print(*versus.paired(arguments.one, arguments.other, arguments.arms)[0], sep="\n")
-    print("This comparison was planned by neither recipe: see it as a hint, and plan the next one.")
+    print("It was planned by neither recipe, and counts as a look at these test tiles: see it as a hint, and plan the next one.")
 
 
 def _gallery(arguments):

@@ -16,12 +16,12 @@ AUROC, MISSED, CARRIED, FLAGGED = ENDPOINTS = (
 )  # fmt: skip
 
 
-def measure(answers, validation, dataset, baseline, *, resamples=2000, seed=0):
+def measure(m, validation, baseline):
     """Detection of the rare tiles by every arm, and its difference from the baseline.
 
     Args:
-        answers, validation: Predictions on test and on validation tiles, of the same arms and runs; None where there are no such tiles.
-        dataset: Dataset, for its tail.
+        m: `verdict.Measured`, for the predictions on test tiles, the roles of the classes, and the resamples.
+        validation: Predictions on validation tiles, of the same arms and runs; None where there are no such tiles.
         baseline: arm the others are held against.
 
     Returns:
@@ -30,27 +30,24 @@ def measure(answers, validation, dataset, baseline, *, resamples=2000, seed=0):
         tail_missed at the threshold that keeps 95 % of the common test tiles unflagged, an oracle, and at the one that does so on
         validation tiles, with the share of common test tiles that one flags. No rows without test tiles of rare and of common classes.
     """
-    p, tail = answers, [answers.classes.index(name) for name in dataset.tail]
+    p, tail = m.predictions, [i for i, name in enumerate(m.predictions.classes) if m.roles[name] == "tail"]
     rare = np.isin(p.y, tail)
     if rare.all() or not rare.any():
         return pd.DataFrame(columns=["arm", "endpoint", "value"])
-    strata = stats.strata(p.y, p.case)
-    weights, (without, block) = stats.resample(strata, p.runs, resamples, seed), stats.leave_out(strata, p.runs, seed=seed)
-    whole = stats.Weights(np.ones((1, len(strata))), np.ones((1, len(p.runs))))
-    held = {
-        arm: [_replicates(p, validation, a, tail, rare, used) for used in (whole, weights, without)] for a, arm in enumerate(p.arms)
-    }  # each [B, E]
+    whole = stats.Weights(np.ones((1, m.weights.cases.shape[1])), np.ones((1, len(p.runs))))
+    each = (whole, m.weights, m.without)
+    held = {arm: [_replicates(p, validation, a, tail, rare, weights) for weights in each] for a, arm in enumerate(p.arms)}  # [B, E]
     cases = min(len(set(p.case[rare])), len(set(p.case[~rare])))
     firm, rows = cases >= stats.MIN_CASES and len(p.seeds) >= stats.MIN_SEEDS, []
     n = {"tail": int(rare.sum()), "head": int((~rare).sum()), "cases": len(set(p.case))}
     for arm, (value, drawn, left) in held.items():
         other = held[baseline]
-        own = stats.interval(value[0], drawn, left, block, bounds=(0, 1)) if firm else np.full((2, len(ENDPOINTS)), np.nan)
+        own = stats.interval(value[0], drawn, left, m.block, bounds=(0, 1)) if firm else np.full((2, len(ENDPOINTS)), np.nan)
         apart = np.full((3, len(ENDPOINTS)), np.nan)
         if arm != baseline:
             apart[0] = value[0] - other[0][0]
             if firm:
-                apart[1:] = stats.interval(apart[0], drawn - other[1], left - other[2], block)
+                apart[1:] = stats.interval(apart[0], drawn - other[1], left - other[2], m.block)
         for e, name in enumerate(ENDPOINTS):
             row = {"arm": arm, "endpoint": name, "value": value[0, e], "low": own[0][e], "high": own[1][e]}
             rows.append(row | dict(zip(("difference", "difference_low", "difference_high"), apart[:, e], strict=True)) | n)
@@ -77,10 +74,9 @@ def _carried(validation, arm, run, tail):
 
 def _endpoints(score, rare, weight, carried):
     """AUROC, missed, missed at a carried threshold, flagged there: [B] each, of tiles that count `weight` [B, N] times."""
-    values, place = np.unique(score, return_inverse=True)
-    onto = np.zeros((len(score), len(values)), weight.dtype)
-    onto[np.arange(len(score)), place] = 1
-    head, tail = (weight * ~rare) @ onto, (weight * rare) @ onto  # [B, distinct scores]
+    order = np.argsort(score, kind="stable")
+    values, first = np.unique(score[order], return_index=True)
+    head, tail = (np.add.reduceat((weight * which)[:, order], first, axis=1) for which in (~rare, rare))  # [B, distinct scores]
     heads, tails = head.sum(1), tail.sum(1)
     below = head.cumsum(1)
     auroc = (tail * (below - head / 2)).sum(1) / (heads * tails)  # Mann and Whitney (1947), ties count half

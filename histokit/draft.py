@@ -61,7 +61,7 @@ def look(root):
     """What can be told about a folder of tiles: dict with layout, names {class: [file names]}, sizes, case_of {file name: case} ..."""
     table = _find_table(root)
     guess = {"table": "", "columns": {}, "unlabelled": "", "skipped": [], "case_of": {}}
-    guess |= _look_at_table(root, table) if table else _look_at_folders(root)
+    guess |= _look_at_table(table) if table else _look_at_folders(root)
     every = [name for names in guess["names"].values() for name in names]
     if not every:
         raise ValueError(f"no tiles below {root}; expected CLASS/tile.png, train/CLASS/tile.png, or a CSV with a column of file names")
@@ -91,7 +91,7 @@ def _columns(names):
     return {ours: lower[known] for ours, options in KNOWN.items() if (known := next((o for o in options if o in lower), None))}
 
 
-def _look_at_table(root, path):
+def _look_at_table(path):
     table = files.read_table(path)
     columns = _columns(table.columns)
     split = columns.get("split")

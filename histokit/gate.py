@@ -80,7 +80,7 @@ def cost(made, decisions, folders):
         kept = int(decisions["status"].reset_index(drop=True)[own.index].eq("kept").sum())
         rows.append({"class": name, "tiles": len(own), "seconds": seconds, "kept": kept})
     table = pd.DataFrame(rows, columns=["class", "tiles", "seconds", "kept"])
-    return table.assign(seconds_kept=table["seconds"] * table["tiles"] / table["kept"].where(table["kept"] > 0, 0).astype(float))
+    return table.assign(seconds_kept=table["seconds"] * table["tiles"] / table["kept"])
 
 
 def remarks(table):

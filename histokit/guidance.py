@@ -5,13 +5,13 @@ small offsets to the embeddings of the prompt and of the empty prompt at every s
 makes of the last predictions. Before that, several plain samples may be drawn, of which the likeliest is the one to go on with. Batches
 have one fixed shape and every image keeps its slot; a finished one makes room for the next of its slot, and no image depends on its
 neighbours.
-Arrays in, arrays out: `guided` turns jobs into files, `guides` holds classifiers and losses.
+
+Arrays in, arrays out: `slots` holds the state of one image, `guides` classifiers and losses; `guided` turns jobs into files.
 """
 
 import collections
 import contextlib
 import dataclasses
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -20,41 +20,12 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from histokit import backbone, encoders, files, guides, lanes, sampling
 from histokit.guides import Settings
+from histokit.slots import Job, Result, Slot
 
 __all__ = ["Job", "Result", "Settings", "optimise"]
 
-VERSION = 2
+VERSION = 2  # and of `slots`
 STATELESS = ("DDIMScheduler",)  # whose steps `sampling.denoise` takes
-
-
-@dataclass(frozen=True)
-class Job:
-    """One image to make: its prompt, its target's label id, its seed, and a name for messages."""
-
-    prompt: str
-    target: int
-    seed: int
-    name: str = ""
-
-
-@dataclass
-class Result:
-    """What became of one job. `path` holds one dict per update: confidence (of the final picture), weighted, loss.
-
-    Where several plain samples were drawn, `drawn` holds the confidence of each, and `path` begins at the likeliest; `plain` is the first.
-    """
-
-    job: Job
-    image: np.ndarray | None = None  # uint8 [H, W, 3]; None where the first picture was not finite already
-    plain: np.ndarray | None = None  # uint8 [H, W, 3], the sample without guidance
-    path: list = field(default_factory=list)
-    drawn: list = field(default_factory=list)
-    chosen: int = 0  # number of updates behind `image`
-    stop: str = ""  # confidence, updates, or what was not finite and where
-
-    @property
-    def updates(self):
-        return max(0, len(self.path) - 1)
 
 
 def batch_size(model):
@@ -99,91 +70,6 @@ def optimise(model, guide, queues, settings, *, batch=None, distance=None, watch
         yield from lanes.merged([_Batch(own, guide, share, settings, distance, watch, on_step).run() for share in full])
 
 
-# --- one image -------------------------------------------------------------------------------------------------------
-
-
-class _Slot:
-    """The image that is being made in one place of the batch: its variables, their optimiser, its best picture so far."""
-
-    def __init__(self, job, start, generator, shape, settings):
-        self.job, self.settings = job, settings
-        self.path, self.best, self.plain = [], None, None
-        self.drawn, self.likeliest, self.drawing = [], None, settings.candidates > 1
-        n, (length, width), rank = settings.steps if settings.offsets == "per_step" else 1, shape, settings.offset_rank
-        self.latent, self.norm, self.offsets = start.clone().requires_grad_("latent" in settings.acting), start.norm(), {}
-        for name in settings.acting:
-            if name == "latent":
-                continue
-            if rank:  # as in LoRA: one factor random, the other zero, so that the offset starts at zero
-                left, right = torch.zeros(n, length, rank), torch.randn(n, rank, width, generator=generator) / rank**0.5
-                self.offsets[name] = [left.to(start).requires_grad_(), right.to(start).requires_grad_()]
-            else:
-                self.offsets[name] = [torch.zeros(n, length, width).to(start).requires_grad_()]
-        groups = [{"params": [self.latent], "lr": settings.latent_lr}] if "latent" in settings.acting else []
-        groups += [{"params": held, "lr": settings.lr} for held in self.offsets.values()]
-        self.optimiser = torch.optim.Adam(groups)
-
-    def offset(self, name):
-        """Offset [steps, L, D] to the embedding `name`, cond or uncond; None where it is not optimised."""
-        held = self.offsets.get(name)
-        if held is None:
-            return None
-        whole = held[0] if len(held) == 1 else held[0] @ held[1]
-        return whole.expand(self.settings.steps, -1, -1)
-
-    def slopes(self):
-        return [p.grad for group in self.optimiser.param_groups for p in group["params"]]
-
-    def still(self):
-        """Makes this image one that is never changed: it stands where there is none left to make."""
-        for tensor in (self.latent, *(part for held in self.offsets.values() for part in held)):
-            tensor.requires_grad_(False)
-        return self
-
-    def update(self):
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            if self.latent.requires_grad:
-                self.latent *= self.norm / self.latent.norm()
-
-    @property
-    def learns(self):
-        """Whether an update may follow the next picture."""
-        return not self.drawing and len(self.path) < self.settings.updates
-
-    def draw(self, latent):
-        """Go on from another start latent [4, h, w]."""
-        with torch.no_grad():
-            self.latent.copy_(latent)
-        self.norm = latent.norm()
-
-    def see(self, z, confidence, weighted, loss):
-        """Take note of the picture at hand, final latent z [4, h, w]."""
-        seen = {"confidence": confidence, "weighted": weighted, "loss": loss}
-        if self.plain is None:
-            self.plain = z
-        if self.drawing:
-            self.drawn.append(confidence)
-            if confidence == max(self.drawn):
-                self.path, self.best, self.likeliest = [seen], (0, z), self.latent.detach().clone()
-            return
-        self.path.append(seen)
-        if self.best is None or self.settings.keep == "last" or confidence > self.path[self.best[0]]["confidence"]:
-            self.best = len(self.path) - 1, z
-
-    def ended(self):
-        """Why this image is finished, "" if it is not."""
-        if self.settings.confidence and self.path[-1]["weighted"] >= self.settings.confidence:
-            return "confidence"
-        if self.drawing:
-            return "updates" if len(self.drawn) == self.settings.candidates and not self.settings.updates else ""
-        return "updates" if len(self.path) > self.settings.updates else ""
-
-
-# --- a batch of images -----------------------------------------------------------------------------------------------
-
-
 class _Scored(NamedTuple):
     """What the guide made of the pictures of a batch; `slopes` are the gradients of the losses by the predictions, [B, 4, h, w] each."""
 
@@ -221,7 +107,7 @@ class _Batch:
             ended = {k: self._see(k, z, scored, finite) for k in places if self.slots[k] is not None}
             if any(learns[k] and not why for k, why in ended.items()):
                 torch.autograd.backward(views, scored.slopes)
-            ended |= {k: self._go_on(k) for k, why in ended.items() if not why}
+            ended |= {k: self.slots[k].go_on() for k, why in ended.items() if not why}
             del z, views, scored  # before the next images' plain beginning is sampled
             for k, why in ended.items():
                 if why:
@@ -234,7 +120,7 @@ class _Batch:
         """The next image of slot k, None where its queue is empty."""
         if not self.ready[k] and self.queues[k]:
             self._prepare()
-        return _Slot(*self.ready[k].popleft(), self.uncond.shape, self.settings) if self.ready[k] else None
+        return Slot(*self.ready[k].popleft(), self.uncond.shape, self.settings) if self.ready[k] else None
 
     @torch.no_grad()
     def _prepare(self):
@@ -252,12 +138,7 @@ class _Batch:
             if job is not None:
                 self.ready[k].append((job, z[k], generators[k]))
         if self.spare is None:
-            self.spare = _Slot(some, z[jobs.index(some)], torch.Generator(), self.uncond.shape, self.settings).still()
-
-    def _another(self, slot):
-        """The next start latent [4, h, w] that is tried for an image; its first is the image's own."""
-        generator = torch.Generator().manual_seed(files.seed(slot.job.seed, "candidate", len(slot.drawn)))
-        return sampling.noise([generator], slot.latent.shape, self.model.device)[0].to(self.model.dtype)
+            self.spare = Slot(some, z[jobs.index(some)], torch.Generator(), self.uncond.shape, self.settings).still()
 
     def _cond(self, prompt):
         if prompt not in self.context:  # one at a time: no neighbours
@@ -381,20 +262,6 @@ class _Batch:
         if self.watch is not None and scored.images is not None:
             self.watch(slot.job, len(slot.path) - 1, scored.images[k], numbers[0])
         return slot.ended()
-
-    def _go_on(self, k):
-        """Towards the next picture of slot k; returns why there is none, "" if there is."""
-        slot = self.slots[k]
-        if slot.drawing:
-            slot.drawing = len(slot.drawn) < self.settings.candidates
-            slot.draw(self._another(slot) if slot.drawing else slot.likeliest)
-            slot.path = slot.path if slot.drawing else []
-            slot.optimiser.zero_grad(set_to_none=True)  # what a neighbour's backward pass left
-            return ""
-        if not all(torch.isfinite(slope).all() for slope in slot.slopes()):
-            return f"gradient not finite at update {len(slot.path)}"
-        slot.update()
-        return ""
 
     def _result(self, slot, why):
         if slot.best is None:

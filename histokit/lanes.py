@@ -21,40 +21,41 @@ def merged(pieces):
     One piece runs here as it is. Several run in a thread each, with one core; what one raises is raised here, and when the caller leaves
     off the others end at their next value.
     """
-    if len(pieces) == 1:
-        yield from pieces[0]
+    if len(pieces) < 2:
+        for piece in pieces:
+            yield from piece
         return
-    found, left, cores = queue.Queue(maxsize=len(pieces)), threading.Event(), torch.get_num_threads()
-    threads = [threading.Thread(target=_work, args=(piece, found, left), daemon=True) for piece in pieces]
+    found, left, room = queue.SimpleQueue(), threading.Event(), threading.Semaphore(len(pieces))
+    cores = torch.get_num_threads()
+    threads = [threading.Thread(target=_work, args=(piece, found, room, left), daemon=True) for piece in pieces]
     for thread in threads:
         thread.start()
     try:
         running = len(threads)
         while running:
-            value, error = found.get()
-            if error is None:
+            kind, value = found.get()
+            if kind == "error":
+                raise value
+            running -= kind == "end"
+            if kind == "value":
                 yield value
-            elif isinstance(error, StopIteration):
-                running -= 1
-            else:
-                raise error
+                room.release()
     finally:
         left.set()
-        while any(thread.is_alive() for thread in threads):  # one may be waiting for its place in the queue
-            try:
-                found.get(timeout=0.1)
-            except queue.Empty:
-                pass
+        room.release(len(threads))  # whoever waits for room sees that nobody asks for more
+        for thread in threads:
+            thread.join()
         torch.set_num_threads(cores)  # a thread's own number reaches parts of torch that all threads share
 
 
-def _work(piece, found, left):
+def _work(piece, found, room, left):
     torch.set_num_threads(1)
     try:
         for value in piece:
+            found.put(("value", value))
+            room.acquire()  # two values of each piece may wait for the caller, no more
             if left.is_set():
                 return
-            found.put((value, None))
-        found.put((None, StopIteration()))
+        found.put(("end", None))
     except BaseException as error:  # the one who waits shall know
-        found.put((None, error))
+        found.put(("error", error))

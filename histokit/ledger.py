@@ -46,7 +46,8 @@ def open_test(run, dataset, tiles, plan):
     """Write a line and return the `Look`.
 
     Args:
-        run: the Run that is about to read predictions on test tiles; a run that is resumed counts once.
+        run: the Run that is about to read predictions on test tiles, or whatever has its experiment, recipe, step and run_id; a run
+            that is resumed counts once.
         dataset: name of the dataset.
         tiles: manifest; its test tiles, by their contents, are what is opened.
         plan: dict of what is compared and how.

@@ -75,7 +75,7 @@ def _gather(experiment, place, share):
         "prevalence": f"{100 * results['alarms'][0]['prevalence']:g}" if results["alarms"] else "",
         "detection": results.get("detection", {}).get("lines", []),
         "changes": _changes(changes),
-        "acceptance": _acceptance(experiment, record),
+        "acceptance": _acceptance(record),
         "likeness": _likeness(results),
         "copies": _copies(results, share),
         "copies_said": _copies_said(results),
@@ -160,7 +160,7 @@ def _changes(changes):
     ]
 
 
-def _acceptance(experiment, record):
+def _acceptance(record):
     rows = []
     for name in {name for request in record["parents"] for name in request["found"]}:
         place = files.root() / name

@@ -63,7 +63,7 @@ def ramp(distance, width=1.0):
 class Slide:
     """The canvas: stain maps, mask and cells. Drawing functions change it in place."""
 
-    def __init__(self, n, look, rng):
+    def __init__(self, n, rng):
         self.n = n
         self.y, self.x = np.mgrid[:n, :n].astype(float)
         self.hema, self.eosin = np.zeros((n, n)), np.zeros((n, n))

@@ -51,7 +51,7 @@ def render(look, stain, rng, px=128):
     Returns:
         Image [px, px, 3] uint8, mask [px, px] uint8 of `MASK_VALUES`, and the truth as a dict (see `truth_of`).
     """
-    slide = Slide(px + 2 * MARGIN, look, rng)
+    slide = Slide(px + 2 * MARGIN, rng)
     for draw in (stroma, sheets, fat, mucin, glands, necrosis, loose_cells):
         draw(slide, look, rng)
     slide.ink_nuclei(look)

@@ -1,7 +1,7 @@
 """From the predictions of all arms to the numbers of a verdict.
 
 Measures every endpoint of every arm on the same resamples and sets arms against each other. `stats` and `metrics` do the arithmetic,
-`claims` the wording; how like real tiles the synthetic ones are is another question, in `likeness`.
+`claims` the wording; where calls moved is counted in `calls`, and how like real tiles the synthetic ones are in `likeness`.
 """
 
 import json
@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 
-from histokit import claims, metrics, places, stats
+from histokit import calls, claims, metrics, places, stats
 
 VERSION = 3
 LEVEL = 0.95
@@ -28,12 +28,17 @@ class Measured:
     value: dict  # arm -> [E]
     drawn: dict  # arm -> [B, E]
     left: dict  # arm -> [R, E] delete-one replicates
-    block: np.ndarray  # [R]
-    resamples: int
+    weights: stats.Weights  # B resamples of cases and runs
+    without: stats.Weights  # R times without a unit
+    block: np.ndarray  # [R] what that unit was
 
     @property
     def endpoints(self):
         return list(self.classes_of)
+
+    @property
+    def resamples(self):
+        return len(self.weights.cases)
 
 
 def measure(predictions, held, *, resamples=2000, seed=0):
@@ -72,7 +77,7 @@ def measure(predictions, held, *, resamples=2000, seed=0):
         value[arm] = stats.estimate(by_case, statistic, len(names))
         drawn[arm] = stats.replicates(by_case, weights, statistic, len(names))
         left[arm] = stats.replicates(by_case, without, statistic, len(names))
-    return Measured(p, dict(held.roles), classes_of, left_out, value, drawn, left, block, resamples)
+    return Measured(p, dict(held.roles), classes_of, left_out, value, drawn, left, weights, without, block)
 
 
 def _counts(m, endpoint):
@@ -162,109 +167,6 @@ def difference_table(all_differences):
             n = {"tiles": d.tiles, "cases": d.cases, "seeds": d.seeds}
             rows.append({"arm": d.arm, "baseline": d.baseline, "endpoint": d.endpoint, **numbers, **n, "reading": claims.reading(d)})
     return pd.DataFrame(rows)
-
-
-def confusion(m, arm):
-    """Share of each true class (rows) called each class, mean over seeds, [C, C]; NaN rows for classes without a test tile."""
-    p = m.predictions
-    n = len(p.classes)
-    counts = np.mean([metrics.confusion(p.y, called, n) for called in p.called[p.arms.index(arm)]], axis=0)
-    size = counts.sum(1, keepdims=True)
-    return np.divide(counts, size, out=np.full(counts.shape, np.nan), where=size > 0)
-
-
-def confusions(m):
-    """`confusion` of every arm, one row per true class, called class and arm."""
-    names = m.predictions.classes
-    tables = {arm: confusion(m, arm) for arm in m.predictions.arms}
-    return pd.DataFrame(
-        [(arm, names[i], names[j], share) for arm, table in tables.items() for (i, j), share in np.ndenumerate(table)],
-        columns=["arm", "true", "called", "share"],
-    )
-
-
-def groups(m, group=None, only=None):
-    """Mean recall of every arm within each group of test tiles (scanner, centre, skin type), mean over runs; no rows for one group.
-
-    A group's mean is over the classes that every group has, so that groups differ in tissue and not in classes; the worst one counts.
-
-    Args:
-        group: [N] str, the tiles' own groups by default; "" for a tile that belongs to none.
-        only: names of classes to keep to.
-
-    Returns:
-        DataFrame group, tiles, cases, classes, and a column per arm; its last rows are "worst" and "gap" (best minus worst).
-    """
-    p = m.predictions
-    group = p.group if group is None else np.asarray(group, str)
-    names = sorted(set(group) - {""}) if group is not None else []
-    wanted = {p.classes.index(name) for name in (p.classes if only is None else only)}
-    inside = {name: set(p.y[group == name].tolist()) & wanted for name in names}
-    common = sorted(set.intersection(*inside.values())) if names else []
-    if len(names) < 2 or not common:
-        return pd.DataFrame(columns=["group", "tiles", "cases", "classes", *p.arms])
-    rows = []
-    for name in names:
-        mask = (group == name) & np.isin(p.y, common)
-        hits = p.called[:, :, mask] == p.y[mask]  # [A, R, n]
-        recall = np.mean([hits[:, :, p.y[mask] == c].mean(axis=(1, 2)) for c in common], axis=0)
-        facts = {"group": name, "tiles": int(mask.sum()), "cases": len(set(p.case[mask])), "classes": len(common)}
-        rows.append(facts | dict(zip(p.arms, recall.tolist(), strict=True)))
-    table = pd.DataFrame(rows)
-    ends = {"worst": table[p.arms].min(), "gap": table[p.arms].max() - table[p.arms].min()}
-    more = [{"group": name, "tiles": "", "cases": "", "classes": len(common), **values} for name, values in ends.items()]
-    return pd.concat([table, pd.DataFrame(more)], ignore_index=True)
-
-
-def alarms(m, prevalence=0.01):
-    """What a rare call of each arm is worth: one row per arm.
-
-    A call of any rare class counts, right or not within them, as it would send the slide to somebody. Means over runs and classes, so
-    that the sizes of the classes in the test set do not matter.
-
-    Args:
-        prevalence: share of rare tiles among all, at which the predictive value is stated.
-
-    Returns:
-        DataFrame arm, flagged (share of rare tiles), false_alarms (per 1,000 common tiles), ppv (NaN where nothing is ever flagged),
-        prevalence. No rows without a rare and a common class in the test.
-    """
-    p = m.predictions
-    tail = [i for i, name in enumerate(p.classes) if m.roles[name] == "tail"]
-    groups = {"tail": [i for i in tail if (p.y == i).any()], "head": [i for i in set(p.y.tolist()) if i not in tail]}
-    rows = []
-    for arm, called in zip(p.arms, p.called, strict=True):
-        if groups["tail"] and groups["head"]:
-            flagged = np.isin(called, tail)  # [R, N]
-            hit, false = (np.mean([flagged[:, p.y == i].mean() for i in sorted(ids)]) for ids in (groups["tail"], groups["head"]))
-            total = prevalence * hit + (1 - prevalence) * false
-            ppv = prevalence * hit / total if total else np.nan
-            rows.append({"arm": arm, "flagged": hit, "false_alarms": 1000 * false, "ppv": ppv, "prevalence": prevalence})
-    return pd.DataFrame(rows, columns=["arm", "flagged", "false_alarms", "ppv", "prevalence"])
-
-
-def tile_changes(m, parts):
-    """What became of each test tile: share of runs in which baseline and judged arm call it right, and a word for the change.
-
-    `still missed`, `newly found` and `lost` are rare tiles, `newly flagged` common ones that the judged arm calls rare more often; a
-    change counts from a quarter of the runs on.
-
-    Returns:
-        DataFrame tile_id, case_id, label, baseline, judged (shares right), flagged_before, flagged_now (shares called rare), change.
-    """
-    p, few = m.predictions, 0.25
-    tail = [i for i, name in enumerate(p.classes) if m.roles[name] == "tail"]
-    one, other = (p.called[p.arms.index(arm)] for arm in (parts.baseline, parts.judged))
-    right = [(called == p.y).mean(axis=0) for called in (one, other)]
-    flagged = [np.isin(called, tail).mean(axis=0) for called in (one, other)]
-    rare = np.isin(p.y, tail)
-    change = np.full(len(p.y), "", dtype=object)
-    change[rare & (right[1] < 0.5)] = "still missed"
-    change[rare & (right[1] - right[0] >= few)] = "newly found"
-    change[rare & (right[0] - right[1] >= few)] = "lost"
-    change[~rare & (flagged[1] - flagged[0] >= few)] = "newly flagged"
-    table = {"tile_id": p.tile_id, "case_id": p.case_id, "label": np.array(p.classes)[p.y], "baseline": right[0], "judged": right[1]}
-    return pd.DataFrame(table | {"flagged_before": flagged[0], "flagged_now": flagged[1], "change": change})
 
 
 @dataclass(frozen=True)
@@ -397,7 +299,7 @@ def conclude(m, parts, held, made=None, *, demo=False, specs=None):
         "arms": {arm: dict(zip(m.endpoints, m.value[arm].tolist(), strict=True)) for arm in p.arms},
         "differences": {arm: {e: _plain(d) for e, d in of_arm.items()} for arm, of_arm in every.items()},
         "rivals": [_plain(d) for d in rivals],
-        "alarms": json.loads(alarms(m).to_json(orient="records")),
+        "alarms": json.loads(calls.alarms(p, m.roles).to_json(orient="records")),
         "predictions": p.hashes,
         "notes": p.notes,
     }  # fmt: skip

@@ -1,15 +1,16 @@
 """Two experiments side by side: which settings differ, and a paired verdict on the same test tiles.
 
-Which of the two does better was not planned by either recipe, so the sentence says so: comparing until something is better finds luck.
+Which of the two does better was not planned by either recipe: comparing until something is better finds luck. So each comparison is a look
+at the test tiles, and the ledger counts it.
 """
 
 from dataclasses import replace
-from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 
-from histokit import claims, data, files, places, predictions, provenance, verdict
+from histokit import claims, data, files, ledger, places, predictions, provenance, verdict
 
 VERSION = 1
 OWN = ("experiment", "recipe", "step", "class_name")  # of every run, no setting
@@ -46,6 +47,8 @@ def _parameters(experiment):
 def paired(one, other, arms=("", ""), resamples=2000, seed=0):
     """The judged arm of one experiment against that of the other, on the same test tiles: (sentences, {endpoint: claims.Difference}).
 
+    The look is written into the ledger first; the same arms of the same runs count once. The last sentences say how many there were.
+
     Args:
         arms: of each experiment, instead of the arm its 07_evaluate judged.
 
@@ -54,7 +57,7 @@ def paired(one, other, arms=("", ""), resamples=2000, seed=0):
         ValueError: other classes, other test tiles, or no classifier seed in common.
     """
     sides = [_side(name, arm) for name, arm in zip((one, other), arms, strict=True)]
-    (dataset, a, arm_a), (other_dataset, b, arm_b) = sides
+    (dataset, a, arm_a, run_a), (other_dataset, b, arm_b, run_b) = sides
     if dataset.classes != other_dataset.classes:
         raise ValueError(f"{one} and {other} have other classes; only the same task can be compared")
     if len(a.tile_id) != len(b.tile_id) or (a.tile_id != b.tile_id).any() or (a.y != b.y).any():
@@ -72,22 +75,27 @@ def paired(one, other, arms=("", ""), resamples=2000, seed=0):
         probabilities=np.stack([p[1] for p in picked]),
         notes=[],
     )
+    plan = {"judged": names[1], "baseline": names[0], "endpoint": verdict.TAIL, "level": verdict.LEVEL, "resamples": resamples}
+    asks = {"experiment": f"{one} | {other}", "recipe": "histokit compare", "step": "compare"}
+    asks = SimpleNamespace(**asks, run_id=files.digest(run_a, run_b, names)[:16])
+    look = ledger.open_test(asks, dataset.name, provenance.real_tiles(one), plan)
     m = verdict.measure(both, dataset, resamples=resamples, seed=seed)
     found = {e: verdict.difference(m, names[1], names[0], e) for e in m.endpoints}
     shown = [e for e in (verdict.TAIL, verdict.HEAD, *dataset.classes) if found[e].outcome != "absent"]
-    return [f"{claims.line(found[e])}." for e in shown], found
+    return [*(f"{claims.line(found[e])}." for e in shown), *look.remarks(dataset.name)], found
 
 
 def _side(experiment, arm):
-    """(dataset, predictions, arm) of an experiment, as its 07_evaluate read them."""
+    """(dataset, predictions, arm, run id) of an experiment, as its 07_evaluate read them."""
     top = files.root() / "outputs" / experiment
     places_of = [p for p in provenance.runs_below(top) if (p / "results.json").is_file() and (places.read(p) or {}).get("status") == "done"]
     for place in places_of:
         results = files.read_json(place / "results.json")
         if isinstance(results, dict) and "sentence" in results:
-            step = places.read(place)["parameters"]["arms_of"]
+            record = places.read(place)
+            folder = top / record["parameters"]["arms_of"]
             dataset = data.read_frozen(top / "00_dataset" / "dataset.json")
-            return dataset, predictions.read(Path(top) / step, dataset.classes), arm or results["arm"]
+            return dataset, predictions.read(folder, dataset.classes), arm or results["arm"], record["run_id"]
     raise FileNotFoundError(f"outputs/{experiment} has no finished 07_evaluate; run its recipe to the end")
 
 

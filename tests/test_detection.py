@@ -7,14 +7,14 @@ import pytest
 from planted import CLASSES, dataset, predicted, tiles
 from sklearn import metrics as sk
 
-from histokit import detection, metrics
+from histokit import detection, metrics, verdict
 
 ROWS, VAL = tiles([20, 15, 12, 10]), tiles([9, 9, 9, 9], split="val")
 ARMS = {"real": {}, "augmented": {"Polyp": 1.5, "Serrated": 1.5}}
 
 
-def measured(answers, validation, **options):
-    return detection.measure(answers, validation, dataset(), "real", resamples=300, **options)
+def measured(answers, validation):
+    return detection.measure(verdict.measure(answers, dataset(), resamples=300), validation, "real")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,8 @@ def test_a_tile_that_counts_twice_is_a_tile_that_is_there_twice():
 
 
 def test_an_arm_that_finds_more_is_said_to_and_one_like_the_baseline_differs_by_nothing(answers):
-    same = replace(answers, arms=["real", "augmented", "twin"], probabilities=answers.probabilities[[0, 1, 0]])
+    twice = {name: getattr(answers, name)[[0, 1, 0]] for name in ("called", "probabilities")}
+    same = replace(answers, arms=["real", "augmented", "twin"], **twice)
     found = measured(same, None).set_index(["arm", "endpoint"])
     better, twin = found.loc[("augmented", detection.AUROC)], found.loc[("twin", detection.AUROC)]
     assert (

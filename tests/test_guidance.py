@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from histokit import backbone, classifiers, features, files, guidance, guides, sampling
+from histokit import backbone, classifiers, features, files, guidance, guides, sampling, slots
 
 CLASSES = ["gland", "necrosis", "stroma"]
 QUICK = {"num_inference_steps": 4, "updates": 2, "confidence": 0.0, "loss": "log_conf", "lr": 0.1, "latent_lr": 0.05, "loss_steps": 2}
@@ -193,8 +193,8 @@ def test_a_finished_image_leaves_and_the_next_of_its_slot_comes_in(model):
 
 def test_every_image_is_made_once_and_the_length_of_its_latent_is_kept(model, monkeypatch):
     guide, lengths = guides.Pictures(classifier(), CLASSES), []
-    update = guidance._Slot.update
-    monkeypatch.setattr(guidance._Slot, "update", lambda slot: (update(slot), lengths.append((slot.latent.norm() / slot.norm).item())))
+    update = slots.Slot.update
+    monkeypatch.setattr(slots.Slot, "update", lambda slot: (update(slot), lengths.append((slot.latent.norm() / slot.norm).item())))
     found = run(model, guide, [jobs(1, 4, 7), jobs(2), jobs(3, 6)])
     assert sorted(found) == [f"image {i}" for i in (1, 2, 3, 4, 6, 7)]
     assert len(lengths) == 12 and lengths == pytest.approx([1.0] * 12, abs=1e-6)

@@ -83,6 +83,9 @@ def test_every_job_becomes_a_tile_that_carries_its_history(model, tiles):
     run = start()
     rows = render(model, tiles, run)
     assert list(rows["tile_id"]) == [f"04_guided/blue-{files.slug('blue').split('-')[-1]}-{i:05d}" for i in range(5)]
+    asked = table(model, tiles)
+    assert rows["seed"].tolist() == asked["seed"].tolist() and rows["prompt"].tolist() == asked["prompt"].tolist()
+    assert rows["label"].eq("blue").all() and rows[["lora_sha", "token_sha"]].equals(asked[["lora_sha", "token_sha"]])
     assert rows["method"].eq("guided").all() and rows["source"].eq("synthetic").all() and rows["sources"].eq("[]").all()
     for row in rows.to_dict("records"):
         scores, settings, facts = json.loads(row["scores"]), json.loads(row["settings"]), made.facts(row["path"])
@@ -148,7 +151,7 @@ def test_out_of_memory_halves_the_batch_says_so_and_makes_the_same_images(model,
     whole, said, optimise = render(model, tiles, start("whole"), count=6, batch=4), [], guidance.optimise
 
     def small(model, guide, queues, *rest, **given):
-        if len(queues) > 2:
+        if given["batch"] > 2:  # however many batches go side by side
             yield next(optimise(model, guide, queues, *rest, **given))
             raise torch.OutOfMemoryError("planted")
         yield from optimise(model, guide, queues, *rest, **given)
@@ -293,7 +296,9 @@ def test_what_a_kept_tile_cost_is_told_and_remembered_where_nothing_is_left_to_m
     assert (row["class"], row["tiles"], row["kept"]) == ("blue", 5, 2)
     assert row["seconds"] == pytest.approx(1 / rate) and row["seconds_kept"] == pytest.approx(5 / rate / 2)
     assert gate.cost(rows, decisions.assign(status="rejected"), made_by)["seconds_kept"].tolist() == [float("inf")]
-    assert np.isnan(gate.cost(rows.assign(run_id="other"), decisions, made_by)["seconds"][0])
+    unknown = gate.cost(rows.assign(run_id="other"), decisions, made_by)
+    assert unknown[["seconds", "seconds_kept"]].isna().all(axis=None) and unknown["kept"].tolist() == [2]
+    assert gate.cost(rows.head(0), decisions.head(0), made_by).empty
     again = start()  # the same once more: nothing is made, and the rate stays known
     assert len(render(model, tiles, again)) == 5
     assert again.record["notes"]["images_made"] == 0 and again.record["notes"]["images_per_s"] == rate

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import squares
 
-from histokit import cli, closest, copying, data, files, places, predictions, report, runs, verdict
+from histokit import calls, cli, closest, copying, data, files, places, predictions, report, runs, verdict
 
 EVIL = '<img src=x onerror="alert(1)">'
 
@@ -47,8 +47,8 @@ def finished(root, names=("real", "augmented"), label="blue"):
     made = data.load(seven, step="keep")
     m, parts = verdict.measure(answers, dataset, resamples=20), verdict.cast(specs, answers.arms)
     files.write_table(seven.path("differences.csv"), verdict.difference_table(verdict.differences(m, "real")))
-    files.write_table(seven.path("confusion.csv"), verdict.confusions(m))
-    files.write_table(seven.path("tiles.csv"), verdict.tile_changes(m, parts))
+    files.write_table(seven.path("confusion.csv"), calls.confusions(answers))
+    files.write_table(seven.path("tiles.csv"), calls.changes(answers, dataset.roles, parts))
     none = copying.Report(
         pd.DataFrame(columns=copying.ROW), {"blue": copying.memorisation.Gate("uncalibrated", [EVIL])}, pd.DataFrame(), {"blue": []}
     )
@@ -61,7 +61,7 @@ def finished(root, names=("real", "augmented"), label="blue"):
     ]
     points = pd.DataFrame(points, columns=["class", "kind", "arm", "tiles", "value", "low", "high"])
     files.write_table(seven.path("tile_curves.csv"), points)
-    stained = verdict.groups(m, np.where(np.arange(len(y)) % 2, "inside", "outside"), dataset.tail)
+    stained = calls.groups(answers, np.where(np.arange(len(y)) % 2, "inside", "outside"), dataset.tail)
     files.write_table(seven.path("stain_range.csv"), stained)
     abroad = {"lines": ["On another house, blue: found 1 of 2 with augmented."]}
     more = {"signs": [], "stain": [], "signs_said": ["blue: the labels are doubtful"], "external": abroad} | {

@@ -45,6 +45,22 @@ def test_the_loop_is_ddim_of_diffusers(kind, strength):
     torch.testing.assert_close(ours, theirs, atol=2e-3 if kind == "ends in noise" else 1e-5, rtol=1e-4)
 
 
+def test_twenty_steps_of_stable_diffusion_are_the_published_ones():
+    from diffusers import DDIMScheduler
+
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    scheduler = DDIMScheduler(**betas, steps_offset=1, set_alpha_to_one=False, clip_sample=False)
+    timesteps, z, seen = sampling.schedule(scheduler, 20), torch.ones(1, 4, 2, 2, dtype=torch.float64), {}
+    assert timesteps.tolist() == list(range(951, 0, -50))
+    nothing = lambda z, t, i: torch.zeros_like(z)  # noqa: E731  # without noise to take away, a step scales by the root of the levels
+    sampling.denoise(nothing, z, scheduler, timesteps[-3:], on_step=lambda i, t, z, x0: seen.update({int(t): (z, x0)}))
+    levels = {101: 0.89298, 51: 0.95052, 1: 0.99830, "end": 0.99915}
+    for t, after in ((101, 51), (51, 1), (1, "end")):
+        (moved, x0), first = seen[t], levels[101]
+        torch.testing.assert_close(moved, z * (levels[after] / first) ** 0.5, rtol=1e-5, atol=0)
+        torch.testing.assert_close(x0, z * first**-0.5, rtol=1e-5, atol=0)  # it belongs to the latent before the step
+
+
 def test_ancestral_noise_has_the_variance_of_diffusers(model):
     from diffusers import DDIMScheduler
 

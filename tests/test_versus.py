@@ -3,7 +3,7 @@
 import pytest
 from planted import experiment
 
-from histokit import cli, files, runs, versus
+from histokit import cli, data, files, ledger, runs, versus
 
 CASES = [12, 10, 14, 11]
 
@@ -32,7 +32,27 @@ def test_settings_that_differ_are_found_and_the_better_one_is_said_to_be(root, c
     assert same.difference == same.low == same.high == 0, "the same arm in both"
     assert cli.main(["compare", "plain", "guided"]) == 0
     out = capsys.readouterr().out
-    assert "2 settings differ, plain | guided" in out and "planned by neither recipe" in out
+    assert "2 settings differ, plain | guided" in out and "planned by neither recipe, and counts as a look" in out
+
+
+def test_a_comparison_is_a_look_at_the_test_tiles_that_the_next_verdict_hears_of(root):
+    for name in ("plain", "guided"):
+        judged(root, name, 0.0)
+    with pytest.raises(ValueError, match="no arm"):
+        versus.paired("plain", "guided", ("best", ""), resamples=20)
+    assert not ledger.path().exists(), "nothing was seen"
+    for _ in range(2):
+        said, _ = versus.paired("plain", "guided", resamples=20)
+        assert said[-1].startswith("The test tiles of planted are opened for the first time, with plan ")
+    assert files.read_table(ledger.path())["plan_text"].tolist() == [
+        "judged guided/augmented, baseline plain/augmented, endpoint tail balanced accuracy, level 0.95, resamples 20"
+    ]
+    said, _ = versus.paired("plain", "guided", ("real", "augmented"), resamples=20)
+    assert "opened 1 time before, with 2 plans, by histokit compare." in said[-2] and "it was: judged guided/augmented" in said[-1]
+    run = runs.start(experiment="plain", step="again", recipe="params/plain.yaml")
+    assert ledger.open_test(run, "planted", data.load(run), {"judged": "augmented"}).before == 2
+    judged(root, "guided", 0.5)  # made anew: other answers
+    assert "opened 3 times before" in " ".join(versus.paired("plain", "guided", resamples=20)[0])
 
 
 def test_a_step_that_only_one_has_is_told(root):
