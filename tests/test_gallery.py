@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from planted import experiment
 from sklearn import metrics as sk
-from test_lab import browser, page  # noqa: F401  (fixtures)
 
 from histokit import cli, files, gallery, screening
 
@@ -138,7 +137,7 @@ def test_what_is_no_export_is_refused(root, step):
         gallery.page(step.parent / "06_classifier", root / "page.html")
 
 
-def test_fifty_candidates_are_reviewed_by_keyboard_and_come_back_as_reviews(root, step, page):  # noqa: F811
+def test_fifty_candidates_are_reviewed_by_keyboard_and_come_back_as_reviews(root, step, page):
     assert cli.main(["gallery", "outputs/planted/keep"]) == 0
     page.goto((step / "gallery.html").as_uri())
     page.fill("#rater", "Dr. Müller")
