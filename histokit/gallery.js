@@ -23,7 +23,7 @@ function store(name, held) {
 
 // given: {key, blind, reasons [text], scores [name], tiles [{id, label, and unless blind: status, why, scores, source, nearest}], pictures}
 //   pictures: [address]; the first belong to the tiles in their order, source and nearest are numbers of others; gaps are filled later
-// host: {state: {rater, verdicts {id: {verdict, reasons, rater}}, past}, changed(id, entry), buttons [element], keys: who hears them,
+// host: {state: {rater, verdicts {id: {verdict, reasons, rater}}, past}, changed(id, entry), buttons [element], news [element], keys: who hears them,
 //   named: a name must be there first, full(number): address of the picture in all its pixels, renamed()}
 // returns {filled(), say(text, bad)}
 export function gallery(root, given, host) {
@@ -158,7 +158,8 @@ export function gallery(root, given, host) {
   choose.onchange = () => { sort(); root.focus({ preventScroll: true }); };
   const cells = new Map(tiles.map((one, i) => {
     const cell = button("cell", "", () => { at = order.indexOf(i); show(); }), picture = new Image();
-    picture.alt = ""; picture.src = pictures[i] || ""; picture.decoding = "async";
+    picture.alt = ""; picture.decoding = "async";
+    if (pictures[i]) picture.src = pictures[i];
     cell.dataset.id = one.id; cell.append(picture);
     return [one.id, cell];
   }));
@@ -169,7 +170,7 @@ export function gallery(root, given, host) {
   const does = element("div", "does", "", button("accept", blind ? "Real (A)" : "Accept (A)", () => decide("keep")), button("refuse", blind ? "Made (R)" : "Reject (R)", () => decide("reject")), part.undo);
   put("div", "stage", "", element("div", "frame", "", part.big), element("div", "line", "", put("b", "label"), " ", put("span", "why")), put("div", "person"), does, part.reasons, put("table", "scores"));
   const beside = [["source", "made from"], ["nearest", "nearest real training tile"]].map(([name, says]) => put("figure", name, "", new Image(), element("figcaption", "", says)));
-  const bar = element("div", "bar", "", element("label", "", "Your name ", rater), choose, ...host.buttons, put("span", "count"), put("span", "said"));
+  const bar = element("div", "bar", "", element("label", "", "Your name ", rater), choose, ...host.buttons, put("span", "count"), element("div", "news", "", put("span", "said"), ...host.news));
   part.count.setAttribute("role", "status");
   root.replaceChildren(part.keys, bar, element("div", "main", "", part.stage, element("div", "side", "", ...beside), wall));
   root.onclick = event => { if (!event.target.closest("input, select")) root.focus({ preventScroll: true }); };
@@ -180,7 +181,7 @@ export function gallery(root, given, host) {
   tiles.forEach(one => mark(one.id));
   show();
   function filled() {
-    tiles.forEach((one, i) => { const picture = cells.get(one.id).firstChild; if (!picture.src && pictures[i]) picture.src = pictures[i]; });
+    tiles.forEach((one, i) => { const picture = cells.get(one.id).firstChild; if (pictures[i] && !picture.src) picture.src = pictures[i]; });
     show();
   }
   function end() { host.keys.removeEventListener("keydown", pressed); host.keys.removeEventListener("keyup", released); }
@@ -199,7 +200,7 @@ export function page(root, given) {
     link.download = `verdicts-${given.key}-${rater.replace(/[^\w-]+/g, "_")}.json`;
     link.click();
   }
-  gallery(root, given, { state, keys: document, buttons: [button("export", "Export", send)], changed: () => store(name, state) });
+  gallery(root, given, { state, keys: document, buttons: [button("export", "Export", send)], news: [], changed: () => store(name, state) });
 }
 
 // --- in JupyterLab: each decision goes to the kernel, which writes it down and says so; what waits outlives a reload in the browser's store
@@ -207,7 +208,7 @@ export function page(root, given) {
 const SLOW = 4000; // ms without an answer until the page says that the kernel is busy or gone
 
 function render({ model, el }) {
-  const me = Math.random().toString(36).slice(2), root = element("div", "gallery", "The gallery opens as soon as the kernel answers. If it does not, run this cell.");
+  const me = Math.random().toString(36).slice(2), root = element("div", "gallery", "The gallery opens as soon as the kernel is free. If it does not, run this cell.");
   root.classList.add("hk-live");
   root.tabIndex = 0;
   root.dataset.lmSuppressShortcuts = "true"; // the notebook's own keys: A adds a cell, S saves, Z undoes
@@ -218,7 +219,7 @@ function render({ model, el }) {
   const whose = () => given.key + (given.blind ? ` ${own.rater.trim()}` : ""); // blind, everybody has verdicts of their own
   const keep = () => store(`histokit-desk-${given.desk}`, { waiting, past: { ...held.past, [whose()]: state.past } });
 
-  function open(blind) { ask("open", { blind, rater: own.rater.trim() }); }
+  const open = blind => ask("open", { blind, rater: own.rater.trim() }); // waits for a running cell, as ipykernel has it; what follows need not
   function flush() {
     if (!sent && waiting.length) {
       sent = waiting.length;
@@ -249,10 +250,10 @@ function render({ model, el }) {
       if (row.verdict) verdicts[row.id] = row; else delete verdicts[row.id];
     }
     result.textContent = "";
-    const turn = button("turn", given.blind ? "Back to scores and sources" : "Blind, among real tiles", () => open(!given.blind));
+    const other = button("other", given.blind ? "Back to scores and sources" : "Blind, among real tiles", () => open(!given.blind));
     const how = button("how", "How did I do?", () => { asked = true; score(); });
-    const buttons = given.blind ? [turn, how, result, more] : [turn, more];
-    shown = gallery(root, given, { state, buttons, changed, named: true, keys: root, full, renamed: () => given.blind && open(true) });
+    const buttons = given.blind ? [other, how] : [other];
+    shown = gallery(root, given, { state, buttons, news: [more, result], changed, named: true, keys: root, full, renamed: () => given.blind && open(true) });
     ask("pictures", { first: 0 });
     flush();
   }
