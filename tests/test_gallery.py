@@ -5,6 +5,7 @@ import re
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 from planted import experiment
 from sklearn import metrics as sk
@@ -65,8 +66,8 @@ def test_a_blind_page_mixes_in_real_training_tiles_and_does_not_give_them_away(r
     assert held(root / "other.html")[0]["key"] != given["key"]
 
 
-def test_a_class_name_that_looks_like_html_stays_text(root, step, monkeypatch):
-    dealt = gallery.deck.deal
+def test_a_class_name_that_looks_like_html_stays_text(root, step, page, monkeypatch):
+    dealt = deck.deal
 
     def renamed(*given, **how):
         found = dealt(*given, **how)
@@ -76,6 +77,8 @@ def test_a_class_name_that_looks_like_html_stays_text(root, step, monkeypatch):
     gallery.page(step, root / "page.html")
     given, text = held(root / "page.html")
     assert given["tiles"][0]["label"] == "</script><b>x</b>&amp;" and "<b>x" not in text
+    page.goto((root / "page.html").as_uri())
+    assert page.locator(".hk-label").inner_text() == "</script><b>x</b>&amp;"
 
 
 def test_verdicts_of_several_people_become_reviews_where_most_agree(root, step):
@@ -100,6 +103,34 @@ def test_verdicts_of_several_people_become_reviews_where_most_agree(root, step):
     assert "artefact, blur" in first["note"] and "ada, ben" in first["reviewer"]
 
 
+def test_what_is_said_of_two_raters_reads_well_where_kappa_is_not_defined(root, step):
+    gallery.page(step, root / "page.html")
+    given, _ = held(root / "page.html")
+    ids = [tile["id"] for tile in given["tiles"]]
+    ada = export(root, given, "ada", dict.fromkeys(ids[:4], "keep"))
+    ben = export(root, given, "ben", dict.fromkeys(ids[:6], "keep"))
+    cleo = export(root, given, "cleo", dict.fromkeys(ids[8:9], "reject"))
+    said = raters.remarks(raters.read([ada, ben, cleo]))
+    assert "ada and ben gave the same verdict on all of 4 tiles, so kappa, which asks for two kinds, is not defined." in said
+    assert "ada and cleo have no tile in common." in said and not any("nan" in line for line in said)
+
+
+def test_a_reason_is_shown_without_the_tile_it_names(root, step):
+    manifest = files.read_table(step / "manifest.csv")
+    name = files.read_table(step.parent / "00_dataset" / "manifest.csv")["tile_id"].iloc[0]
+    files.write_table(step / "manifest.csv", manifest.assign(reason=f"copy of {name}: feature 0.991, cut 0.9; judge unsure: x only 0.1"))
+    gallery.page(step, root / "page.html")
+    given, text = held(root / "page.html")
+    assert {tile["why"] for tile in given["tiles"]} == {"copy of a training tile, judge disagrees"} and name not in text
+
+
+def test_one_answer_for_all_is_named_where_real_tiles_are_few():
+    table = pd.DataFrame(
+        {"rater": "ada", "tile": [f"{i}" for i in range(10)], "verdict": "reject", "kind": ["real"] * 2 + ["synthetic"] * 8}
+    )
+    assert raters.told(table) == ["ada told real from synthetic in 8 of 10 tiles, 80 % [49 to 94]; always made would be right in 80 %."]
+
+
 def test_two_who_disagree_leave_a_tile_to_the_scores(root, step):
     gallery.page(step, root / "page.html")
     given, _ = held(root / "page.html")
@@ -109,8 +140,9 @@ def test_two_who_disagree_leave_a_tile_to_the_scores(root, step):
 
 
 def test_a_blind_page_says_how_well_people_can_tell_and_writes_no_review(root, step, capsys):
-    assert cli.main(["gallery", "outputs/planted/keep", "--blind"]) == 0
-    given, _ = held(step / "gallery-blind.html")
+    assert cli.main(["gallery", "outputs/planted/keep", "--blind", "--html", "blind.html"]) == 0
+    given, _ = held(root / "blind.html")
+    assert cli.main(["gallery", "outputs/planted/keep", "--blind"]) == 0 and held(step / "gallery-blind.html")[0] == given
     truth = key_of(root, given)["tiles"]
     path = export(root, given, "ada", {i: "keep" if one["kind"] == "real" else "reject" for i, one in truth.items()})
     (row,) = raters.told_apart(raters.read([path])).itertuples()
@@ -144,7 +176,7 @@ def test_what_is_no_export_is_refused(root, step):
 
 
 def test_fifty_candidates_are_reviewed_by_keyboard_and_come_back_as_reviews(root, step, page):
-    assert cli.main(["gallery", "outputs/planted/keep"]) == 0
+    assert cli.main(["gallery", "outputs/planted/keep", "--html"]) == 0
     page.goto((step / "gallery.html").as_uri())
     page.fill(".hk-rater", "Dr. Müller")
     page.locator("h1").click()
