@@ -81,12 +81,15 @@ export function gallery(root, given, host) {
   }
   function big(i) {
     const number = held ? tile()[held] : i, shown = pictures[number] || "";
-    if (part.big.dataset.number === String(number) && part.big.dataset.actual === String(actual) && part.big.getAttribute("src")) return;
+    const same = part.big.dataset.number === String(number) && part.big.dataset.actual === String(actual);
+    if (same && part.big.getAttribute("src")) return;
     part.big.dataset.number = number;
     part.big.dataset.actual = actual;
     part.big.src = shown;
     part.big.hidden = !shown;
-    if (actual && host.full) host.full(number).then(full => { if (actual && part.big.dataset.number === String(number)) part.big.src = full; });
+    if (actual && host.full) host.full(number).then(full => {
+      if (actual && part.big.dataset.number === String(number)) part.big.src = full;
+    });
   }
   function show() {
     const one = tile(), found = verdict(one.id);
@@ -94,19 +97,22 @@ export function gallery(root, given, host) {
     big(here());
     part.stage.className = `hk-stage${found ? ` hk-${found.verdict}` : ""}${actual ? " hk-actual" : ""}`;
     part.label.textContent = one.label;
-    part.why.textContent = held ? { nearest: "the nearest real tile", source: "its source" }[held] : one.status ? one.status + (one.why ? `: ${one.why}` : "") : "";
+    const decision = one.status ? one.status + (one.why ? `: ${one.why}` : "") : "";
+    part.why.textContent = held ? { nearest: "the nearest real tile", source: "its source" }[held] : decision;
     part.person.textContent = found ? words[found.verdict] + (found.rater ? ` by ${found.rater}` : "") : "not decided";
     for (const name of ["source", "nearest"]) {
       part[name].hidden = one[name] === undefined;
       part[name].firstChild.src = pictures[one[name]] || "";
     }
-    part.scores.replaceChildren(...Object.entries(one.scores || {}).map(([name, value]) => element("tr", "", "", element("td", "", name.replaceAll("_", " ")), element("td", "", String(value)))));
-    for (const [k, one] of [...part.reasons.children].entries()) one.classList.toggle("hk-on", !!found && found.reasons.includes(given.reasons[k]));
+    part.scores.replaceChildren(...Object.entries(one.scores || {}).map(([name, value]) =>
+      element("tr", "", "", element("td", "", name.replaceAll("_", " ")), element("td", "", String(value)))));
+    [...part.reasons.children].forEach((each, k) => each.classList.toggle("hk-on", !!found && found.reasons.includes(given.reasons[k])));
     part.grid.querySelector(".hk-now")?.classList.remove("hk-now");
     const cell = cells.get(one.id), wall = part.grid;
     cell.classList.add("hk-now");
     if (cell.offsetTop < wall.scrollTop) wall.scrollTop = cell.offsetTop - 4;
-    if (cell.offsetTop + cell.offsetHeight > wall.scrollTop + wall.clientHeight) wall.scrollTop = cell.offsetTop + cell.offsetHeight - wall.clientHeight + 4;
+    const below = cell.offsetTop + cell.offsetHeight - wall.clientHeight;
+    if (below > wall.scrollTop) wall.scrollTop = below + 4;
     part.count.textContent = `tile ${at + 1} of ${order.length}, ${tiles.filter(any => verdict(any.id)).length} decided`;
     part.undo.disabled = !state.past.length;
   }
@@ -145,15 +151,21 @@ export function gallery(root, given, host) {
   // --- the parts
   const keys = blind
     ? [["A", "I take it for real"], ["R", "I take it for made"], ["U", "undo"]]
-    : [["A", "accept"], ["R", "reject"], [`1\u2013${given.reasons.length}`, "why"], ["U", "undo"], ["N", "held: nearest real tile"], ["S", "held: its source"]];
+    : [["A", "accept"], ["R", "reject"], [`1\u2013${given.reasons.length}`, "why"], ["U", "undo"],
+      ["N", "held: nearest real tile"], ["S", "held: its source"]];
   const rater = put("input", "rater"), choose = put("select", "sort"), wall = put("div", "grid");
   put("div", "keys", blind ? "Some of these are real, some were made." : "");
-  for (const [key, says] of [...keys, ["Z", "actual size"], ["\u2190 \u2192", "move"]]) part.keys.append(element("span", "", "", element("kbd", "", key), ` ${says}`));
+  for (const [key, says] of [...keys, ["Z", "actual size"], ["\u2190 \u2192", "move"]]) {
+    part.keys.append(element("span", "", "", element("kbd", "", key), ` ${says}`));
+  }
   rater.autocomplete = "off"; rater.size = 14; rater.value = state.rater;
   rater.oninput = () => { state.rater = rater.value; host.changed(null); };
   rater.onchange = () => host.renamed?.();
   choose.setAttribute("aria-label", "order");
-  for (const [value, says] of [["", "in order"], ...given.scores.flatMap(name => [[name, `${name.replaceAll("_", " ")}, low first`], [`-${name}`, `${name.replaceAll("_", " ")}, high first`]])]) choose.append(new Option(says, value));
+  choose.append(new Option("in order", ""));
+  for (const name of given.scores) for (const [sign, way] of [["", "low"], ["-", "high"]]) {
+    choose.append(new Option(`${name.replaceAll("_", " ")}, ${way} first`, sign + name));
+  }
   choose.hidden = !given.scores.length;
   choose.onchange = () => { sort(); root.focus({ preventScroll: true }); };
   const cells = new Map(tiles.map((one, i) => {
@@ -167,10 +179,15 @@ export function gallery(root, given, host) {
   put("div", "reasons");
   if (!blind) part.reasons.append(...given.reasons.map((name, k) => button("", `${k + 1} ${name}`, () => reason(k))));
   part.undo = button("undo", "Undo (U)", undo);
-  const does = element("div", "does", "", button("accept", blind ? "Real (A)" : "Accept (A)", () => decide("keep")), button("refuse", blind ? "Made (R)" : "Reject (R)", () => decide("reject")), part.undo);
-  put("div", "stage", "", element("div", "frame", "", part.big), element("div", "line", "", put("b", "label"), " ", put("span", "why")), put("div", "person"), does, part.reasons, put("table", "scores"));
-  const beside = [["source", "made from"], ["nearest", "nearest real training tile"]].map(([name, says]) => put("figure", name, "", new Image(), element("figcaption", "", says)));
-  const bar = element("div", "bar", "", element("label", "", "Your name ", rater), choose, ...host.buttons, put("span", "count"), element("div", "news", "", put("span", "said"), ...host.news));
+  const accept = button("accept", blind ? "Real (A)" : "Accept (A)", () => decide("keep"));
+  const refuse = button("refuse", blind ? "Made (R)" : "Reject (R)", () => decide("reject"));
+  const line = element("div", "line", "", put("b", "label"), " ", put("span", "why"));
+  const does = element("div", "does", "", accept, refuse, part.undo);
+  put("div", "stage", "", element("div", "frame", "", part.big), line, put("div", "person"), does, part.reasons, put("table", "scores"));
+  const beside = [["source", "made from"], ["nearest", "nearest real training tile"]].map(([name, says]) =>
+    put("figure", name, "", new Image(), element("figcaption", "", says)));
+  const news = element("div", "news", "", put("span", "said"), ...host.news);
+  const bar = element("div", "bar", "", element("label", "", "Your name ", rater), choose, ...host.buttons, put("span", "count"), news);
   part.count.setAttribute("role", "status");
   root.replaceChildren(part.keys, bar, element("div", "main", "", part.stage, element("div", "side", "", ...beside), wall));
   root.onclick = event => { if (!event.target.closest("input, select")) root.focus({ preventScroll: true }); };
@@ -181,7 +198,10 @@ export function gallery(root, given, host) {
   tiles.forEach(one => mark(one.id));
   show();
   function filled() {
-    tiles.forEach((one, i) => { const picture = cells.get(one.id).firstChild; if (pictures[i] && !picture.src) picture.src = pictures[i]; });
+    tiles.forEach((one, i) => {
+      const picture = cells.get(one.id).firstChild;
+      if (pictures[i] && !picture.src) picture.src = pictures[i];
+    });
     show();
   }
   function end() { host.keys.removeEventListener("keydown", pressed); host.keys.removeEventListener("keyup", released); }
@@ -208,18 +228,22 @@ export function page(root, given) {
 const SLOW = 4000; // ms without an answer until the page says that the kernel is busy or gone
 
 function render({ model, el }) {
-  const me = Math.random().toString(36).slice(2), root = element("div", "gallery", "The gallery opens as soon as the kernel is free. If it does not, run this cell.");
+  const me = Math.random().toString(36).slice(2), root = element("div", "gallery");
+  root.textContent = "The gallery opens as soon as the kernel is free. If it does not, run this cell.";
   root.classList.add("hk-live");
   root.tabIndex = 0;
   root.dataset.lmSuppressShortcuts = "true"; // the notebook's own keys: A adds a cell, S saves, Z undoes
   el.append(root);
   const own = stored("histokit-reviewer", { rater: "" });
-  let given = null, shown = null, state = null, held = null, waiting = [], sent = 0, late = null, asked = false, wanted = new Map(), addresses = [];
+  let given = null, shown = null, state = null, held = null; // the deck on show, its view, its verdicts, what the browser's store had of it
+  let waiting = [], sent = 0, late = null, asked = false; // rows not yet answered, those under way, the clock, "how did I do" is due
+  let wanted = new Map(), addresses = []; // pictures in all their pixels, what is to be given back
   const ask = (what, facts = {}, to = given) => model.send({ ask: what, view: me, key: to?.key ?? "", ...facts });
   const whose = () => given.key + (given.blind ? ` ${own.rater.trim()}` : ""); // blind, everybody has verdicts of their own
   const keep = () => store(`histokit-desk-${given.desk}`, { waiting, past: { ...held.past, [whose()]: state.past } });
 
-  const open = blind => ask("open", { blind, rater: own.rater.trim() }); // waits for a running cell, as ipykernel has it; what follows need not
+  // the first of these waits for a running cell (ipykernel answers a comm where it was last spoken to), what follows does not
+  const open = blind => ask("open", { blind, rater: own.rater.trim() });
   function flush() {
     if (!sent && waiting.length) {
       sent = waiting.length;
@@ -231,7 +255,8 @@ function render({ model, el }) {
   }
   function say(why = "") {
     const n = waiting.length;
-    shown.say(n ? `not saved yet: ${n}${why ? `; ${why}` : ""}` : Object.keys(state.verdicts).length ? `saved in ${given.where}` : "", !!why);
+    const rest = Object.keys(state.verdicts).length ? `saved in ${given.where}` : "";
+    shown.say(n ? `not saved yet: ${n}${why ? `; ${why}` : ""}` : rest, !!why);
     more.hidden = !(why && !sent);
   }
   const more = button("more", "Try again", flush);
@@ -276,7 +301,10 @@ function render({ model, el }) {
     }
     return wanted.get(number);
   }
-  const address = (held, type) => { addresses.push(URL.createObjectURL(new Blob([held], { type }))); return addresses.at(-1); };
+  function address(held, type) {
+    addresses.push(URL.createObjectURL(new Blob([held], { type })));
+    return addresses.at(-1);
+  }
 
   const answers = {
     open: said => mount(said.given, said.verdicts),
