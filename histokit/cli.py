@@ -81,7 +81,8 @@ def parser():
     wall.add_argument("run", help="folder of a finished 05_select step, for example outputs/demo/05_select")
     wall.add_argument("--blind", action="store_true", help="real training tiles among them, scores and sources hidden: can people tell?")
     wall.add_argument("--seed", type=int, default=0, help="of the order of a blind page, and of which real tiles (default 0)")
-    wall.add_argument("-o", "--output", default="", metavar="FILE", help="gallery.html or gallery-blind.html in that folder by default")
+    where = "the page to write; gallery.html or gallery-blind.html in that folder by default"
+    wall.add_argument("--html", "-o", "--output", nargs="?", default="", const="", metavar="FILE", dest="output", help=where)
 
     said = command(
         "import-verdicts", _import_verdicts, "what people exported from one gallery page: how far they agree, and into the reviews"
@@ -299,14 +300,14 @@ def _gallery(arguments):
 
 
 def _import_verdicts(arguments):
-    from histokit import gallery
+    from histokit import raters
 
-    table = gallery.read(arguments.files)
-    print(*gallery.remarks(table), sep="\n")
+    table = raters.read(arguments.files)
+    print(*raters.remarks(table), sep="\n")
     if table.attrs["blind"]:
         print("A blind page asks whether people can tell, not what to keep: nothing was written into the reviews.")
     elif not arguments.dry_run:
-        n = gallery.write(table)
+        n = raters.write(table)
         print(f"{n} verdicts into params/reviews/{table.attrs['experiment']}.csv; 05_select follows them when the recipe runs again")
 
 

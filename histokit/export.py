@@ -34,12 +34,8 @@ def export(step, folder, *, accept_uncalibrated=False, classes=()):
     """
     if folder.exists():
         raise FileExistsError(f"{folder} exists; name a folder that does not")
-    runs = [place for place in provenance.runs_below(step) if (places.read(place) or {}).get("status") == "done"]
-    tables = [files.read_table(path) for place in runs if (path := provenance.manifest(place))]
-    rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-    if "status" not in rows or not rows["source"].eq("synthetic").any():
-        raise FileNotFoundError(f"{step} holds no finished selection of synthetic tiles; name the folder of a 05_select step")
-    rows = rows[rows["status"].eq("kept") & rows["source"].eq("synthetic")]
+    rows, runs = provenance.selection(step)
+    rows = rows[rows["status"].eq("kept")]
     rows = rows[rows["label"].isin(classes)] if classes else rows
     if rows.empty:
         raise ValueError(f"{step} kept no tile of {', '.join(classes) or 'any class'}: there is nothing to export")

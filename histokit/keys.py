@@ -1,7 +1,7 @@
 """What a run depends on, as facts that can be compared later and named when one of them changed.
 
 A run's key has five parts: its parameters, the code cells of its notebook, the declared version of the method modules
-that the notebook imports, the files it read and the finished runs it read from. Prose, plots, widgets and the report are outside:
+that the notebook imports, the files it read and the finished runs it read from. Prose, plots, widgets, gallery and report are outside:
 a better figure does not ask for a new training. Nothing here imports what it describes; code is read with `ast`.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from histokit import files
 
 PACKAGE = Path(__file__).resolve().parent
-PICTURES = ("plots", "charts", "widgets")  # their calls are outside the key
+PICTURES = ("plots", "charts", "widgets", "gallery")  # their calls are outside the key
 OUTSIDE = (*PICTURES, "report", "cli", "batch")  # and so are these modules
 PLACE = ("experiment", "step", "recipe", "shard")  # parameters that say where a run lives, not what it computes
 PATTERNS = ("*.json", "*.safetensors", "*.yaml", "*.txt")  # what makes a folder of weights or settings
@@ -38,7 +38,7 @@ def find_notebook(step):
 
 
 def code(notebook):
-    """Hash of what the notebook computes: its code cells but for parameters, comments, layout and calls to plots, charts or widgets."""
+    """Hash of what the notebook computes: its code cells but for parameters, comments, layout and calls to `PICTURES`."""
     return files.digest([ast.unparse(tree) for tree in _cells(str(notebook))])
 
 

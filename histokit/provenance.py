@@ -177,6 +177,19 @@ def manifest(folder):
     return next((folder / name for name in ("manifest.csv", "manifest.parquet") if (folder / name).is_file()), None)
 
 
+def selection(step):
+    """Synthetic manifest rows of a finished 05_select, of one class or of all classes below, and the folders of these runs.
+
+    Raises FileNotFoundError where there is none.
+    """
+    runs = [place for place in runs_below(step) if (places.read(place) or {}).get("status") == "done"]
+    tables = [files.read_table(path) for place in runs if (path := manifest(place))]
+    rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    if "status" not in rows or not rows["source"].eq("synthetic").any():
+        raise FileNotFoundError(f"{step} holds no finished selection of synthetic tiles; name the folder of a 05_select step")
+    return rows[rows["source"].eq("synthetic")].reset_index(drop=True), runs
+
+
 def real_tiles(experiment):
     """The manifest of an experiment's 00_dataset; no rows when it is gone."""
     place = places.find(experiment, "00_dataset", "")

@@ -15,6 +15,7 @@ os.environ.pop("HISTOKIT_NOTEBOOK", None)
 os.environ.pop("JPY_SESSION_NAME", None)
 
 import pytest  # noqa: E402
+from lab import browser, lab, page  # noqa: E402, F401  (fixtures)
 
 _session = tempfile.TemporaryDirectory(prefix="histokit-tests-")
 os.environ["HISTOKIT_ROOT"] = _session.name  # for fixtures that outlive a test; each test has its own

@@ -5,12 +5,12 @@ import re
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 from planted import experiment
 from sklearn import metrics as sk
-from test_lab import browser, page  # noqa: F401  (fixtures)
 
-from histokit import cli, files, gallery, screening
+from histokit import cli, deck, files, gallery, raters, screening
 
 ARMS, MADE = {"real": {}, "augmented": {}}, 25
 
@@ -43,8 +43,8 @@ def export(root, given, rater, verdicts):
 def test_the_page_shows_every_candidate_with_its_source_and_names_nobody(root, step):
     assert gallery.page(step, root / "page.html") == 2 * MADE
     given, text = held(root / "page.html")
-    assert len(given["tiles"]) == 2 * MADE and all(len(tile["image"]) * 3 / 4 < gallery.MOST + 100 for tile in given["tiles"])
-    assert all(tile["source"].startswith("data:image/jpeg") for tile in given["tiles"])
+    assert len(given["tiles"]) == 2 * MADE and max(map(len, given["pictures"])) * 3 / 4 < deck.MOST + 100
+    assert all(given["pictures"][tile["source"]].startswith("data:image/jpeg") for tile in given["tiles"])
     assert {tile["status"] for tile in given["tiles"]} == {"kept", "rejected"} and given["tiles"][0]["scores"]["judge"] == 1.0
     for name in ("s-Polyp-", "Pol-train", str(root), "http://", "https://", 'src="//'):
         assert name not in text, name
@@ -59,18 +59,26 @@ def test_a_blind_page_mixes_in_real_training_tiles_and_does_not_give_them_away(r
     truth = key_of(root, given)["tiles"]
     kinds = [truth[tile["id"]]["kind"] for tile in given["tiles"]]
     assert kinds.count("synthetic") == 2 * MADE and kinds.count("real") > 20 and len(set(kinds[:20])) == 2, "mixed"
-    assert all(set(tile) == {"id", "image", "label"} for tile in given["tiles"]), "nothing that one kind has and the other lacks"
+    assert all(set(tile) == {"id", "label"} for tile in given["tiles"]), "nothing that one kind has and the other lacks"
     assert "synthetic" not in json.dumps(given) and given["scores"] == []
     assert all("-train-" in one["tile_id"] for one in truth.values() if one["kind"] == "real"), "no test tile is opened for it"
     gallery.page(step, root / "other.html", blind=True, seed=1)
     assert held(root / "other.html")[0]["key"] != given["key"]
 
 
-def test_a_class_name_that_looks_like_html_stays_text(root, step, monkeypatch):
-    monkeypatch.setattr(gallery, "_card", lambda row, *rest: {"image": "", "label": "</script><b>x</b>&amp;"})
+def test_a_class_name_that_looks_like_html_stays_text(root, step, page, monkeypatch):
+    dealt = deck.deal
+
+    def renamed(*given, **how):
+        found = dealt(*given, **how)
+        return found._replace(cards=[card | {"label": "</script><b>x</b>&amp;"} for card in found.cards])
+
+    monkeypatch.setattr(deck, "deal", renamed)
     gallery.page(step, root / "page.html")
     given, text = held(root / "page.html")
     assert given["tiles"][0]["label"] == "</script><b>x</b>&amp;" and "<b>x" not in text
+    page.goto((root / "page.html").as_uri())
+    assert page.locator(".hk-label").inner_text() == "</script><b>x</b>&amp;"
 
 
 def test_verdicts_of_several_people_become_reviews_where_most_agree(root, step):
@@ -80,12 +88,12 @@ def test_verdicts_of_several_people_become_reviews_where_most_agree(root, step):
     said = {name: {i: ("keep", "reject")[int(rng.random() < 0.4)] for i in ids} for name in ("ada", "ben", "cleo")}
     said["ada"][ids[0]] = said["ben"][ids[0]] = "reject"
     reasons = {ids[0]: ("reject", ["artefact", "blur"])}
-    table = gallery.read([export(root, given, name, verdicts | (reasons if name == "ada" else {})) for name, verdicts in said.items()])
-    found = gallery.agreement(table)
+    table = raters.read([export(root, given, name, verdicts | (reasons if name == "ada" else {})) for name, verdicts in said.items()])
+    found = raters.agreement(table)
     for row in found.itertuples():
         one, other = ([said[name][i] for i in ids] for name in (row.first, row.second))
         assert row.tiles == len(ids) and row.kappa == pytest.approx(sk.cohen_kappa_score(one, other))
-    assert len(found) == 3 and gallery.write(table) == len(ids)
+    assert len(found) == 3 and raters.write(table) == len(ids)
     reviews = files.read_table(root / "params" / "reviews" / "planted.csv").set_index("sha256")
     truth = key_of(root, given)["tiles"]
     for i in ids:
@@ -95,20 +103,49 @@ def test_verdicts_of_several_people_become_reviews_where_most_agree(root, step):
     assert "artefact, blur" in first["note"] and "ada, ben" in first["reviewer"]
 
 
+def test_what_is_said_of_two_raters_reads_well_where_kappa_is_not_defined(root, step):
+    gallery.page(step, root / "page.html")
+    given, _ = held(root / "page.html")
+    ids = [tile["id"] for tile in given["tiles"]]
+    ada = export(root, given, "ada", dict.fromkeys(ids[:4], "keep"))
+    ben = export(root, given, "ben", dict.fromkeys(ids[:6], "keep"))
+    cleo = export(root, given, "cleo", dict.fromkeys(ids[8:9], "reject"))
+    said = raters.remarks(raters.read([ada, ben, cleo]))
+    assert "ada and ben gave the same verdict on all of 4 tiles, so kappa, which asks for two kinds, is not defined." in said
+    assert "ada and cleo have no tile in common." in said and not any("nan" in line for line in said)
+
+
+def test_a_reason_is_shown_without_the_tile_it_names(root, step):
+    manifest = files.read_table(step / "manifest.csv")
+    name = files.read_table(step.parent / "00_dataset" / "manifest.csv")["tile_id"].iloc[0]
+    files.write_table(step / "manifest.csv", manifest.assign(reason=f"copy of {name}: feature 0.991, cut 0.9; judge unsure: x only 0.1"))
+    gallery.page(step, root / "page.html")
+    given, text = held(root / "page.html")
+    assert {tile["why"] for tile in given["tiles"]} == {"copy of a training tile, judge disagrees"} and name not in text
+
+
+def test_one_answer_for_all_is_named_where_real_tiles_are_few():
+    table = pd.DataFrame(
+        {"rater": "ada", "tile": [f"{i}" for i in range(10)], "verdict": "reject", "kind": ["real"] * 2 + ["synthetic"] * 8}
+    )
+    assert raters.told(table) == ["ada told real from synthetic in 8 of 10 tiles, 80 % [49 to 94]; always made would be right in 80 %."]
+
+
 def test_two_who_disagree_leave_a_tile_to_the_scores(root, step):
     gallery.page(step, root / "page.html")
     given, _ = held(root / "page.html")
     one, other = (tile["id"] for tile in given["tiles"][:2])
     paths = [export(root, given, "ada", {one: "keep", other: "keep"}), export(root, given, "ben", {one: "reject", other: "keep"})]
-    assert len(gallery.settled(gallery.read(paths))) == 1
+    assert len(raters.settled(raters.read(paths))) == 1
 
 
 def test_a_blind_page_says_how_well_people_can_tell_and_writes_no_review(root, step, capsys):
-    assert cli.main(["gallery", "outputs/planted/keep", "--blind"]) == 0
-    given, _ = held(step / "gallery-blind.html")
+    assert cli.main(["gallery", "outputs/planted/keep", "--blind", "--html", "blind.html"]) == 0
+    given, _ = held(root / "blind.html")
+    assert cli.main(["gallery", "outputs/planted/keep", "--blind"]) == 0 and held(step / "gallery-blind.html")[0] == given
     truth = key_of(root, given)["tiles"]
     path = export(root, given, "ada", {i: "keep" if one["kind"] == "real" else "reject" for i, one in truth.items()})
-    (row,) = gallery.told_apart(gallery.read([path])).itertuples()
+    (row,) = raters.told_apart(raters.read([path])).itertuples()
     assert row.right == row.tiles == len(truth) and row.high == pytest.approx(1) and 0.9 < row.low < 1
     assert cli.main(["import-verdicts", str(path)]) == 0
     said = capsys.readouterr().out
@@ -123,52 +160,52 @@ def test_what_is_no_export_is_refused(root, step):
     one = export(root, given, "ada", {tile: "keep"})
     files.write_json(root / "x.json", {"tiles": []})
     with pytest.raises(ValueError, match="is no export of a gallery page"):
-        gallery.read([root / "x.json"])
+        raters.read([root / "x.json"])
     with pytest.raises(ValueError, match="rater 'ada' comes twice"):
-        gallery.read([one, one])
+        raters.read([one, one])
     with pytest.raises(ValueError, match="different pages"):
-        gallery.read([one, export(root, {"key": "other"}, "ben", {tile: "keep"})])
+        raters.read([one, export(root, {"key": "other"}, "ben", {tile: "keep"})])
     with pytest.raises(ValueError, match="is nowhere below outputs"):
-        gallery.read([export(root, {"key": "other"}, "ben", {tile: "keep"})])
+        raters.read([export(root, {"key": "other"}, "ben", {tile: "keep"})])
     with pytest.raises(ValueError, match="is not on that page"):
-        gallery.read([export(root, given, "ben", {"9999": "keep"})])
+        raters.read([export(root, given, "ben", {"9999": "keep"})])
     with pytest.raises(ValueError, match="verdicts are keep, reject"):
-        gallery.read([export(root, given, "ben", {tile: "maybe"})])
+        raters.read([export(root, given, "ben", {tile: "maybe"})])
     with pytest.raises(FileNotFoundError, match="holds no finished selection"):
         gallery.page(step.parent / "06_classifier", root / "page.html")
 
 
-def test_fifty_candidates_are_reviewed_by_keyboard_and_come_back_as_reviews(root, step, page):  # noqa: F811
-    assert cli.main(["gallery", "outputs/planted/keep"]) == 0
+def test_fifty_candidates_are_reviewed_by_keyboard_and_come_back_as_reviews(root, step, page):
+    assert cli.main(["gallery", "outputs/planted/keep", "--html"]) == 0
     page.goto((step / "gallery.html").as_uri())
-    page.fill("#rater", "Dr. Müller")
+    page.fill(".hk-rater", "Dr. Müller")
     page.locator("h1").click()
     for i in range(2 * MADE):
         page.keyboard.press("r" if i % 3 == 0 else "a")
-    assert page.locator("#count").inner_text() == f"tile {2 * MADE} of {2 * MADE}, {2 * MADE} decided"
+    assert page.locator(".hk-count").inner_text() == f"tile {2 * MADE} of {2 * MADE}, {2 * MADE} decided"
 
     # undo goes back to the last one; a reason is a rejection; what is decided survives a reload
     page.keyboard.press("u")
-    assert page.locator("#count").inner_text() == f"tile {2 * MADE} of {2 * MADE}, {2 * MADE - 1} decided"
+    assert page.locator(".hk-count").inner_text() == f"tile {2 * MADE} of {2 * MADE}, {2 * MADE - 1} decided"
     page.keyboard.press("2")
-    assert page.locator("#reasons .on").inner_text() == "2 artefact"
+    assert page.locator(".hk-reasons .hk-on").inner_text() == "2 artefact"
     page.reload()
-    assert page.locator("#count").inner_text().endswith(f"{2 * MADE} decided") and page.input_value("#rater") == "Dr. Müller"
+    assert page.locator(".hk-count").inner_text().endswith(f"{2 * MADE} decided") and page.input_value(".hk-rater") == "Dr. Müller"
 
     # the source comes while a key is held; another order keeps the tile
     page.locator("h1").click()
-    before = page.locator("#big").get_attribute("src")
+    before = page.locator(".hk-big").get_attribute("src")
     page.keyboard.down("s")
-    assert page.locator("#big").get_attribute("src") != before and "its source" in page.locator("#why").inner_text()
+    assert page.locator(".hk-big").get_attribute("src") != before and "its source" in page.locator(".hk-why").inner_text()
     page.keyboard.up("s")
-    assert page.locator("#big").get_attribute("src") == before
-    page.select_option("#sort", "judge")
-    assert page.locator("#big").get_attribute("src") == before
-    page.locator("#grid button").first.click()
-    assert page.locator("#scores").inner_text().startswith("judge\t0.04")
+    assert page.locator(".hk-big").get_attribute("src") == before
+    page.select_option(".hk-sort", "judge")
+    assert page.locator(".hk-big").get_attribute("src") == before
+    page.locator(".hk-grid button").first.click()
+    assert page.locator(".hk-scores").inner_text().startswith("judge\t0.04")
 
     with page.expect_download() as found:
-        page.locator("#export").click()
+        page.locator(".hk-export").click()
     path = root / found.value.suggested_filename
     shutil.copy(found.value.path(), path)
     assert path.name.endswith("-Dr_M_ller.json")

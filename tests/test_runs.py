@@ -278,6 +278,7 @@ def test_the_innermost_change_is_named(root, notebook):
         ("title=", "captions=None, title=", False),  # a plot
         ("from histokit import img2img, plots, runs", "from histokit import img2img, plots, runs, widgets", False),
         ('plots.image_grid(made, title="first")', "widgets.tuner(img2img.previewer(made), run)", False),
+        ('plots.image_grid(made, title="first")', "gallery.show(run, made, made, run.device)", False),
         (
             'plots.image_grid(made, title="first")',
             "ax = plots.image_grid(made)\nfor row in range(2):\n    plots.bar(row)",

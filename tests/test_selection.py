@@ -1,6 +1,7 @@
 """Scores, cuts and decisions of 05, on planted tiles."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -410,6 +411,31 @@ def test_a_verdict_in_the_review_file_wins_and_makes_the_run_stale(study):
     bad.write_text(bad.read_text().replace("keep", "kept"))
     with pytest.raises(ValueError, match=r"exp\.csv, line 3: verdict 'kept'"):
         screening.reviews(run)
+
+
+def test_a_verdict_can_be_taken_back_and_what_stands_is_not_said_again(study):
+    made = [squares.tile("red", 4001), squares.tile("blue", 5001)]
+    run, (manifest, *_) = screen(made, {"judge_rank": 1})
+    run.finish(data.without_memory(manifest))
+    red, blue = manifest["sha256"]
+    line = {"verdict": "keep", "reviewer": "A. B.", "note": ""}
+    taken = line | {"verdict": "withdrawn"}
+    screening.add_reviews("exp", [{"sha256": red, **line}, {"sha256": red, **line}, {"sha256": red, **taken}, {"sha256": blue, **taken}])
+    table = files.read_table(study / "params" / "reviews" / "exp.csv")
+    assert table["verdict"].tolist() == ["keep", "withdrawn"] and set(table["sha256"]) == {red}
+    assert screening.standing("exp") == {}
+    _, (again, *_) = screen(made, {"judge_rank": 1})
+    assert again["status"].tolist() == manifest["status"].tolist() == ["rejected", "kept"], "the scores decide as before"
+    screening.add_review("exp", red, "keep", "C. D.", "as before")
+    assert screening.standing("exp") == {red: {"verdict": "keep", "reviewer": "C. D.", "note": "as before"}}
+
+
+def test_verdicts_written_by_two_at_a_time_are_all_there(study):
+    (study / "params" / "reviews").mkdir(parents=True, exist_ok=True)
+    shas = [f"{i:064x}" for i in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda sha: screening.add_review("exp", sha, "keep"), shas))
+    assert sorted(screening.standing("exp")) == shas
 
 
 def test_a_judge_that_saw_synthetic_tiles_is_refused(study):

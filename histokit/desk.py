@@ -1,0 +1,119 @@
+"""The kernel's half of the gallery in JupyterLab: answers what the browser asks, writes down what a person decides.
+
+The browser (`gallery.js`) holds the pictures, the order and the verdicts, so a key acts at once whatever the kernel does. It sends one
+message at a time with all that was decided since the last one and says "saved" once that is answered. Verdicts go into the reviews;
+those of blind mode, which answer another question, beside the key of the deck, where `histokit import-verdicts` takes them from.
+"""
+
+import io
+from pathlib import Path
+
+from PIL import Image
+
+from histokit import data, deck, files, places, raters, screening
+
+AT_ONCE = 40  # pictures in one message
+
+
+class Desk:
+    """`hear` is called with each message of a browser; see `gallery.show`."""
+
+    def __init__(self, experiment, rows, tiles, dataset):
+        self.experiment, self.data, self.decks = experiment, (rows, tiles, dataset), {}
+        self.count = len(rows)
+
+    def show(self):
+        import anywidget
+        from IPython.display import display
+
+        script, style = ((Path(__file__).parent / f"gallery.{kind}").read_text("utf-8") for kind in ("js", "css"))
+        self.widget = type("Gallery", (anywidget.AnyWidget,), {"_esm": script, "_css": style})()
+        self.widget.on_msg(self.hear)
+        view = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}
+        said = f"{self.count} tiles to look at: the gallery appears here when the notebook runs in JupyterLab"
+        display({"application/vnd.jupyter.widget-view+json": view, "text/plain": said}, raw=True)
+
+    def hear(self, widget, asked, buffers):
+        """Answers one message {ask, view, key, ...} to the view that sent it; what cannot be done is said there."""
+        answers = {"open": self._open, "pictures": self._pictures, "full": self._full, "save": self._save, "score": self._score}
+        told = {"tell": asked.get("ask"), "view": asked.get("view"), "key": asked.get("key")}
+        try:
+            answer, pictures = answers[asked["ask"]](asked)
+        except (OSError, ValueError, KeyError) as error:
+            answer, pictures = {"refused": str(error)}, []
+        widget.send(told | answer, pictures)
+
+    def _dealt(self, blind):
+        found = [one for one in self.decks.values() if one.blind == blind]
+        if not found:
+            rows, tiles, dataset = self.data
+            found = [deck.deal(rows, tiles, dataset, blind=blind)]
+            self.decks[found[0].key] = found[0]
+        return found[0]
+
+    def _open(self, asked):
+        own, dealt = self._dealt(False), self._dealt(bool(asked["blind"]))
+        if dealt.blind:
+            deck.keep(dealt, self.experiment)
+            verdicts, where = self._said(dealt.key, asked["rater"]), deck.place(self.experiment, dealt.key).parent
+        else:
+            verdicts, where = self._reviewed(dealt), screening.reviews_file(self.experiment)
+        facts = {"desk": own.key, "where": places.relative(where)}  # one shelf in the browser's store for both
+        return {"given": deck.given(dealt) | facts, "verdicts": verdicts}, []
+
+    def _reviewed(self, dealt):
+        stands, verdicts = screening.standing(self.experiment), {}
+        for card, one in zip(dealt.cards, dealt.truth, strict=True):
+            if line := stands.get(one["sha256"]):
+                verdicts[card["id"]] = {
+                    "verdict": line["verdict"],
+                    "reasons": _reasons(line["note"].split(", ")),
+                    "rater": line["reviewer"],
+                }
+        return verdicts
+
+    def _pictures(self, asked):
+        first = int(asked["first"])
+        return {"first": first}, deck.thumbs(self.decks[asked["key"]].pictures.iloc[first : first + AT_ONCE])
+
+    def _full(self, asked):
+        """All pixels of one tile, at the dataset's size."""
+        number, stream = int(asked["number"]), io.BytesIO()
+        Image.fromarray(data.pixels(self.decks[asked["key"]].pictures.iloc[[number]])[0]).save(stream, format="PNG")
+        return {"number": number}, [stream.getvalue()]
+
+    def _save(self, asked):
+        """Write rows {key, blind, id, verdict ("" where it was taken back), reasons, rater}."""
+        lines, blind = [], {}
+        for row in asked["rows"]:
+            if row["blind"]:
+                blind.setdefault((row["key"], row["rater"]), {})[row["id"]] = row
+            else:
+                sha = self.decks[row["key"]].truth[int(row["id"])]["sha256"]
+                verdict, note = row["verdict"] or screening.WITHDRAWN, ", ".join(_reasons(row["reasons"]))
+                lines.append({"sha256": sha, "verdict": verdict, "reviewer": row["rater"], "note": note})
+        if lines:
+            screening.add_reviews(self.experiment, lines)
+        for (key, rater), rows in blind.items():
+            held = sorted((self._said(key, rater) | rows).items())
+            verdicts = [{"id": i, "verdict": row["verdict"], "reasons": []} for i, row in held if row["verdict"]]
+            files.write_json(self._place(key, rater), {"gallery": key, "rater": rater, "verdicts": verdicts})
+        return {}, []
+
+    def _place(self, key, rater):
+        return deck.place(self.experiment, f"{key}-{files.slug(rater)}")
+
+    def _said(self, key, rater):
+        """{id: verdict} of one person in blind mode."""
+        path = self._place(key, rater)
+        return {one["id"]: one | {"rater": rater} for one in files.read_json(path)["verdicts"]} if path.is_file() else {}
+
+    def _score(self, asked):
+        """How well this person told real from made so far."""
+        path = self._place(asked["key"], asked["rater"])
+        said = raters.told(raters.read([path])) if path.is_file() else []
+        return {"text": said[0] if said else "Nothing is decided yet."}, []
+
+
+def _reasons(names):
+    return [name for name in names if name in deck.REASONS]
