@@ -181,10 +181,10 @@ def run(
         prompts: what the sample sheets show.
         kind: "l2" or "l1", of the held-out loss.
         settings: dict of what the result depends on, for resuming.
-        options: handed to `training.fit`, such as `checkpoint_every`, `sheet_every`, `tensorboard`, `ema`.
+        options: handed to `training.fit`, such as `checkpoint_every`, `sheet_every`, `take`, `tensorboard`, `ema`.
     """
     cache = latents.Latents(model, tiles)
-    options = {"validate_every": max(1, steps // 10), "sheet_every": max(1, steps // 4), **options}
+    options = {"validate_every": max(1, steps // 10), "sheet_every": max(1, steps // 4), "keep": True, **options}
     if held is not None and len(held):
         own = latents.Latents(model, held, symmetries=1)
         options["validate"] = validation(model, embed, own, [texts(row) for _, row in held.iterrows()], seed, kind=kind)
