@@ -18,6 +18,7 @@ TEMPLATES = (
     "a histology image of {label}, cropped",
     "a close-up of {label}",
 )
+PER_PROMPT, GAP = 4, 4  # samples per prompt on a sheet, white px between them
 SMALL = 20  # training tiles below which a class spares none for validation
 
 
@@ -157,7 +158,7 @@ def validation(model, embed, cache, captions, seed, *, draws=64, batch_size=8, k
     return validate
 
 
-def sheet(model, prompts, seed, *, per_prompt=4, guidance_scale=2.0, num_inference_steps=20, gap=4):
+def sheet(model, prompts, seed, *, per_prompt=PER_PROMPT, guidance_scale=2.0, num_inference_steps=20, gap=GAP):
     """`sheet(step)` -> uint8 [H, W, 3]: a row of samples per prompt at fixed seeds, by the sampler of later inference."""
     texts = [prompt for prompt in prompts for _ in range(per_prompt)]
 
@@ -168,6 +169,12 @@ def sheet(model, prompts, seed, *, per_prompt=4, guidance_scale=2.0, num_inferen
         return np.concatenate([np.concatenate(list(framed[i : i + per_prompt]), axis=1) for i in range(0, len(framed), per_prompt)])
 
     return drawn
+
+
+def cut(sheet, per_prompt=PER_PROMPT, gap=GAP):
+    """The samples uint8 [prompts, per_prompt, H, W, 3] of a sheet."""
+    side = sheet.shape[1] // per_prompt
+    return sheet.reshape(-1, side, per_prompt, side, 3).swapaxes(1, 2)[:, :, : side - gap, : side - gap]
 
 
 def run(
