@@ -189,9 +189,7 @@ class Chooser:
             self.buttons.append(one)
         self.back = w.Button(description="Undo", icon="undo", layout=w.Layout(width="auto", display="none"))
         self.back.on_click(lambda _: self._told(self.pen.undo(), "") if self.pen.written else None)
-        self.said = w.HTML(
-            _line(why or f"A button writes its step into {self.pen.run.recipe}; the next run takes it and trains nothing anew.")
-        )
+        self.said = w.HTML(_line(why or f"A button writes its step into {self.pen.run.recipe}; the next run takes it without training."))
         row = w.HBox(self.buttons, layout=w.Layout(margin=f"0 0 0 {self.label}px"))
         self.widget = w.VBox([row, self.said, self.back])
         self.widget.add_class("hk-checkpoints")
