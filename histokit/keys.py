@@ -15,7 +15,7 @@ from pathlib import Path
 from histokit import files
 
 PACKAGE = Path(__file__).resolve().parent
-PICTURES = ("plots", "charts", "widgets", "sheets")  # their calls are outside the key
+PICTURES = ("plots", "charts", "widgets", "sheets", "suspects")  # their calls are outside the key: they show, and change no result
 OUTSIDE = (*PICTURES, "report", "cli", "batch")  # and so are these modules
 PLACE = ("experiment", "step", "recipe", "shard")  # parameters that say where a run lives, not what it computes
 PATTERNS = ("*.json", "*.safetensors", "*.yaml", "*.txt")  # what makes a folder of weights or settings
@@ -38,7 +38,7 @@ def find_notebook(step):
 
 
 def code(notebook):
-    """Hash of what the notebook computes: its code cells but for parameters, comments, layout and calls to plots, charts, widgets or sheets."""
+    """Hash of what the notebook computes: its code cells but for parameters, comments, layout and calls to `PICTURES`."""
     return files.digest([ast.unparse(tree) for tree in _cells(str(notebook))])
 
 

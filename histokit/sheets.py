@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from histokit import augment, checkpoints, features, pen, pictures, selection, tuning
+from histokit import augment, checkpoints, data, features, pen, pictures, selection, tuning
 
 SAMPLE = 300  # real tiles that stand for all
 SIDE, MOST, BAND = 132, 12, 64  # px of a sample at most, rows of samples, px of text beneath
@@ -222,15 +222,16 @@ def _line(text):
     return f"<div style='line-height:1.4;color:{FAINT}'>{html.escape(text)}</div>"
 
 
-def show(folder, history, tiles, training, names, run, checkpoint=0, title="Samples at the same seeds"):
+def show(folder, history, tiles, manifest, names, run, checkpoint=0, title="Samples at the same seeds"):
     """Shows the checkpoints of a training beside each other, with buttons where a live front end is.
 
     Args:
-        folder, history, tiles, training: see `compare`.
+        folder, history, tiles: see `compare`.
+        manifest: of 00_dataset.
         names: class names, in the order of the prompts.
         run: gives recipe (path, or "" for none), class_name, step and device.
         checkpoint: the parameter this notebook goes on with.
     """
-    table = compare(folder, history, tiles, training, device=run.device)
+    table = compare(folder, history, tiles, data.training(manifest), device=run.device)
     if len(table):
         Chooser(table, folder, names, run, checkpoint, title).show()

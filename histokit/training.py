@@ -313,14 +313,19 @@ def diffusion_loss(unet, scheduler, latents, context, timesteps, noise, *, min_s
     The target is the noise, or the velocity where the scheduler says `v_prediction` (Ho et al. 2020, equation 14;
     Salimans & Ho 2022). `kind`: `l2` or `l1`. Weighted by min-SNR, or by `weight` [B].
     """
+    error = diffusion_errors(unet, scheduler, latents, context, timesteps, noise, kind)
+    if weight is None:
+        weight = min_snr_weight(scheduler.alphas_cumprod, timesteps, min_snr_gamma, scheduler.config.prediction_type)
+    return (error * weight).mean()
+
+
+def diffusion_errors(unet, scheduler, latents, context, timesteps, noise, kind="l2"):
+    """Denoising error [B] of each latent, unweighted; see `diffusion_loss`."""
     noisy = scheduler.add_noise(latents, noise, timesteps)
     v = scheduler.config.prediction_type == "v_prediction"
     target = scheduler.get_velocity(latents, noise, timesteps) if v else noise
     error = unet(noisy, timesteps, context).sample.float() - target
-    error = error.abs() if kind == "l1" else error.square()
-    if weight is None:
-        weight = min_snr_weight(scheduler.alphas_cumprod, timesteps, min_snr_gamma, scheduler.config.prediction_type)
-    return (error.mean(dim=(1, 2, 3)) * weight).mean()
+    return (error.abs() if kind == "l1" else error.square()).mean(dim=(1, 2, 3))
 
 
 def fixed_noise(count, shape, scheduler, seed):

@@ -1,5 +1,6 @@
 """Checkpoints beside each other: what is said beneath them, and the click that takes one."""
 
+import functools
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +20,12 @@ def tiles():
     return data.training(data.load(runs.start(experiment="exp", step="look")))
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Sheets of one denoising step."""
+    monkeypatch.setattr(tuning, "sheet", functools.partial(tuning.sheet, num_inference_steps=1))
+
+
 def history(steps=(2, 4), **attrs):
     rows = pd.DataFrame({"step": [1, *steps], "lr": 0.1, "loss_tokens": [3.0, 2.0, 1.0][: len(steps) + 1]})
     rows.attrs = {"best_step": None, "step": steps[-1], **attrs}
@@ -35,8 +42,8 @@ def drawn(folder, samples):
 
 def test_a_sheet_is_cut_back_into_the_samples_it_was_made_of(tmp_path):
     model = tiny_model()
-    sheet = tuning.sheet(model, ["a gland", "a stroma"], 0, num_inference_steps=2)(0)
-    assert np.array_equal(sheet, tuning.sheet(model, ["a gland", "a stroma"], 0, num_inference_steps=2)(9)), "the same at the same weights"
+    sheet = tuning.sheet(model, ["a gland", "a stroma"], 0)(0)
+    assert np.array_equal(sheet, tuning.sheet(model, ["a gland", "a stroma"], 0)(9)), "the same at the same weights"
     samples = tuning.cut(sheet)
     assert samples.shape == (2, 4, 32, 32, 3)
     again = np.pad(samples, ((0, 0), (0, 0), (0, 4), (0, 4), (0, 0)), constant_values=255)
