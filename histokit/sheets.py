@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from histokit import augment, checkpoints, data, features, pen, pictures, selection, tuning
+from histokit import augment, checkpoints, data, features, pen, pictures, screening, selection, tuning
 
 SAMPLE = 300  # real tiles that stand for all
-SIDE, MOST, BAND = 132, 12, 64  # px of a sample at most, rows of samples, px of text beneath
+SIDE, SMALL, MOST, BAND = 132, 96, 12, 64  # px of a sample, of one among more than four rows; rows of samples; px of text beneath
 LABEL = 96  # px for the names of the classes
 INK, FAINT, MARK = "#222222", "#666666", "#d98a29"
 
@@ -35,8 +35,8 @@ def compare(folder, history, tiles, training, encoder="mini-ssl", device="cpu"):
 
     Returns:
         DataFrame with step, held_out and loss (NaN where there is none), distance (median of its samples), nearest (of the nearest one),
-        kept (its weights are), taken; `attrs` hold `real`, the copy distances of real tiles to the nearest one of another case, and
-        `usual`, the step that is taken where nobody chooses.
+        kept (its weights are), taken; `attrs` hold the copy distances of real tiles to the nearest one of another case (`real`)
+        and of disguised copies of the tiles (`copies`), and `usual`, the step that is taken where nobody chooses.
     """
     eye = features.load(encoder, device)
     some = training.sample(min(SAMPLE, len(training)), random_state=0)
@@ -55,7 +55,9 @@ def compare(folder, history, tiles, training, encoder="mini-ssl", device="cpu"):
     table = pd.DataFrame(rows, columns=["step", "held_out", "loss", "distance", "nearest", "kept", "taken"])
     table["held_out"] = table["held_out"].astype(float)
     usual = history.attrs["best_step"] or int(history["step"].max())
-    table.attrs |= {"real": _real(eye, tiles, alike, learned), "usual": usual}
+    copied = alike(features.embed(eye, tiles, codec=screening.KnownCopy()))
+    copies = 1 - selection.nearest_similarity(copied, learned)[0].numpy()
+    table.attrs |= {"real": _real(eye, tiles, alike, learned), "copies": copies, "usual": usual}
     return table
 
 
@@ -94,11 +96,12 @@ def _real(eye, tiles, alike, learned):
 
 def sentence(table):
     """What the copy distances say, beside those of real tiles."""
-    real = table.attrs["real"]
+    real, copies = table.attrs["real"], np.median(table.attrs["copies"])
+    disguised = f"Copies of these tiles, cut out and recoloured a little: copy distance {copies:.2f}."
     if not len(real):
-        return "All these tiles are of one case, so there is nothing to hold the copy distance against."
+        return f"{disguised} All tiles are of one case, so there are no real ones of different cases to compare with."
     low = float(np.quantile(real, 0.05))
-    said = f"Real tiles of different cases: copy distance {np.median(real):.2f}, one in twenty nearer than {low:.2f} ({len(real)} tiles)."
+    said = f"Real tiles of different cases: {np.median(real):.2f}, one in twenty nearer than {low:.2f} ({len(real)} tiles). {disguised}"
     near = table[table["step"].gt(0) & table["distance"].lt(low)]
     if len(near):
         steps = ", ".join(f"{step:,}" for step in near["step"])
@@ -117,9 +120,11 @@ def picture(table, folder, names, title=""):
 
     seeds = max(1, min(tuning.PER_PROMPT, MOST // len(names)))
     label, gap, head = LABEL if len(names) > 1 else 8, 6, 44
-    side = min(SIDE, (1000 - label) // len(table) - gap)
+    rows = len(names) * seeds
+    side = min(SIDE if rows <= tuning.PER_PROMPT else SMALL, (1000 - label) // len(table) - gap)
+    side = max(side, 84)  # room for the text beneath
     bold, plain = pictures.font(11, bold=True), pictures.font(11)
-    rows, last = len(names) * seeds, textwrap.wrap(sentence(table), 110)
+    last = textwrap.wrap(sentence(table), 110)
     wide = max(label + len(table) * (side + gap), *(16 + int(plain.getlength(text)) for text in (title, *last)))
     sheet = Image.new("RGB", (wide, head + rows * (side + gap) + BAND + 16 * len(last)), "white")
     draw = ImageDraw.Draw(sheet)
@@ -137,7 +142,7 @@ def picture(table, folder, names, title=""):
         loss = (
             f"held out {row.held_out:.4f}" if row.held_out == row.held_out else f"training {row.loss:.4f}" if row.loss == row.loss else ""
         )
-        for n, text in enumerate((loss, f"copy distance {row.distance:.2f}", f"nearest {row.nearest:.2f}")):
+        for n, text in enumerate((loss, f"copy dist. {row.distance:.2f}", f"nearest {row.nearest:.2f}")):
             draw.text((left, below + 16 * n), text, FAINT, plain)
         if row.taken:
             draw.rectangle((left - 3, head - 3, left + side + 2, below - gap + 2), None, MARK, 3)

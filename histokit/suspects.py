@@ -30,15 +30,15 @@ def find(model, tiles, terms, manifest, seed=0, *, encoders=ENCODERS, template=t
 
     Returns:
         `tiles` with columns more: `nearest` (class, "" where nothing can be compared), `margin` (cosine to the mean of the nearest other
-        class minus that to the mean of its own, above 0 where another is nearer, NaN where its class has no tile of another
-        case), and of the first `MOST` tiles `error` (mean squared denoising error under its own caption), `fits` (class whose caption
-        gives the least), `excess` (error minus the least of other captions, as a share of it, above 0 where another fits better).
+        class minus that to the mean of its own, above 0 where another is nearer, NaN where its class has no tile of another case),
+        `above` (margin minus the median one of its class: the order), and of the first `MOST` tiles `error` (mean squared denoising error
+        under its own caption), `fits` (class whose caption gives the least), `excess` (error minus the least of other captions, as a
+        share of it, above 0 where another fits better).
     """
     found = by_features(tiles, data.training(manifest), encoders, model.device)
-    found = pd.concat([tiles.reset_index(drop=True), found], axis=1).sort_values(
-        "margin", ascending=False, na_position="last", kind="stable"
-    )
-    found = found.reset_index(drop=True)
+    found = pd.concat([tiles.reset_index(drop=True), found], axis=1)
+    found["above"] = found["margin"] - found.groupby("label")["margin"].transform("median")  # a whole class may lie near another
+    found = found.sort_values("above", ascending=False, na_position="last", kind="stable", ignore_index=True)
     here = set(tiles["label"])
     classes = [name for name in terms if name in here or len(here) == 1]
     error = denoising(model, found.head(MOST), [tuning.caption(template, terms[name]) for name in classes], seed)
@@ -114,7 +114,8 @@ def table(found, most=12):
     return pd.DataFrame(
         {
             "tile": shown["tile_id"], "case": shown["case_id"], "label": shown["label"], "nearest by features": shown["nearest"],
-            "margin": shown["margin"].round(3), "denoising error": shown["error"].round(4), "caption that fits best": shown["fits"],
+            "margin": shown["margin"].round(3), "above its class": shown["above"].round(3),
+            "denoising error": shown["error"].round(4), "caption that fits best": shown["fits"],
             "excess %": (100 * shown["excess"]).round(1),
         }
     )  # fmt: skip
@@ -128,7 +129,7 @@ def captions(shown):
 def say(found):
     """Prints what was found, and how sure one may be."""
     nearer, alone = int(found["margin"].gt(0).sum()), int(found["margin"].isna().sum())
-    print(f"By features {nearer} of {len(found)} tiles are nearer to another class than to their own, the first of them most clearly.")
+    print(f"By features {nearer} of {len(found)} tiles are nearer to another class than to their own. Most unusual in its class first.")
     if alone:
         print(f"{alone} have nothing to be compared with: no tile of another case in their class, or no other class.")
     if len(found) > MOST:

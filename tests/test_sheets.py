@@ -60,7 +60,7 @@ def test_copies_have_copy_distance_0_and_a_model_that_repeats_its_tiles_is_named
     assert table["distance"].iloc[2] == pytest.approx(0, abs=1e-3) and table["distance"].iloc[1] > 0.5
     assert table["loss"].tolist()[1:] == [2.5, 2.0] and table["held_out"].isna().all(), "the mean of what was logged up to there"
     real = table.attrs["real"]
-    assert len(real) == 5 and (real > table["nearest"].iloc[2]).all()
+    assert len(real) == 5 and (real > table["nearest"].iloc[2]).all() and len(table.attrs["copies"]) == 5
     assert "At step 4 half of the samples are nearer" in sheets.sentence(table)
     table = sheets.compare(drawn(tmp_path, {4: foreign}), history(), learned, tiles, encoder="colour-texture")
     assert "half of the samples" not in sheets.sentence(table)
@@ -98,7 +98,7 @@ def chooser(root, class_name="fat", recipe="params/study.yaml", **facts):
         {"step": [0, 2, 4], "held_out": np.nan, "loss": 1.0, "distance": 0.5, "nearest": 0.4, "kept": True, "taken": False}
     )
     table = table.assign(**facts)
-    table.attrs = {"real": np.array([0.5, 0.6]), "usual": 4}
+    table.attrs = {"real": np.array([0.5, 0.6]), "copies": np.array([0.1]), "usual": 4}
     return sheets.Chooser(table, folder, ["fat"], SimpleNamespace(recipe=recipe, class_name=class_name, step="learn"), 0)
 
 
