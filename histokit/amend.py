@@ -1,4 +1,4 @@
-"""Sets values under `classes:` of a recipe and leaves every other character of the file as it was.
+"""Sets values under `classes:` of a recipe, or of a step itself, and leaves every other character of the file as it was.
 
 The sliders' button writes through here. ruamel.yaml says where in the text a value stands, the new value is put there, and the
 result is parsed again: unless it is the old recipe plus exactly these values, nothing is written. So comments, order, flow and
@@ -11,6 +11,8 @@ from pathlib import Path
 
 from histokit import files
 
+EVERY = ("", "all")  # class names of a run for all classes
+
 
 class RecipeChanged(ValueError):
     """Somebody else set one of the values since they were last looked at."""
@@ -18,6 +20,8 @@ class RecipeChanged(ValueError):
 
 def apply(recipe_path, class_name, step, values, expected=None):
     """Writes `classes: {class_name: {step: values}}` into a recipe; the file is whole at every moment.
+
+    A class_name of "all" or "" means the one run of a step for all classes: the values are those of the step, under `steps:`.
 
     The file is read right before it is written, so what was edited by hand meanwhile is kept. Writing the old text back undoes it.
 
@@ -49,13 +53,15 @@ def apply(recipe_path, class_name, step, values, expected=None):
 
 
 def current(recipe_path, class_name, step):
-    """The values a recipe holds under `classes:` for one class and step, {} when there are none."""
+    """The values a recipe holds under `classes:` for one class and step, or for the step itself, {} when there are none."""
     path = Path(recipe_path)
     return _values(_tree(_read(path), path), class_name, step)
 
 
 def lines(class_name, step, values):
-    """The values as they stand at the end of a recipe, for somebody to type or paste."""
+    """The values as they stand at the end of a recipe, or at their step, for somebody to type or paste."""
+    if class_name in EVERY:
+        return "  - " + _line([step], _Flow(values)) + "\n"
     return _emit({"classes": {class_name: _Flow({step: values})}})
 
 
@@ -68,8 +74,12 @@ def amended(text, class_name, step, values, name="the recipe"):
     wanted, new = _plain(tree), plain
     try:
         for key, value in values.items():
-            new = _set(new, ["classes", class_name, step, key], value)
-            _at(wanted, ["classes", class_name, step])[key] = value
+            if class_name in EVERY:
+                new = _set(new, ["steps", _position(tree, step), step, key], value)
+                _own(wanted, step)[key] = value
+            else:
+                new = _set(new, ["classes", class_name, step, key], value)
+                _at(wanted, ["classes", class_name, step])[key] = value
         if _plain(_tree(new, name)) != wanted:
             raise ValueError("the lines around it are laid out in an unusual way, or shared with another class by an anchor")
     except ValueError as error:
@@ -111,14 +121,34 @@ def _tree(text, name):
 
 
 def _values(tree, class_name, step):
+    if class_name in EVERY:
+        return dict(_own(_plain(tree), step))
     for key in ("classes", class_name, step):
         tree = tree.get(key) if isinstance(tree, dict) else None
     return dict(tree) if isinstance(tree, dict) else {}
 
 
-def _check_step(tree, step, name):
+def _ids(tree):
     steps = tree.get("steps") if isinstance(tree.get("steps"), list) else []
-    ids = [next(iter(item), "") if isinstance(item, dict) else item for item in steps]
+    return [next(iter(item), "") if isinstance(item, dict) else item for item in steps]
+
+
+def _position(tree, step):
+    return _ids(tree).index(step)
+
+
+def _own(tree, step):
+    """The settings of a step itself, as a dict inside `tree`, made where the step is only named; {} where there is no such step."""
+    if step not in _ids(tree):
+        return {}
+    at = _position(tree, step)
+    if not isinstance(tree["steps"][at], dict):
+        tree["steps"][at] = {step: {}}
+    return _at(tree["steps"][at], [step])
+
+
+def _check_step(tree, step, name):
+    ids = _ids(tree)
     if step not in ids:
         raise ValueError(f"{name} has no step {step!r}; it has: {', '.join(map(str, ids)) or 'none'}")
 
@@ -179,6 +209,12 @@ def _set(text, keys, value):
     """`text` with one value set; keys is the path to it from the top."""
     name, node = None, _yaml().compose(text)
     for depth, key in enumerate(keys):
+        if isinstance(key, int):  # of the list of steps
+            name, node = None, node.value[key]
+            if node.id == "scalar":  # a step without settings so far
+                end = node.end_mark.index
+                return f"{text[:end]}: {_inline(keys[depth + 2 :], value)}{text[end:]}"
+            continue
         if depth and _empty(node):  # `classes:` with nothing behind it
             if depth == 1:
                 return _insert_line(text, _line_end(text, name.end_mark.index), "  " + _line(keys[1:], value))

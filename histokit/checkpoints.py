@@ -66,23 +66,77 @@ def resume(path, players, optimisers, shadow, identity):
     return {key: facts[key] for key in KEPT}
 
 
-def settle(players, shadow, state, folder):
-    """Leave in the players' tensors what the run is judged by: the best validated weights, else the average, else the last."""
-    if state["best_step"] is not None and folder is not None:
-        best = files.read_tensors(folder / "best.safetensors")
-        names = [
-            [f"{p.name}.{i}.value" for i in range(len(p.params))] + [f"{p.name}.buffer.{i}" for i in range(len(p.buffers))] for p in players
-        ]
-        result = [[best[name] for name in of_one] for of_one in names]
+def sheet_path(folder, step):
+    return folder / "sheets" / f"step_{step:06d}.png"
+
+
+def keep(folder, players, step, val=None):
+    """Keeps the values of a step, with its held-out loss where there is one (float or None), for `settle` to take."""
+    save_weights(_kept_path(folder, step), players, {"step": step, "val": val})
+
+
+def kept(folder):
+    """{step: held-out loss or None} of the weights that are kept, in order."""
+    found = [files.read_metadata(path) for path in sorted(folder.glob("kept/step_*.safetensors"))]
+    return {json.loads(facts["step"]): json.loads(facts["val"]) for facts in found}
+
+
+def _kept_path(folder, step):
+    return folder / "kept" / f"step_{step:06d}.safetensors"
+
+
+def refuse_step(folder, step, planned=()):
+    """Raises ValueError where the weights of `step` are not kept, nor will be: `planned` are steps to come. 0 is always right."""
+    there = sorted({*kept(folder), *planned} - {0})
+    if step and step not in there:
+        said = ", ".join(map(str, there)) or "none"
+        raise ValueError(f"no weights are kept of step {step}; there are {said}, and 0 takes the best validated, else the last")
+
+
+def settle(players, shadow, state, folder, take=0):
+    """Leave in the players' tensors what the run is judged by, and return its step.
+
+    The step asked for by `take`, else the best validated weights, else the average, else the last.
+    """
+    if take:
+        refuse_step(folder, take)
+        result = _read(_kept_path(folder, take), players)
     elif state["best_step"] is not None:
-        result = state["best"]
+        result = _read(folder / "best.safetensors", players) if folder is not None else state["best"]
     elif shadow is not None:
         result = shadow  # buffers have no average; the last ones stay
     else:
-        return
+        return state["step"]
     for player, values in zip(players, result, strict=True):
         for tensor, value in zip((*player.params, *player.buffers), values, strict=False):
             tensor.data.copy_(value)
+    return take or state["best_step"] or state["step"]
+
+
+def _read(path, players):
+    """The tensors of each player, [[value, ..., buffer, ...], ...], as `save_weights` wrote them."""
+    saved = files.read_tensors(path)
+    names = [
+        [f"{p.name}.{i}.value" for i in range(len(p.params))] + [f"{p.name}.buffer.{i}" for i in range(len(p.buffers))] for p in players
+    ]
+    return [[saved[name] for name in of_one] for of_one in names]
+
+
+def take_over(run, choice="checkpoint"):
+    """The training folder of a run, logs/training, with what a run set aside has trained where the two differ in `choice` alone.
+
+    Resuming is exact, so a finished training that is taken over is not done again; the result is the step now chosen.
+    """
+    folder, former = run.path("logs", "training"), run.twin(choice)
+    last = "checkpoint.safetensors"
+    if former is not None and not (folder / last).exists():
+        old = former / "logs" / "training"
+        names = [path.relative_to(old) for path in sorted(old.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+        for name in sorted(names, key=lambda name: name.name == last):  # without it nothing is resumed, so it comes last
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            files.link(old / name, folder / name)  # every file here is replaced as a whole, never written into
+        print(f"  trained before, in {former.name}: {choice} is all that changed, so nothing is trained again")
+    return folder
 
 
 @contextmanager

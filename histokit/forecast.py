@@ -16,6 +16,7 @@ VERDICT = 25.0  # the same of 07: resamples, permutations, a map
 HOUSEKEEPING = 6  # files of a run folder beside what it is for
 CHECK = 64  # tiles of a held-out loss, `tuning.validation`
 SHEET = (4, 20)  # images per prompt and steps of a sample sheet, `tuning.sheet`
+SUSPECTS = 320  # tiles times noise levels of `suspects.denoising`, for each caption
 PLANTED = 7 * 60  # planted copies of 07, `copying.planted`
 
 
@@ -69,9 +70,11 @@ def _adapter(p, c, job, found):
     steps, options = p["steps"], p.get("options") or {}
     classes = len(c.tail) if job.class_name == "all" else 1
     checks = steps / options.get("validate_every", max(1, steps // 10))
-    sheets = steps / options.get("sheet_every", max(1, steps // 4)) * SHEET[0] * classes
+    drawn = steps / options.get("sheet_every", max(1, steps // 4))
+    sheets = drawn * SHEET[0] * classes
     latents = 8 * c.tail_train * classes / max(1, len(c.tail))
-    units = Counter({"train": steps * p["batch_size"] + checks * CHECK / 3, "denoise": sheets * SHEET[1] * 2})
+    units = Counter({"train": steps * p["batch_size"] + (checks + drawn) * CHECK / 3, "denoise": sheets * SHEET[1] * 2})
+    units += Counter({"denoise": SUSPECTS * max(2, classes), "seconds": FIGURES})  # the tiles least like their label, and the figures
     lora = 3 * p.get("rank", 0) / 16  # what is kept, and a checkpoint with two moments
     return units + Counter({"code": latents + sheets, "latents": latents, "loras": lora, "bytes": 1e5 * sheets, "files": 6})
 

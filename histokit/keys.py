@@ -15,7 +15,7 @@ from pathlib import Path
 from histokit import files
 
 PACKAGE = Path(__file__).resolve().parent
-PICTURES = ("plots", "charts", "widgets", "gallery")  # their calls are outside the key
+PICTURES = ("plots", "charts", "widgets", "gallery", "sheets", "suspects", "readings")  # their calls show and change no result
 OUTSIDE = (*PICTURES, "report", "cli", "batch")  # and so are these modules
 PLACE = ("experiment", "step", "recipe", "shard")  # parameters that say where a run lives, not what it computes
 PATTERNS = ("*.json", "*.safetensors", "*.yaml", "*.txt")  # what makes a folder of weights or settings

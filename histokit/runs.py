@@ -123,6 +123,17 @@ class Run:
         shelf = places.shelf(self.folder)
         return max((path for path in shelf.glob("*T*-*") if (path / places.RECORD).is_file()), key=lambda path: path.name, default=None)
 
+    def twin(self, *but):
+        """The latest folder set aside whose run differs from this one in the parameters `but` at most, its inputs unchanged; or None."""
+        for path in sorted(places.shelf(self.folder).glob("*T*-*"), key=lambda path: path.name, reverse=True):
+            record = places.read(path)
+            if record and "key" in record:
+                was = record["key"]["parameters"]
+                same = {**self.record["key"]["parameters"], **{name: was[name] for name in but if name in was}}
+                if not _changes(record, {**self.record["key"], "parameters": same}):
+                    return path
+        return None
+
     def path(self, *names):
         """A path inside the run folder, its parents made; raises when it leads outside or the lock was lost."""
         self._alive()

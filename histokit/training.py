@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 
 from histokit import checkpoints, files
+from histokit.progress import Progress
 
 VERSION = 1
 
@@ -108,6 +109,8 @@ def fit(
     renewed=0,
     sheet=None,
     sheet_every=0,
+    keep=False,
+    take=0,
     checkpoint_every=200,
     log_every=20,
     tensorboard=False,
@@ -119,7 +122,7 @@ def fit(
         batches: `batches(k)` -> the k-th micro-batch, a function of k alone; its `len`, or that of its first value, counts images.
         steps: optimiser updates, in total (a resumed run does the rest).
         seed: run seed; generator of step k = hash(seed, player, k).
-        folder: where checkpoint.safetensors, best.safetensors, history.csv and sheets/ go; None keeps nothing.
+        folder: where checkpoint.safetensors, best.safetensors, history.csv, sheets/ and kept/ go; None keeps nothing.
         identity: dict of what the result depends on (data, base, settings); resuming with another one raises, naming the field.
         clip: bound on the global gradient norm of each player, 0 turns it off; the norm before clipping is in the history.
         ema: decay of the running average of the weights, (1 + k) / (10 + k) in early steps; 0 turns it off. Where it is on,
@@ -129,11 +132,14 @@ def fit(
         validate: `validate()` -> float, lower is better, on fixed noise, or (float, {name: float to log}); the best step's weights are the
             result. None: the last ones.
         patience: validations without a better one after which training ends, 0 for never; they are counted from step `renewed` on.
-        sheet: `sheet(step)` -> uint8 [H, W, 3], drawn by the sampler of later inference at fixed seeds.
+        sheet: `sheet(step)` -> uint8 [H, W, 3], drawn by the sampler of later inference at fixed seeds. One that fails is told, no more.
+        keep: whether the weights of every sheet are kept, in kept/, with their held-out loss; for what is small, such as an adapter.
+        take: step whose kept weights are the result, 0 for the best validated, else the last; outside the identity, so a finished run is
+            not trained again. ValueError names the steps there are.
 
     Returns:
-        DataFrame with step, seconds, loss_<player>, logs, grad_norm_<player>, lr, val, images_per_s, peak_gb.
-        The players' tensors hold the result in place.
+        DataFrame with step, seconds, loss_<player>, logs, grad_norm_<player>, lr, val, images_per_s, peak_gb; its `attrs` hold best_step
+        and `step`, whose weights were taken. The players' tensors hold the result in place.
     """
     identity = {**(identity or {}), "steps": steps, "seed": seed, "schedule": schedule, "accumulate": accumulate, "clip": clip, "ema": ema}
     optimisers = [torch.optim.AdamW(player.param_groups, lr=1e-4, weight_decay=weight_decay) for player in players]
@@ -142,10 +148,11 @@ def fit(
     state = {"step": 0, "best_val": None, "best_step": None, "history": [], "pending": {}}
     if folder is not None:
         folder = Path(folder)
+        checkpoints.refuse_step(folder, take, (*range(sheet_every, steps, sheet_every), steps) if keep and sheet_every else ())
         state = checkpoints.resume(folder / "checkpoint.safetensors", players, optimisers, shadow, identity) or state
     averaged = lambda: checkpoints.swapped(players, shadow) if ema else nullcontext()  # noqa: E731
     writer = _tensorboard(folder) if tensorboard and folder else None
-    progress, clock = Progress(steps), Clock(state["history"])
+    progress, clock = Progress(steps, state["history"]), Clock(state["history"])
     where = players[0].params[0].device
     totals, seen = {key: [torch.tensor(v, device=where) for v in values] for key, values in state["pending"].items()}, 0
 
@@ -153,7 +160,7 @@ def fit(
         if validate is not None and validate_every and (step % validate_every == 0 or step == steps):
             with averaged(), torch.no_grad():
                 found = validate()
-                val, logs = (float(found[0]), found[1]) if isinstance(found, tuple) else (float(found), {})
+                val, logs = _number(found), found[1] if isinstance(found, tuple) else {}
                 if not math.isfinite(val):
                     raise FloatingPointError(
                         f"validation loss is {val} at step {step}; lower the learning rate or look at the validation tiles"
@@ -167,9 +174,21 @@ def fit(
             return {"val": val, **logs}
 
     def draw(step):
-        if sheet is not None and folder is not None and sheet_every and (step % sheet_every == 0 or step == steps):
+        if folder is not None and sheet_every and (step % sheet_every == 0 or step == steps):
             with averaged(), torch.no_grad():
-                files.write_png(folder / "sheets" / f"step_{step:06d}.png", sheet(step))
+                if keep:
+                    val = next((row["val"] for row in state["history"] if row["step"] == step and "val" in row), None)
+                    checkpoints.keep(folder, players, step, _number(validate()) if validate and val is None else val)
+                show(step)
+
+    def show(step):
+        if sheet is not None:
+            try:
+                pixels = sheet(step)
+                files.write_png(checkpoints.sheet_path(folder, step), pixels)
+                progress.draw(pixels)
+            except Exception as error:
+                progress.remark(f"no sheet at step {step:,}: {error}")
 
     if state["step"] == 0:
         draw(0)
@@ -222,11 +241,14 @@ def fit(
             state["pending"] = {key: [float(v) for v in values] for key, values in totals.items()}  # not yet in a row
             checkpoints.save_checkpoint(folder / "checkpoint.safetensors", players, optimisers, shadow, state, identity)
 
-    checkpoints.settle(players, shadow, state, folder)
+    taken = checkpoints.settle(players, shadow, state, folder, take)
+    if keep and folder is not None and taken == state["best_step"] and not checkpoints.sheet_path(folder, taken).exists():
+        show(taken)  # what is used is on a sheet of its own
     history = pd.DataFrame(state["history"]).groupby("step", as_index=False).first()
     if folder is not None:
         files.write_table(folder / "history.csv", history)
-    history.attrs["best_step"] = state["best_step"]
+    history.attrs |= {"best_step": state["best_step"], "step": taken}
+    progress.end(f"{state['step']:,} steps of {steps:,}, step {taken:,} is taken")
     return history
 
 
@@ -247,39 +269,6 @@ class Clock:
         return out
 
 
-class Progress:
-    """One line that is rewritten in place: a notebook keeps one output however long the run; a log gets a line in 30 s."""
-
-    def __init__(self, steps):
-        self.steps, self.shown, self.handle = steps, -1e9, None
-        self.in_place = "ipykernel" in sys.modules or sys.stdout.isatty()
-        self.start = time.perf_counter()
-        self.first = None
-
-    def __call__(self, row, loss):
-        now = time.perf_counter()
-        self.first = row["step"] if self.first is None else self.first
-        if now - self.shown < (0.2 if self.in_place else 30) and row["step"] < self.steps:
-            return
-        self.shown = now
-        rest = (self.steps - row["step"]) * (now - self.start) / max(1, row["step"] - self.first + 1)
-        rate = row["images_per_s"]
-        pace = f"{rate:.1f} images/s" if rate >= 0.5 else f"{1 / max(rate, 1e-9):.0f} s an image"
-        speed = f"{pace}   {row['peak_gb']:.1f} GB   {_duration(rest)} left"
-        shown = "" if loss is None else f"loss {loss:.4f}   "
-        text = f"step {row['step']:,}/{self.steps:,}   {shown}{speed}"
-        if "ipykernel" in sys.modules:
-            from IPython.display import display
-
-            data = {"text/plain": text}
-            if self.handle is None:
-                self.handle = display(data, raw=True, display_id=True)
-            else:
-                self.handle.update(data, raw=True)
-        else:
-            print(text, end="\r" if self.in_place and row["step"] < self.steps else "\n", flush=True)
-
-
 def peak_gb():
     """Peak memory in GB: of the accelerator where one is used, else of this process."""
     if torch.cuda.is_available():
@@ -287,9 +276,9 @@ def peak_gb():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform != "darwin" else 1e9)
 
 
-def _duration(seconds):
-    minutes, seconds = divmod(int(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes}:{seconds:02d} min"
+def _number(found):
+    """The number a `validate` returned, which may come with more to log."""
+    return float(found[0] if isinstance(found, tuple) else found)
 
 
 def _count(batch):
@@ -324,14 +313,19 @@ def diffusion_loss(unet, scheduler, latents, context, timesteps, noise, *, min_s
     The target is the noise, or the velocity where the scheduler says `v_prediction` (Ho et al. 2020, equation 14;
     Salimans & Ho 2022). `kind`: `l2` or `l1`. Weighted by min-SNR, or by `weight` [B].
     """
+    error = diffusion_errors(unet, scheduler, latents, context, timesteps, noise, kind)
+    if weight is None:
+        weight = min_snr_weight(scheduler.alphas_cumprod, timesteps, min_snr_gamma, scheduler.config.prediction_type)
+    return (error * weight).mean()
+
+
+def diffusion_errors(unet, scheduler, latents, context, timesteps, noise, kind="l2"):
+    """Denoising error [B] of each latent, unweighted; see `diffusion_loss`."""
     noisy = scheduler.add_noise(latents, noise, timesteps)
     v = scheduler.config.prediction_type == "v_prediction"
     target = scheduler.get_velocity(latents, noise, timesteps) if v else noise
     error = unet(noisy, timesteps, context).sample.float() - target
-    error = error.abs() if kind == "l1" else error.square()
-    if weight is None:
-        weight = min_snr_weight(scheduler.alphas_cumprod, timesteps, min_snr_gamma, scheduler.config.prediction_type)
-    return (error.mean(dim=(1, 2, 3)) * weight).mean()
+    return (error.abs() if kind == "l1" else error.square()).mean(dim=(1, 2, 3))
 
 
 def fixed_noise(count, shape, scheduler, seed):

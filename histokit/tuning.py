@@ -18,6 +18,7 @@ TEMPLATES = (
     "a histology image of {label}, cropped",
     "a close-up of {label}",
 )
+PER_PROMPT, GAP = 4, 4  # samples per prompt on a sheet, white px between them
 SMALL = 20  # training tiles below which a class spares none for validation
 
 
@@ -157,7 +158,7 @@ def validation(model, embed, cache, captions, seed, *, draws=64, batch_size=8, k
     return validate
 
 
-def sheet(model, prompts, seed, *, per_prompt=4, guidance_scale=2.0, num_inference_steps=20, gap=4):
+def sheet(model, prompts, seed, *, per_prompt=PER_PROMPT, guidance_scale=2.0, num_inference_steps=20, gap=GAP):
     """`sheet(step)` -> uint8 [H, W, 3]: a row of samples per prompt at fixed seeds, by the sampler of later inference."""
     texts = [prompt for prompt in prompts for _ in range(per_prompt)]
 
@@ -168,6 +169,12 @@ def sheet(model, prompts, seed, *, per_prompt=4, guidance_scale=2.0, num_inferen
         return np.concatenate([np.concatenate(list(framed[i : i + per_prompt]), axis=1) for i in range(0, len(framed), per_prompt)])
 
     return drawn
+
+
+def cut(sheet, per_prompt=PER_PROMPT, gap=GAP):
+    """The samples uint8 [prompts, per_prompt, H, W, 3] of a sheet."""
+    side = sheet.shape[1] // per_prompt
+    return sheet.reshape(-1, side, per_prompt, side, 3).swapaxes(1, 2)[:, :, : side - gap, : side - gap]
 
 
 def run(
@@ -181,10 +188,10 @@ def run(
         prompts: what the sample sheets show.
         kind: "l2" or "l1", of the held-out loss.
         settings: dict of what the result depends on, for resuming.
-        options: handed to `training.fit`, such as `checkpoint_every`, `sheet_every`, `tensorboard`, `ema`.
+        options: handed to `training.fit`, such as `checkpoint_every`, `sheet_every`, `take`, `tensorboard`, `ema`.
     """
     cache = latents.Latents(model, tiles)
-    options = {"validate_every": max(1, steps // 10), "sheet_every": max(1, steps // 4), **options}
+    options = {"validate_every": max(1, steps // 10), "sheet_every": max(1, steps // 4), "keep": True, **options}
     if held is not None and len(held):
         own = latents.Latents(model, held, symmetries=1)
         options["validate"] = validation(model, embed, own, [texts(row) for _, row in held.iterrows()], seed, kind=kind)

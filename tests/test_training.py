@@ -1,11 +1,13 @@
 """The training loop: resuming is exact, clipping clips, the best step wins, what is wrong is said."""
 
 import math
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from histokit import files, training
+from histokit import checkpoints, files, progress, training
 
 
 def player(seed=0, name="line", lr=1e-2):
@@ -263,3 +265,117 @@ def test_batches_made_ahead_are_those_made_when_asked_whatever_the_order():
         assert [get(k) for k in range(3)] == [0, 10, 20]
         assert get(1) == 10 and get(4) == 40  # a resumed run may ask for another one
     assert 3 in made and 5 not in made
+
+
+# --- sheets, the weights behind them, and what is shown
+
+
+def sheeted(folder, steps=8, seed=0, weight=None, **more):
+    """A run with a sheet every second step: the weights as grey pixels."""
+    one, weight = player()
+    drawn = lambda step: (weight.detach().clamp(0, 1) * 255).byte().reshape(1, 4, 1).expand(4, 4, 3).numpy().copy()  # noqa: E731
+    how = {"sheet": drawn, "sheet_every": 2, "keep": True, "folder": folder, "log_every": 1} | more
+    return training.fit([one], batches, steps, seed, **how), weight.detach()
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_the_step_taken_is_bit_for_bit_what_a_run_that_stopped_there_had(tmp_path, ema):
+    history, taken = sheeted(tmp_path / "long", take=4, ema=ema)
+    _, stopped = sheeted(tmp_path / "short", steps=4, ema=ema)
+    _, last = sheeted(tmp_path / "last", ema=ema)
+    assert torch.equal(taken, stopped) and not torch.equal(taken, last)
+    assert history.attrs["step"] == 4 and history["step"].max() == 8
+
+
+def test_another_choice_of_step_trains_nothing_anew(tmp_path):
+    _, last = sheeted(tmp_path)
+    one, weight = player(seed=9)
+    one.loss = lambda *_: pytest.fail("it was trained again")
+    how = dict(folder=tmp_path, sheet=lambda step: pytest.fail("drawn again"), sheet_every=2, keep=True, log_every=1)
+    for take, expected in ((2, 2), (8, 8), (0, 8)):
+        assert training.fit([one], batches, 8, 0, take=take, **how).attrs["step"] == expected
+        assert torch.equal(weight.detach(), last) == (expected == 8)
+
+
+def test_a_step_that_is_not_kept_is_refused_before_training(tmp_path):
+    with pytest.raises(ValueError, match="no weights are kept of step 3; there are 2, 4, 6, 8, and 0 takes"):
+        sheeted(tmp_path, take=3)
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+    with pytest.raises(ValueError, match="of step 2; there are none"):
+        sheeted(tmp_path / "other", take=2, keep=False)
+
+
+def test_every_sheet_has_its_weights_and_held_out_loss_and_so_has_the_best_step(tmp_path):
+    values = iter([9.0, 5.0, 1.0, 8.0, 2.0, 7.0, 6.0])  # steps 0, 2, 3, 4, 6, 8; 3 and 6 validate and may be the best
+    history, _ = sheeted(tmp_path, validate=lambda: next(values), validate_every=3)
+    assert checkpoints.kept(tmp_path) == {0: 9.0, 2: 5.0, 4: 8.0, 6: 2.0, 8: 7.0}
+    assert history.attrs["best_step"] == history.attrs["step"] == 3
+    assert sorted(path.stem for path in (tmp_path / "sheets").iterdir()) == [f"step_{step:06d}" for step in (0, 2, 3, 4, 6, 8)]
+
+
+def test_a_resumed_run_has_the_same_sheets_and_weights(tmp_path):
+    sheeted(tmp_path / "a", checkpoint_every=3)
+    one, weight = player()
+    drawn = lambda step: (weight.detach().clamp(0, 1) * 255).byte().reshape(1, 4, 1).expand(4, 4, 3).numpy().copy()  # noqa: E731
+    how = dict(folder=tmp_path / "b", sheet=drawn, sheet_every=2, keep=True, log_every=1, checkpoint_every=3)
+    with pytest.raises(Killed):
+        training.fit([one], lambda k: batches(k) if k < 5 else (_ for _ in ()).throw(Killed()), 8, 0, **how)
+    sheeted(tmp_path / "b", checkpoint_every=3)
+    made = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").glob("*/step_*"))
+    assert len(made) == 10
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in made)
+
+
+class FrontEnd:
+    """What a notebook would hold: one bundle per display_id."""
+
+    def __init__(self, monkeypatch, broken=False):
+        self.outputs, self.updates, self.broken = [], 0, broken
+        monkeypatch.setitem(sys.modules, "ipykernel", object())
+        monkeypatch.setattr("IPython.display.display", self.display)
+
+    def display(self, data, raw, display_id):
+        if self.broken:
+            raise ConnectionError("the browser is gone")
+        assert raw and display_id
+        self.outputs.append(data)
+        return self
+
+    def update(self, data, raw):
+        self.outputs[-1] = data
+        self.updates += 1
+
+
+def test_a_notebook_keeps_one_output_with_line_and_picture_however_long_the_run(tmp_path, monkeypatch):
+    front = FrontEnd(monkeypatch)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: 0.0))  # no second passes, so no line in between is due
+    sheeted(tmp_path, steps=300, sheet_every=100, validate=lambda: 0.25, validate_every=50)
+    (data,) = front.outputs
+    assert data["text/plain"] == "300 steps of 300, step 50 is taken" and "text/html" in data
+    assert data["text/html"].count("<img") == 1 and data["text/plain"] in data["text/html"]
+    assert front.updates == 7, "of 300 logged steps the first and the last, three sheets more, that of the best step, and the end"
+
+
+def test_a_terminal_gets_the_line_as_ever(tmp_path, capsys):
+    sheeted(tmp_path, steps=4)
+    assert "step 4/4   loss" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_sheet_that_fails_is_told_and_ends_nothing(tmp_path, monkeypatch, capsys, live):
+    front = FrontEnd(monkeypatch) if live else None
+
+    def fails(step):
+        raise MemoryError("no room")
+
+    _, weight = sheeted(tmp_path / "a", sheet=fails)
+    _, expected = sheeted(tmp_path / "b")
+    assert torch.equal(weight, expected) and list(checkpoints.kept(tmp_path / "a")) == [0, 2, 4, 6, 8]
+    told = front.outputs[0]["text/plain"] if live else capsys.readouterr().out
+    assert "no sheet at step 6: no room" in told
+
+
+def test_a_front_end_that_goes_away_ends_nothing(tmp_path, monkeypatch):
+    FrontEnd(monkeypatch, broken=True)
+    history, _ = sheeted(tmp_path)
+    assert history["step"].max() == 8
