@@ -65,11 +65,8 @@ class Desk:
         stands, verdicts = screening.standing(self.experiment), {}
         for card, one in zip(dealt.cards, dealt.truth, strict=True):
             if line := stands.get(one["sha256"]):
-                verdicts[card["id"]] = {
-                    "verdict": line["verdict"],
-                    "reasons": _reasons(line["note"].split(", ")),
-                    "rater": line["reviewer"],
-                }
+                told = {"verdict": line["verdict"], "rater": line["reviewer"], "note": line["note"]}
+                verdicts[card["id"]] = told | {"reasons": _reasons(line["note"].split(", "))}
         return verdicts
 
     def _pictures(self, asked):
@@ -83,14 +80,14 @@ class Desk:
         return {"number": number}, [stream.getvalue()]
 
     def _save(self, asked):
-        """Write rows {key, blind, id, verdict ("" where it was taken back), reasons, rater}."""
+        """Write rows {key, blind, id, verdict ("" where it was taken back), reasons, note (an earlier one that stands again), rater}."""
         lines, blind = [], {}
         for row in asked["rows"]:
             if row["blind"]:
                 blind.setdefault((row["key"], row["rater"]), {})[row["id"]] = row
             else:
                 sha = self.decks[row["key"]].truth[int(row["id"])]["sha256"]
-                verdict, note = row["verdict"] or screening.WITHDRAWN, ", ".join(_reasons(row["reasons"]))
+                verdict, note = row["verdict"] or screening.WITHDRAWN, row["note"] or ", ".join(_reasons(row["reasons"]))
                 lines.append({"sha256": sha, "verdict": verdict, "reviewer": row["rater"], "note": note})
         if lines:
             screening.add_reviews(self.experiment, lines)

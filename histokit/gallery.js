@@ -23,7 +23,7 @@ function store(name, held) {
 
 // given: {key, blind, reasons [text], scores [name], tiles [{id, label, and unless blind: status, why, scores, source, nearest}], pictures}
 //   pictures: [address]; the first belong to the tiles in their order, source and nearest are numbers of others; gaps are filled later
-// host: {state: {rater, verdicts {id: {verdict, reasons, rater}}, past}, changed(id, entry), buttons [element], news [element], keys: who hears them,
+// host: {state: {rater, verdicts {id: {verdict, reasons, rater, note}}, past}, changed(id, entry), buttons [element], news [element], keys: who hears them,
 //   named: a name must be there first, full(number): address of the picture in all its pixels, renamed()}
 // returns {filled(), say(text, bad)}
 export function gallery(root, given, host) {
@@ -99,7 +99,8 @@ export function gallery(root, given, host) {
     part.label.textContent = one.label;
     const decision = one.status ? one.status + (one.why ? `: ${one.why}` : "") : "";
     part.why.textContent = held ? { nearest: "the nearest real tile", source: "its source" }[held] : decision;
-    part.person.textContent = found ? words[found.verdict] + (found.rater ? ` by ${found.rater}` : "") : "not decided";
+    const note = found && (found.note || found.reasons.join(", "));
+    part.person.textContent = found ? words[found.verdict] + (found.rater ? ` by ${found.rater}` : "") + (note ? `: ${note}` : "") : "not decided";
     for (const name of ["source", "nearest"]) {
       part[name].hidden = one[name] === undefined;
       part[name].firstChild.src = pictures[one[name]] || "";
@@ -256,7 +257,7 @@ function render({ model, el }) {
   function say(why = "") {
     const n = waiting.length;
     const rest = Object.keys(state.verdicts).length ? `saved in ${given.where}` : "";
-    shown.say(n ? `not saved yet: ${n}${why ? `; ${why}` : ""}` : rest, !!why);
+    shown.say(n ? `not saved yet: ${n}${why ? `; ${why}` : ""}` : why || rest, !!why);
     more.hidden = !(why && !sent);
   }
   const more = button("more", "Try again", flush);
@@ -278,14 +279,15 @@ function render({ model, el }) {
     const other = button("other", given.blind ? "Back to scores and sources" : "Blind, among real tiles", () => open(!given.blind));
     const how = button("how", "How did I do?", () => { asked = true; score(); });
     const buttons = given.blind ? [other, how] : [other];
-    shown = gallery(root, given, { state, buttons, news: [more, result], changed, named: true, keys: root, full, renamed: () => given.blind && open(true) });
+    const renamed = () => given.blind && open(true);
+    shown = gallery(root, given, { state, buttons, news: [more, result], changed, named: true, keys: root, full, renamed });
     ask("pictures", { first: 0 });
     flush();
   }
   function changed(id, entry) {
     if (id === null) { own.rater = state.rater; store("histokit-reviewer", own); return; }
-    const row = { key: given.key, blind: given.blind, id, verdict: entry?.verdict ?? "", reasons: entry?.reasons ?? [], rater: (entry?.rater ?? state.rater).trim() };
-    waiting.push(row);
+    const { verdict = "", reasons = [], note = "", rater = state.rater } = entry ?? {}; // no entry: it was taken back
+    waiting.push({ key: given.key, blind: given.blind, id, verdict, reasons, note, rater: rater.trim() });
     keep();
     flush();
     if (given.blind && given.tiles.every(one => state.verdicts[one.id])) asked = true;

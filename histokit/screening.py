@@ -248,7 +248,7 @@ def standing(experiment):
 
 
 def reviews_file(experiment):
-    return files.inside(files.root() / "params" / "reviews", f"{experiment}.csv")
+    return files.root() / "params" / "reviews" / f"{experiment}.csv"
 
 
 def add_review(experiment, sha256, verdict, reviewer="", note=""):

@@ -145,13 +145,16 @@ def test_verdicts_by_keyboard_appear_at_once_and_are_written_down(study, lab, pa
     (study / "free").touch()
 
     # a reload of the page finds everything again, also what another person wrote meanwhile
-    screening.add_review("x", shas[9], "keep", "<b>Ben</b>")
+    screening.add_review("x", shas[9], "keep", "<b>Ben</b>", "see slide 4")
     page.reload()
     desk = waited(page)
     assert desk.locator(".hk-count").inner_text() == f"tile 1 of {2 * MADE}, 7 decided"
     assert desk.locator(".hk-rater").input_value() == "Dr. Ada R. =1"
     desk.locator(".hk-cell").nth(9).click()
-    assert desk.locator(".hk-person").inner_text() == "accepted by <b>Ben</b>"
+    assert desk.locator(".hk-person").inner_text() == "accepted by <b>Ben</b>: see slide 4"
+    pressed(page, "ru")  # what somebody else said stands again, in the same words
+    wait_until(lambda: reviews(study)["sha256"].tolist().count(shas[9]) == 3)
+    assert screening.standing("x")[shas[9]] == {"verdict": "keep", "reviewer": "<b>Ben</b>", "note": "see slide 4"}
     photograph(page, "gallery-again")
 
 
