@@ -123,19 +123,18 @@ def _read(path, players):
 
 
 def take_over(run, choice="checkpoint"):
-    """The training folder of a run, logs/training, with what a run set aside has trained where the two differ in `choice` alone.
+    """The training folder of a run, logs/training, with what the run before it has trained where the two differ in `choice` alone.
 
     Resuming is exact, so a finished training that is taken over is not done again; the result is the step now chosen.
     """
     folder, former = run.path("logs", "training"), run.twin(choice)
-    last = "checkpoint.safetensors"
-    if former is not None and not (folder / last).exists():
-        old = former / "logs" / "training"
+    old, last = former and former / "logs" / "training", "checkpoint.safetensors"
+    if former is not None and (old / last).exists() and not (folder / last).exists():
         names = [path.relative_to(old) for path in sorted(old.rglob("*")) if path.is_file() and not path.name.startswith(".")]
         for name in sorted(names, key=lambda name: name.name == last):  # without it nothing is resumed, so it comes last
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             files.link(old / name, folder / name)  # every file here is replaced as a whole, never written into
-        print(f"  trained before, in {former.name}: {choice} is all that changed, so nothing is trained again")
+        print(f"  goes on from the training of {former.name}: {choice} is all that changed, so what was trained is not trained again")
     return folder
 
 

@@ -58,10 +58,9 @@ class Progress:
     def remark(self, text):
         """A sentence that stays beneath the line."""
         self.remarks.append(text)
-        if self.live:
-            self._tell()
-        else:
-            print(f"\n{text}" if self.in_place else text, flush=True)
+        if not self.live:
+            self.text = f"\n{text}" if self.in_place else text
+        self._tell()
 
     def end(self, text):
         """The line that stays, in a notebook."""
@@ -96,8 +95,8 @@ class Progress:
                 self.handle = display(data, raw=True, display_id=True)
             else:
                 self.handle.update(data, raw=True)
-        except Exception:  # a front end that went away
-            self.live = False
+        except Exception:  # a front end that went away, a pipe that was closed: from here on a log, in which nothing is rewritten
+            self.live = self.in_place = False
 
 
 def _duration(seconds):

@@ -171,3 +171,24 @@ def test_a_read_only_recipe_is_left_as_it_is(root):
     with pytest.raises(PermissionError, match="read-only"):
         amend.apply(path, "necrosis", "plain", {"strength": 0.6})
     assert path.read_text() == RECIPE and [p.name for p in path.parent.iterdir()] == ["study.yaml"]
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        ("  - 00\n  - lora  # why\n", "  - 00\n  - lora: {checkpoint: 3}  # why\n"),
+        ("  - lora: {a: 1,\n      b: {c: 2}}  # why\n  - z\n", "  - lora: {a: 1,\n      b: {c: 2}, checkpoint: 3}  # why\n  - z\n"),
+        ("  - lora:\n      a: 1  # why\n  - z: {}\n", "  - lora:\n      a: 1  # why\n      checkpoint: 3\n  - z: {}\n"),
+        ("  - lora:  # why\n  - z\n", "  - lora: {checkpoint: 3}  # why\n  - z\n"),
+        ("  - lora: {checkpoint: 12}\n", "  - lora: {checkpoint: 3}\n"),
+    ],
+)
+@pytest.mark.parametrize("name", ["all", ""])
+def test_the_one_run_of_all_classes_has_its_values_in_the_step(before, after, name):
+    assert amend.amended(f"steps:\n{before}", name, "lora", {"checkpoint": 3}) == f"steps:\n{after}"
+
+
+def test_lines_to_add_by_hand_to_a_step_are_those_of_a_step():
+    assert amend.lines("all", "lora", {"checkpoint": 3}) == "  - lora: {checkpoint: 3}\n"
+    with pytest.raises(ValueError, match="has no step 'lora'"):
+        amend.amended("steps: [z]\n", "all", "lora", {"checkpoint": 3})

@@ -157,6 +157,15 @@ def test_another_choice_of_step_takes_the_training_over_and_another_seed_does_no
     assert not trained(root, 0, seed=1)[2]
 
 
+def test_a_run_that_ended_before_anything_was_trained_is_not_taken_over(root, capsys):
+    squares.dataset()
+    run = runs.start(experiment="exp", step="learn", class_name="blue", checkpoint=0, seed=0)
+    assert checkpoints.take_over(run) == run.path("logs", "training")
+    data.load(run)
+    run._lock.release()
+    assert trained(root, 2)[2] and "goes on from" not in capsys.readouterr().out
+
+
 def test_a_training_on_other_tiles_is_not_taken_over(root):
     squares.dataset()
     trained(root, 0)

@@ -375,7 +375,8 @@ def test_a_sheet_that_fails_is_told_and_ends_nothing(tmp_path, monkeypatch, caps
     assert "no sheet at step 6: no room" in told
 
 
-def test_a_front_end_that_goes_away_ends_nothing(tmp_path, monkeypatch):
+def test_a_front_end_that_goes_away_ends_nothing_and_floods_nothing(tmp_path, monkeypatch, capsys):
     FrontEnd(monkeypatch, broken=True)
-    history, _ = sheeted(tmp_path)
-    assert history["step"].max() == 8
+    history, _ = sheeted(tmp_path, steps=300, sheet_every=100)
+    assert history["step"].max() == 300
+    assert len(capsys.readouterr().out.splitlines()) <= 3, "lines of a log, not one for each step"
