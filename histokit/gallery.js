@@ -28,7 +28,7 @@ function store(name, held) {
 // returns {filled(), say(text, bad)}
 export function gallery(root, given, host) {
   const { tiles, pictures, blind } = given, state = host.state;
-  let order = tiles.map((_, i) => i), at = 0, held = "", actual = false;
+  let order = tiles.map((_, i) => i), at = 0, held = "", actual = false, just = null; // just: rejected by R and left, its why may follow
   const part = {};
   const put = (tag, name, text = "", ...inside) => (part[name] = element(tag, name, text, ...inside));
   const words = blind ? { keep: "taken for real", reject: "taken for made" } : { keep: "accepted", reject: "rejected" };
@@ -54,12 +54,13 @@ export function gallery(root, given, host) {
     if (nameless()) return;
     const { id } = tile(), before = verdict(id);
     judge(id, what, what === "reject" && before ? before.reasons : []);
+    just = what === "reject" ? id : null;
     const next = order.findIndex((i, k) => k > at && !verdict(tiles[i].id));
     at = next >= 0 ? next : Math.min(at + 1, order.length - 1);
     show();
   }
   function reason(k) {
-    const name = given.reasons[k], { id } = tile();
+    const name = given.reasons[k], id = just ?? tile().id; // R went on to the next tile: a number after it says why of the one rejected
     if (blind || !name || nameless()) return;
     const reasons = verdict(id)?.reasons ?? [];
     judge(id, "reject", reasons.includes(name) ? reasons.filter(one => one !== name) : [...reasons, name]);
@@ -69,6 +70,7 @@ export function gallery(root, given, host) {
     const last = nameless() ? null : state.past.pop();
     if (!last) return;
     set(...last);
+    just = null;
     at = order.findIndex(i => tiles[i].id === last[0]);
     show();
   }
@@ -100,14 +102,17 @@ export function gallery(root, given, host) {
     const decision = one.status ? one.status + (one.why ? `: ${one.why}` : "") : "";
     part.why.textContent = held ? { nearest: "the nearest real tile", source: "its source" }[held] : decision;
     const note = found && (found.note || found.reasons.join(", "));
-    part.person.textContent = found ? words[found.verdict] + (found.rater ? ` by ${found.rater}` : "") + (note ? `: ${note}` : "") : "not decided";
+    const said = found ? words[found.verdict] + (found.rater ? ` by ${found.rater}` : "") + (note ? `: ${note}` : "") : "not decided";
+    const asked = just && !blind ? verdict(just) : found, before = order.findIndex(i => tiles[i].id === just) + 1;
+    const why = just && !blind && just !== one.id ? `. Tile ${before} was rejected, 1 to ${given.reasons.length} say why: ` : "";
+    part.person.textContent = said + why + (why && (asked?.reasons.join(", ") || "not said"));
     for (const name of ["source", "nearest"]) {
       part[name].hidden = one[name] === undefined;
       part[name].firstChild.src = pictures[one[name]] || "";
     }
     part.scores.replaceChildren(...Object.entries(one.scores || {}).map(([name, value]) =>
       element("tr", "", "", element("td", "", name.replaceAll("_", " ")), element("td", "", String(value)))));
-    [...part.reasons.children].forEach((each, k) => each.classList.toggle("hk-on", !!found && found.reasons.includes(given.reasons[k])));
+    [...part.reasons.children].forEach((each, k) => each.classList.toggle("hk-on", !!asked?.reasons.includes(given.reasons[k])));
     part.grid.querySelector(".hk-now")?.classList.remove("hk-now");
     const cell = cells.get(one.id), wall = part.grid;
     cell.classList.add("hk-now");
@@ -123,6 +128,7 @@ export function gallery(root, given, host) {
     const score = k => tiles[k].scores?.[name] ?? Infinity * sign; // a tile without this score comes last
     order = tiles.map((_, k) => k);
     if (name) order.sort((a, b) => sign * (score(a) - score(b)) || a - b);
+    just = null;
     at = order.indexOf(i);
     lay(); show();
   }
@@ -132,7 +138,7 @@ export function gallery(root, given, host) {
   }
 
   // --- keys
-  const move = by => { at = Math.max(0, Math.min(order.length - 1, at + by)); show(); };
+  const move = by => { just = null; at = Math.max(0, Math.min(order.length - 1, at + by)); show(); };
   const zoom = () => { actual = !actual; show(); };
   const hold = name => { held = name; show(); };
   const once = { a: () => decide("keep"), r: () => decide("reject"), u: undo, z: zoom };
@@ -170,7 +176,7 @@ export function gallery(root, given, host) {
   choose.hidden = !given.scores.length;
   choose.onchange = () => { sort(); root.focus({ preventScroll: true }); };
   const cells = new Map(tiles.map((one, i) => {
-    const cell = button("cell", "", () => { at = order.indexOf(i); show(); }), picture = new Image();
+    const cell = button("cell", "", () => { just = null; at = order.indexOf(i); show(); }), picture = new Image();
     picture.alt = ""; picture.decoding = "async";
     if (pictures[i]) picture.src = pictures[i];
     cell.dataset.id = one.id; cell.append(picture);

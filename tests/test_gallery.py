@@ -175,6 +175,27 @@ def test_what_is_no_export_is_refused(root, step):
         gallery.page(step.parent / "06_classifier", root / "page.html")
 
 
+def test_a_number_after_a_rejection_says_why_of_the_tile_that_was_left(root, step, page):
+    assert cli.main(["gallery", "outputs/planted/keep", "--html"]) == 0
+    page.goto((step / "gallery.html").as_uri())
+    page.locator("h1").click()
+    for key in "ar2":
+        page.keyboard.press(key)
+    person, cells, chosen = page.locator(".hk-person"), page.locator(".hk-cell"), page.locator(".hk-reasons .hk-on")
+    assert page.locator(".hk-count").inner_text() == f"tile 3 of {2 * MADE}, 2 decided", "the tile on show is not decided by that"
+    assert person.inner_text() == "not decided. Tile 2 was rejected, 1 to 5 say why: artefact" and chosen.all_inner_texts() == [
+        "2 artefact"
+    ]
+    page.keyboard.press("5")
+    assert chosen.all_inner_texts() == ["2 artefact", "5 blur"] and "hk-reject" not in cells.nth(2).get_attribute("class")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("3")  # nothing was rejected just now: it is the tile on show that is, and why
+    assert page.locator(".hk-count").inner_text() == f"tile 4 of {2 * MADE}, 3 decided" and person.inner_text().endswith("rejected: copy")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    assert person.inner_text() == "rejected: artefact, blur"
+
+
 def test_fifty_candidates_are_reviewed_by_keyboard_and_come_back_as_reviews(root, step, page):
     assert cli.main(["gallery", "outputs/planted/keep", "--html"]) == 0
     page.goto((step / "gallery.html").as_uri())
