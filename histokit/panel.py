@@ -324,7 +324,9 @@ class Tuner:
         self.status.value = line(f"{ladder.steps_said(preview.true_steps)}, {time_said}{prompt}")
         others = [i for i in range(len(self.names)) if i != self.tile] if preview.sources is not None else []
         pairs = [
-            pictures.figure(preview.images[i], f"source {i + 1}", pictures.short(self.names[i], 18), THUMB, under=preview.sources[i])
+            pictures.figure(
+                preview.images[i], f"source {i + 1}", pictures.short(self.names[i].rpartition("/")[2], 15), THUMB, under=preview.sources[i]
+            )
             for i in others[:3]
         ]
         head = "<b>Other sources</b> under the same settings; the pointer over a picture wipes to what it was made from"
