@@ -106,7 +106,7 @@ class Tuner:
         self.free = w.Button(
             description="Free GPU", icon="eject", layout=rests, tooltip="its memory is taken again when something is drawn"
         )
-        where = refused[1] if refused else f"{self.run.recipe}, classes: {self.run.class_name}: {self.run.step}"
+        where = refused[1] if refused else self.pen.place()
         self.head, self.left, self.right, self.others, self.title, self.said, self.reading = (w.HTML() for _ in range(7))
         self.status = w.HTML(line("The sliders answer while the kernel of this notebook runs."))
         self.row, self.pins = (w.GridBox(layout=w.Layout(grid_gap="4px 10px")) for _ in range(2))

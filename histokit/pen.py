@@ -1,4 +1,4 @@
-"""What the button of a panel does: the settings of a picture into the recipe, under `classes:`, and back again.
+"""What the button of a panel does: the settings of a picture into the recipe, for a class or for all, and back again.
 
 Nothing here raises: what went wrong is a sentence.
 """
@@ -35,9 +35,12 @@ class Pen:
                 "No recipe",
                 "This notebook was opened by hand, without a recipe to write into; `histokit open RECIPE STEP` gives it one.",
             )
-        if self.run.class_name in ("", "all"):
-            return "One run for all classes", f"The values of this run belong to the step {self.run.step} in {self.run.recipe}."
         return None
+
+    def place(self):
+        """Where in the recipe the values go: under the class, or into the step of a run for all classes."""
+        name, step = self.run.class_name, self.run.step
+        return f"{self.run.recipe}, {step}" if name in amend.EVERY else f"{self.run.recipe}, classes: {name}: {step}"
 
     def write(self, values, started):
         """A sentence, and the difference as text; `started`: the values this notebook goes on with."""
@@ -56,7 +59,7 @@ class Pen:
             return str(error), ""
         self.known = self._current()
         if not difference:
-            return f"{self.run.recipe} says so already: {self.say(values)} for {name}.", ""
+            return f"{self.run.recipe} says so already: {self.say(values)} for {'all classes' if name in amend.EVERY else name}.", ""
         self.written = before, self._target().read_bytes()
         return f"Written into {self.run.recipe} for the next headless run. This notebook goes on with {self.say(started)}.", difference
 

@@ -139,10 +139,7 @@ def picture(table, folder, names, title=""):
             sheet.paste(tile, (left, head + i * (side + gap)))
         draw.text((left, head - 17), f"step {row.step:,}" + (", taken" if row.taken else ""), MARK if row.taken else INK, bold)
         below = head + rows * (side + gap)
-        loss = (
-            f"held out {row.held_out:.4f}" if row.held_out == row.held_out else f"training {row.loss:.4f}" if row.loss == row.loss else ""
-        )
-        for n, text in enumerate((loss, f"copy dist. {row.distance:.2f}", f"nearest {row.nearest:.2f}")):
+        for n, text in enumerate((_loss(row), f"copy dist. {row.distance:.2f}", f"nearest {row.nearest:.2f}")):
             draw.text((left, below + 16 * n), text, FAINT, plain)
         if row.taken:
             draw.rectangle((left - 3, head - 3, left + side + 2, below - gap + 2), None, MARK, 3)
@@ -160,47 +157,38 @@ def _loss(row):
 # --- a click ---------------------------------------------------------------------------------------------------------
 
 
-class StepPen(pen.Pen):
-    """A pen that also writes for the one run of all classes, into the step itself."""
-
-    def refused(self):
-        return None if self.run.recipe else super().refused()
-
-
 class Chooser:
     """The picture, and a button under each checkpoint that writes it into the recipe. `widget` is what a live front end shows."""
 
     def __init__(self, table, folder, names, run, checkpoint, title=""):
         self.table, self.title, self.checkpoint = table, title, checkpoint
         self.sheet, self.label, self.column = picture(table, folder, names, title)
-        self.pen = StepPen(run, _say)
+        self.pen = pen.Pen(run, _say)
         self._build()
 
     def _build(self):
         import ipywidgets as w
 
         self.buttons, usual, refused = [], self.table.attrs["usual"], self.pen.refused()
-        refused, why = bool(refused), refused[1] if refused else ""
         for row in self.table.itertuples():
             value = 0 if row.step == usual else row.step
             there = bool(row.step) and (row.kept or not value)
             layout = w.Layout(width=f"{self.column - 6}px", margin="2px 6px 2px 0")
             words = "before" if not row.step else f"take {row.step:,}" if there else "not kept"
-            one = w.Button(
-                description=words, layout=layout, disabled=not there or bool(self.pen.refused()), tooltip=_say({"checkpoint": value})
-            )
+            one = w.Button(description=words, layout=layout, disabled=not there or bool(refused), tooltip=_say({"checkpoint": value}))
             one.value = value
             one.on_click(lambda button: self._told(*self.pen.write({"checkpoint": button.value}, {"checkpoint": self.checkpoint})))
             self.buttons.append(one)
         self.back = w.Button(description="Undo", icon="undo", layout=w.Layout(width="auto", display="none"))
         self.back.on_click(lambda _: self._told(self.pen.undo(), "") if self.pen.written else None)
-        self.said = w.HTML(_line(why or f"A button writes its step into {self.pen.run.recipe}; the next run takes it without training."))
+        self.said = w.HTML(
+            _line(
+                refused[1] if refused else f"A button writes its step into {self.pen.run.recipe}; the next run takes it without training."
+            )
+        )
         row = w.HBox(self.buttons, layout=w.Layout(margin=f"0 0 0 {self.label}px"))
         self.widget = w.VBox([row, self.said, self.back])
         self.widget.add_class("hk-checkpoints")
-
-    def _take(self, step):
-        self._told(*self.pen.write({"checkpoint": step}, {"checkpoint": self.checkpoint}))
 
     def _told(self, sentence, difference):
         rows = [row for row in difference.splitlines() if row[:1] in "+-" and row[:3] not in ("---", "+++")]

@@ -421,9 +421,15 @@ def test_without_a_recipe_the_button_says_so(root):
 
 
 @pytest.mark.parametrize("name", ["", "all"])
-def test_a_run_over_all_classes_has_no_value_per_class(root, name):
-    panel = tuner(root, class_name=name)
-    assert panel.button.disabled and "belong to the step plain" in panel.pen.refused()[1]
+def test_a_run_over_all_classes_writes_into_its_step(root, name):
+    panel = shown(tuner(root, class_name=name))
+    move(panel, strength=0.35)
+    assert panel.write()[0].startswith("Written into params/study.yaml") and panel.pen.place() == "params/study.yaml, plain"
+    text = (root / "params/study.yaml").read_text()
+    assert text == RECIPE.replace("{strength: 0.5}", "{strength: 0.35, guidance_scale: 2.0}")
+    assert panel.write()[0] == "params/study.yaml says so already: strength 0.35, guidance scale 2.0 for all classes."
+    panel.pen.undo()
+    assert (root / "params/study.yaml").read_text() == RECIPE
 
 
 def test_a_read_only_recipe_gets_the_lines_to_add_by_hand(root):
