@@ -232,7 +232,7 @@ class Tuner:
             kind, text = "" if isinstance(error, ValueError) else f"{type(error).__name__}: ", str(error)
             if "OutOfMemory" in kind:
                 getattr(self.previewer, "rest", lambda: None)()  # what is left of the attempt goes, and the kernel stays usable
-                kind, text = "", "The memory does not suffice; close what else uses it, or set fewer images a batch. The kernel is fine."
+                kind, text = "", "The memory does not suffice; shut down other notebooks that hold some. This kernel goes on."
             self.status.value = line(f"Nothing drawn for {self._say(values)}. {kind}{text}", "hk-bad")
 
     def _cancelled(self, _):
