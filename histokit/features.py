@@ -57,6 +57,13 @@ def embed(encoder, tiles, run=None, *, tile_px=None, fit=None, augment="none", c
     return out[:, 0] if augment == "none" else out
 
 
+def scaling(feats):
+    """The map of features [..., D] that gives these [N, D] mean 0 and deviation 1; a few strong ones make all tiles look alike."""
+    mean, std = np.mean(feats, axis=0), np.std(feats, axis=0)
+    weight = np.divide(1, std, out=np.zeros_like(std), where=std > 0.01 * np.median(std) + 1e-9)  # one that never changes says nothing
+    return lambda feats: (feats - mean) * weight
+
+
 def _key(row, fit):
     sha = row.sha256 if isinstance(row.sha256, str) and len(row.sha256) == 64 else files.sha256(row.path)
     return files.digest(sha, str(row.mpp)) if str(fit).startswith("resample") else sha

@@ -102,7 +102,7 @@ def scored(rows, training, name, panel, encoder, centroids, usual):
     looks = _looks(rows)
     out |= {"brightness": looks["brightness"], "contrast": looks["contrast"], "focus": looks["focus"]}
     out["stain"] = selection.deviation(looks["stains"], usual[1])
-    alike, labels = _scaling(training, encoder), training["label"].to_numpy(str)
+    alike, labels = features.scaling(features.embed(encoder, training)), training["label"].to_numpy(str)
     feats, reals = alike(features.embed(encoder, rows)), alike(features.embed(encoder, training))
     places = selection.to_centroids(feats, reals, labels, name, centroids)
     out |= dict(zip(("centroid_rank", "centroid", "centroid_margin"), places, strict=True))
@@ -129,20 +129,12 @@ def of_real(tiles, name, panel, encoder, usual):
 
 def spaces(rows, training, encoder):
     """{space: (eight views of each row [B, 8, D], training tiles [N, D])}: what the encoder sees, and the picture's outline."""
-    alike = _scaling(training, encoder)
+    alike = features.scaling(features.embed(encoder, training))
     views = features.embed(encoder, rows, augment="symmetries")
     picture = features.load("picture")
     outline, real_outline = features.embed(picture, rows), features.embed(picture, training)
     turned = copies.symmetric(outline.reshape(-1, copies.LOW, copies.LOW)).reshape(len(rows), 8, -1)
     return {"feature": (alike(views), alike(features.embed(encoder, training))), "picture": (turned, real_outline)}
-
-
-def _scaling(training, encoder):
-    """Features with mean 0 and deviation 1 over training tiles, or a few strong ones would make all tiles look alike."""
-    feats = features.embed(encoder, training)
-    mean, std = np.mean(feats, axis=0), np.std(feats, axis=0)
-    weight = np.divide(1, std, out=np.zeros_like(std), where=std > 0.01 * np.median(std) + 1e-9)  # one that never changes says nothing
-    return lambda feats: (feats - mean) * weight
 
 
 def _real(training, name, encoder):
@@ -153,7 +145,7 @@ def _real(training, name, encoder):
     views, real = spaces(asked, training, encoder)["feature"]
     position = training.index.get_indexer(asked.index)
     cases, real_cases = asked["case_id"].to_numpy(), training["case_id"].to_numpy()
-    copied = _scaling(training, encoder)(features.embed(encoder, asked, codec=KnownCopy()))
+    copied = features.scaling(features.embed(encoder, training))(features.embed(encoder, asked, codec=KnownCopy()))
     table = pd.DataFrame({"tile_id": asked["tile_id"], "label": asked["label"]})
     table["across_cases"] = selection.real_similarity(views, real, position, cases, real_cases)
     table["anywhere"] = selection.real_similarity(views, real, position)

@@ -40,7 +40,7 @@ def compare(folder, history, tiles, training, encoder="mini-ssl", device="cpu"):
     """
     eye = features.load(encoder, device)
     some = training.sample(min(SAMPLE, len(training)), random_state=0)
-    alike = _scaling(features.embed(eye, some))
+    alike = features.scaling(features.embed(eye, some))
     learned = alike(features.embed(eye, tiles))
     losses = history.loc[history["lr"].notna(), ["step", *(name for name in history if name.startswith("loss_"))]]
     kept, rows = checkpoints.kept(folder), []
@@ -77,13 +77,6 @@ def _at(history, step):
 def _symmetries(pixels):
     images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
     return [augment.symmetry(images, k).permute(0, 2, 3, 1).numpy() for k in range(8)]
-
-
-def _scaling(feats):
-    """Features with mean 0 and deviation 1, or a few strong ones would make all tiles look alike."""
-    mean, std = np.mean(feats, axis=0), np.std(feats, axis=0)
-    weight = np.divide(1, std, out=np.zeros_like(std), where=std > 0.01 * np.median(std) + 1e-9)
-    return lambda feats: (feats - mean) * weight
 
 
 def _real(eye, tiles, alike, learned):

@@ -61,7 +61,8 @@ def by_features(tiles, reference, encoders=ENCODERS, device="cpu"):
     """
     shuffled = reference.sample(frac=1, random_state=0)
     some = pd.concat([shuffled.groupby("label").head(OF_CLASS), tiles]).drop_duplicates("tile_id")
-    feats = np.concatenate([_unit(_scaled(features.embed(features.load(name, device), some))) for name in encoders], axis=1)
+    raw = [features.embed(features.load(name, device), some) for name in encoders]
+    feats = np.concatenate([_unit(features.scaling(one)(one)) for one in raw], axis=1)
     at = dict(zip(some["tile_id"], range(len(some)), strict=True))
     labels, cases = some["label"].to_numpy(str), some["case_id"].to_numpy(str)
     names, rows = sorted(set(labels)), []
@@ -75,12 +76,6 @@ def by_features(tiles, reference, encoders=ENCODERS, device="cpu"):
         margin = np.nanmax(others) - cosine[own] if known else np.nan
         rows.append((names[int(np.nanargmax(cosine))] if known else "", margin))
     return pd.DataFrame(rows, columns=["nearest", "margin"])
-
-
-def _scaled(feats):
-    """Mean 0 and deviation 1, or a few strong features would make all tiles look alike."""
-    mean, std = np.mean(feats, axis=0), np.std(feats, axis=0)
-    return (feats - mean) * np.divide(1, std, out=np.zeros_like(std), where=std > 0.01 * np.median(std) + 1e-9)
 
 
 def _unit(feats):
