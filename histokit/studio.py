@@ -16,14 +16,14 @@ class Cancelled(Exception):
 
 
 class Wish:
-    """Something to draw: `work(on_step)` -> picture, `done(picture)`, `failed(error)`, `step(k, n, x0)` while it goes on, `dropped()`.
+    """Something to draw: `work(on_step)` -> picture, `done(picture)`, `failed(error)`, `step(k, n, x0)` while it goes on.
 
     `on_step` is called by the work at every step, as `sampling.sample` does; it raises Cancelled once the wish is dropped, and returns
     whether what is there is `enough`: work that can end early does so then.
     """
 
-    def __init__(self, work, done, failed=None, step=None, dropped=None):
-        self.work, self.done, self.failed, self.step, self.dropped = work, done, failed, step, dropped
+    def __init__(self, work, done, failed=None, step=None):
+        self.work, self.done, self.failed, self.step = work, done, failed, step
         self.unwanted, self.enough, self.finished = threading.Event(), threading.Event(), False
 
     def on_step(self, k, n, x0=None):
@@ -44,26 +44,22 @@ class Studio:
     def __init__(self, patience=PATIENCE):
         self.patience, self.turn = patience, threading.Condition()
         self.wish, self.due, self.current, self.left = None, 0.0, None, collections.deque()
-        self.thread = self.ended = None
+        self.thread = None
 
     def ask(self, wish, patience=None):
         """Draw this next and nothing older: what waits is forgotten, what runs is stopped."""
         with self.turn:
-            old, self.wish = self.wish, wish
+            self.wish = wish
             self.due = time.monotonic() + (self.patience if patience is None else patience)
             self._stop_current()
             self._wake()
-        if old is not None and old.dropped:
-            old.dropped()
 
     def cancel(self):
         """Forget what waits and stop what runs; chores go on afterwards."""
         with self.turn:
-            old, self.wish = self.wish, None
+            self.wish = None
             self._stop_current()
             self.turn.notify_all()
-        if old is not None and old.dropped:
-            old.dropped()
 
     def chores(self, wishes):
         """What to draw while there is no wish, in this order, instead of the chores left so far."""
@@ -128,5 +124,3 @@ class Studio:
             wish.finished = True
             if wish.failed is not None and not wish.unwanted.is_set():
                 wish.failed(error)
-        if wish.unwanted.is_set() and wish.dropped:
-            wish.dropped()
