@@ -11,11 +11,11 @@ from histokit import backbone
 
 def optimise(
     model, classifier, prompt, target, seed, *,
-    guidance_scale=3.0, num_inference_steps=20, updates=20, confidence=0.4, loss_steps=3, lr=0.01, latent_lr=1e-3, first=0,
+    guidance_scale=3.0, num_inference_steps=20, updates=20, confidence=0.4, loss_steps=3, lr=0.01, latent_lr=1e-3, first=0, loss="conf",
 ):  # fmt: skip
     """The pictures of one image, [k + 1] float [3, H, W] in [-1, 1], the probability of each, and the final latents.
 
-    first: step from which on things are optimised; what is before it is sampled once.
+    first: step from which on things are optimised; what is before it is sampled once. loss: conf or log_conf.
     """
     scheduler = DDIMScheduler.from_config(model.scheduler.config)
     scheduler.set_timesteps(num_inference_steps)
@@ -38,19 +38,21 @@ def optimise(
             out = scheduler.step(_noise(model, z, t, cond + dc[i], uncond + du[i], guidance_scale), t, z)
             z = out.prev_sample
             predicted.append(out.pred_original_sample)
-        weighted, views = 0.0, [*predicted[steps - loss_steps : -1], z]
+        weighted, lost, views = 0.0, 0.0, [*predicted[steps - loss_steps : -1], z]
         for weight, view in zip(weights, views, strict=True):
             image = model.vae.decode(view / model.scaling).sample
             shown = image + (image.clamp(-1, 1) - image).detach()
-            probability = classifier(shown).softmax(dim=1)[0, target]
+            log_probability = classifier(shown).log_softmax(dim=1)[0, target]
+            probability = log_probability.exp()
             weighted = weighted + weight * probability
+            lost = lost - weight * (probability if loss == "conf" else log_probability)
         pictures.append(image[0].detach().clamp(-1, 1))
         path.append(float(probability.detach()))
         finals.append(z[0].detach())
         if update == updates or (confidence and weighted >= confidence):
             break
         optimiser.zero_grad()
-        (-weighted).backward()
+        lost.backward()
         optimiser.step()
         with torch.no_grad():
             start *= length / start.norm()

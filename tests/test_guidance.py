@@ -78,7 +78,9 @@ def same(one, other):
 # --- the second definition -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"guidance_scale": 1.0}, {"last_steps": 3}, {"loss_steps": 1}, {"checkpoint": False}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"guidance_scale": 1.0}, {"last_steps": 3}, {"loss_steps": 1}, {"loss": "log_conf"}, {"checkpoint": False}]
+)
 def test_a_batch_agrees_with_one_image_at_a_time_written_without_tricks(double, settings):
     settings = {"loss": "conf", "lr": 0.05, "latent_lr": 0.02, "updates": 3, **settings}
     guide, queues = exact(), [jobs(3, 5), jobs(4)]
@@ -86,7 +88,7 @@ def test_a_batch_agrees_with_one_image_at_a_time_written_without_tricks(double, 
     assert len(found) == 3
     for job in (*queues[0], *queues[1]):
         how = {"guidance_scale": 3.0, "loss_steps": 2, **settings}
-        how = {key: how[key] for key in ("guidance_scale", "loss_steps", "lr", "latent_lr", "updates")}
+        how = {key: how[key] for key in ("guidance_scale", "loss", "loss_steps", "lr", "latent_lr", "updates")}
         first = 4 - settings.get("last_steps", 4)
         pictures, path, _ = plain_guidance.optimise(
             double, guide.classifier, job.prompt, job.target, job.seed, num_inference_steps=4, confidence=0.0, first=first, **how
