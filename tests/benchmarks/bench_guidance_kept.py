@@ -32,6 +32,7 @@ WAYS = {  # what each changes in it
     "plain second definition": None,
     "early stop": {},
     "last 5 of 10 steps": {"confidence": 0.0, "last_steps": 5},
+    "3 updates": {"updates": 3, "confidence": 0.0},
     "8 drawn, early stop": {"candidates": 8},
     "plain samples": {"updates": 0, "confidence": 0.0},
 }
