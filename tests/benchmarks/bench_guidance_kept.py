@@ -56,7 +56,8 @@ def make(way):
     guide = guided.load_guide(run, asked["classifier"], dataset.classes)
     model = backbone.load("mini", run.device, tiles=tiles)
     adapters.load(model, run.parent("02_lora", "all"), tiles=tiles, dataset=dataset.name)
-    terms, how = {name: dataset.terms[name] for name in dataset.tail}, {name: HOW[name] for name in list(HOW)[:2]}
+    terms = {name: dataset.terms[name] for name in dataset.tail}
+    how = {name: HOW[name] for name in ("guidance_scale", "num_inference_steps")}
     table = policies.job_table(model, tiles, terms, TILES, policy="none", prompt=asked["prompt"], seed=asked["seed"], **how)
     rows = enumerate(zip(table["prompt"], table["class"], table["seed"], strict=True))
     jobs = [guidance.Job(prompt, guide.label(name), int(seed), i) for i, (prompt, name, seed) in rows]
