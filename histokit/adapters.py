@@ -55,7 +55,8 @@ class TokenTable(nn.Module):
         rows = torch.cat([self.rows(k) for k in range(len(self.blocks))]).to(self.table.weight.dtype)  # [n, D]
         new = ids >= self.first_id
         old = self.table(ids.masked_fill(new, 0))  # [B, L, D]
-        return torch.where(new[..., None], rows[(ids - self.first_id).clamp(min=0)], old)
+        # not rows[...]: its gradient adds up what falls on one row in whatever order the threads arrive, and no run would repeat another
+        return torch.where(new[..., None], F.embedding((ids - self.first_id).clamp(min=0), rows), old)
 
 
 @dataclass

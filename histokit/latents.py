@@ -9,7 +9,7 @@ import os
 import numpy as np
 import torch
 
-from histokit import backbone, data, decode, files
+from histokit import backbone, data, decode, files, machine
 
 VERSION = 2
 SYMMETRIES = 8
@@ -30,6 +30,9 @@ class Latents:
         budget_gb: disk the whole latent cache may take; least recently used tiles go first. Where the tiles do not fit,
             nothing is written and `batch` encodes anew each time.
         symmetries: how many of the 8 are used, from 1 (the tile as it is) to 8.
+
+    A tile is encoded alone, and its key knows device and threads: what is read is, to the bit, what this run would have encoded
+    itself, whichever run left it there and among whatever other tiles.
     """
 
     def __init__(self, model, tiles, *, budget_gb=20.0, symmetries=SYMMETRIES, batch_size=8):
@@ -69,7 +72,9 @@ class Latents:
         return data.to_float(data.pixels(self.tiles.iloc[list(rows)], self.model.tile_px))
 
     def _path(self, row):
-        made_of = [VERSION, decode.VERSION, self.model.identity["vae"], self.model.tile_px, self.symmetries]
+        device = self.model.device.type
+        arithmetic = [device, machine.threads()] if device == "cpu" else [device]  # threads split a sum, and so round it, otherwise
+        made_of = [VERSION, decode.VERSION, self.model.identity["vae"], self.model.tile_px, self.symmetries, arithmetic]
         key = files.digest("latents", row.sha256 or files.sha256(row.path), data.shown(row), made_of)
         return self.folder / key[:2] / f"{key}.safetensors"
 
@@ -86,7 +91,7 @@ class Latents:
     def _encode(self, rows):
         images = self._images(rows)
         views = torch.stack([symmetry(images, k) for k in range(self.symmetries)], dim=1)  # [b, K, 3, H, W]
-        encoded = [backbone.encode(self.model, view) for view in views]
+        encoded = [backbone.encode(self.model, view) for view in views]  # tile by tile: neighbours change no bit
         for row, (mean, logvar) in zip(rows, encoded, strict=True):
             files.write_tensors(self.paths[row], {"mean": mean.float().cpu(), "logvar": logvar.float().cpu()}, {})
 

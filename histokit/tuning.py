@@ -8,7 +8,7 @@ import torch
 
 from histokit import files, latents, sampling, training
 
-VERSION = 2
+VERSION = 3
 
 TEMPLATES = (
     "a histology image of {label}",
@@ -127,7 +127,8 @@ def loss(model, embed, *, caption_dropout=0.1, min_snr_gamma=5.0, kind="l2"):
 def spread(embed, texts):
     """Embeddings [B, L, D] of texts, each different one embedded once."""
     unique = list(dict.fromkeys(texts))
-    return embed(unique)[torch.tensor([unique.index(text) for text in texts])]
+    known = dict(zip(unique, embed(unique), strict=True))
+    return torch.stack([known[text] for text in texts])  # an index would add up gradients in no fixed order, see `adapters.TokenTable`
 
 
 def validation(model, embed, cache, captions, seed, *, draws=64, batch_size=8, kind="l2"):

@@ -43,6 +43,36 @@ def test_what_is_there_is_not_encoded_again(model, tiles, monkeypatch):
     assert set(after) == set(before) and all(after[path] > before[path] for path in before)  # touched: the last to be pruned
 
 
+def encoded(monkeypatch):
+    """Images of every later call of the autoencoder."""
+    seen, encode = [], backbone.encode
+    monkeypatch.setattr(backbone, "encode", lambda model, images: seen.append(images) or encode(model, images))
+    return seen
+
+
+def test_a_tile_is_encoded_alone_so_its_latents_follow_from_it_and_not_from_who_filled_the_cache(model, tiles, monkeypatch):
+    seen = encoded(monkeypatch)
+    latents.Latents(model, tiles.iloc[[3, 1]])
+    latents.Latents(model, tiles)
+    alone = [torch.stack([latents.symmetry(image, k) for k in range(8)]) for image in data.to_float(data.pixels(tiles, model.tile_px))]
+    assert len(seen) == 4 and all(torch.equal(images, alone[i]) for images, i in zip(seen, (3, 1, 0, 2), strict=True))
+
+
+def test_latents_of_another_number_of_threads_are_not_taken(model, tiles, monkeypatch):
+    """Two threads split the sums of the autoencoder otherwise than one, and the last bits of a latent differ."""
+    cores = torch.get_num_threads()
+    latents.Latents(model, tiles)
+    seen = encoded(monkeypatch)
+    try:
+        torch.set_num_threads(cores + 1)
+        latents.Latents(model, tiles)
+    finally:
+        torch.set_num_threads(cores)
+    assert len(seen) == 4
+    latents.Latents(model, tiles)
+    assert len(seen) == 4
+
+
 def test_another_cut_of_the_same_file_is_another_latent(model, tiles):
     whole = latents.Latents(model, tiles).batch([0], [0])[0]
     corner = latents.Latents(model, tiles.assign(fit="crop=32")).batch([0], [0])[0]

@@ -3,6 +3,7 @@
 import pytest
 import squares
 import torch
+from ordered import Ordered
 from tiny import tiny_model
 
 from histokit import adapters, backbone, data, lora, runs, tuning
@@ -51,6 +52,13 @@ def test_tokens_are_trained_jointly_or_stay_as_they_were(tiles, tmp_path):
     assert joint == {"blue": name, "red": adapters.placeholder("red")}
     assert rows[name].shape == (3, 32) and rows[joint["red"]].shape == (2, 32)
     assert not torch.equal(rows[name], old[name])
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_nothing_is_added_up_in_whatever_order_the_threads_arrive(tiles, joint):
+    """Captions that come twice in a batch share an embedding, and a token its row, so their gradients are sums."""
+    with Ordered():
+        lora.train(tiny_model(), tiles, TERMS, joint=joint, **QUICK)
 
 
 def test_a_finished_folder_gives_the_trained_model_back(tiles, tmp_path):
