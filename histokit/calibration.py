@@ -32,6 +32,8 @@ class Rates:
 def rates(parameters, seconds=SECONDS, *, measure=True, say=print):
     """Rates of this machine for the bases and encoders of some jobs; measured once and kept in outputs/.cache. None without `measure`.
 
+    What is measured beside other work is slower than the run will be, by an unknown factor; it is used, but not kept.
+
     Args:
         parameters: of each job, a dict.
         seconds: of measuring altogether; a single step that takes longer is not cut.
@@ -48,9 +50,11 @@ def rates(parameters, seconds=SECONDS, *, measure=True, say=print):
         return Rates(**files.read_json(kept))
     if not measure:
         return None
-    say(f"trying how fast this machine is, for about {seconds} s ...")
+    busy = machine.busy()
+    remark = "; it is busy, so the times are too long, and are tried again next time" if busy else ""
+    say(f"trying how fast this machine is, for about {seconds} s{remark} ...")
     measured = measure_all(base, batch, encoders, device, seconds)
-    if not measured.lacking:
+    if not (measured.lacking or busy):
         files.write_json(kept, asdict(measured))
     return measured
 

@@ -59,6 +59,11 @@ def threads():
     return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 
 
+def busy():
+    """Whether others have kept half of the cores or more at work over the last minute; False where the system does not say."""
+    return hasattr(os, "getloadavg") and os.getloadavg()[0] >= (os.cpu_count() or 1) / 2
+
+
 def bfloat16(device):
     """torch.bfloat16 where the device multiplies it in hardware, else None: a CPU that emulates it takes ten times as long."""
     import torch

@@ -32,9 +32,10 @@ def root(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def measured(monkeypatch):
     """No dry run stops to try how fast this machine is; the list holds what would have been measured."""
-    from histokit import calibration
+    from histokit import calibration, machine
 
     asked = []
+    monkeypatch.setattr(machine, "busy", lambda: False)  # it is, with tests
     rates = calibration.Rates(
         start=10, read=0.01, see={}, head=0.001, train=0.1, denoise=0.05, code=0.1, lora_bytes=10**6, latent_bytes=10**4
     )

@@ -8,7 +8,7 @@ import pytest
 import squares
 from tiny import write_hub_layout
 
-from histokit import calibration, cli, files, forecast, jobs, notebooks, recipe
+from histokit import calibration, cli, files, forecast, jobs, machine, notebooks, recipe
 
 COUNTS = forecast.Counts(train=500, held=300, tail_train=24, tail=("fat", "mucin"), classes=6, tile_px=128)
 RATES = calibration.Rates(start=10, read=0.01, see={"e": 0.5}, head=0.1, train=2, denoise=3, code=7, lora_bytes=100, latent_bytes=1000)
@@ -135,6 +135,14 @@ def test_a_dry_run_measures_once_and_an_earlier_run_knows_better(repository, roo
 def test_a_base_that_is_not_there_is_named_and_the_rest_is_known(tmp_path):
     found = REAL("models/none", 2, ["colour-texture"], "cpu", 0.1)
     assert "models/none" in found.lacking and found.train is None and found.see["colour-texture"] > 0 and found.start > 0
+
+
+def test_what_was_measured_on_a_busy_machine_is_used_said_and_not_kept(root, measured, monkeypatch):
+    said = []
+    for busy in (True, True, False, False):
+        monkeypatch.setattr(machine, "busy", lambda busy=busy: busy)
+        assert calibration.rates([{"base_model": "mini"}], say=said.append).denoise == 0.05
+    assert len(measured) == 3 and ["it is busy" in line for line in said] == [True, True, False]
 
 
 def test_every_rate_is_measured_on_a_base(tmp_path):
