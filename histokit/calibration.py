@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 
 from histokit import files, machine
 
-VERSION = 1
+VERSION = 2
 SECONDS = 30  # of measuring, where a single step of the base does not take longer
 
 
