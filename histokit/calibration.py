@@ -32,7 +32,7 @@ class Rates:
 def rates(parameters, seconds=SECONDS, *, measure=True, say=print):
     """Rates of this machine for the bases and encoders of some jobs; measured once and kept in outputs/.cache. None without `measure`.
 
-    What is measured beside other work is slower than the run will be, by an unknown factor; it is used, but not kept.
+    What is measured beside other work may be slower than the run will be, by any factor; it is used, but not kept.
 
     Args:
         parameters: of each job, a dict.
@@ -51,7 +51,7 @@ def rates(parameters, seconds=SECONDS, *, measure=True, say=print):
     if not measure:
         return None
     busy = machine.busy()
-    remark = "; it is busy, so the times are too long, and are tried again next time" if busy else ""
+    remark = "; it was busy just now, so the times may be too long, and are tried again next time" if busy else ""
     say(f"trying how fast this machine is, for about {seconds} s{remark} ...")
     measured = measure_all(base, batch, encoders, device, seconds)
     if not (measured.lacking or busy):

@@ -142,7 +142,7 @@ def test_what_was_measured_on_a_busy_machine_is_used_said_and_not_kept(root, mea
     for busy in (True, True, False, False):
         monkeypatch.setattr(machine, "busy", lambda busy=busy: busy)
         assert calibration.rates([{"base_model": "mini"}], say=said.append).denoise == 0.05
-    assert len(measured) == 3 and ["it is busy" in line for line in said] == [True, True, False]
+    assert len(measured) == 3 and ["it was busy" in line for line in said] == [True, True, False]
 
 
 def test_every_rate_is_measured_on_a_base(tmp_path):
