@@ -17,6 +17,7 @@ ARM = {
     "synthetic": "",  # step whose tiles are added, "" for none
     "status": "kept",  # which of them: kept, rejected, quarantined, or all
     "per_class": 0,  # at most so many per class, the same ones in every larger dose; 0 for all
+    "synthetic_share": 1.0,  # of the draws of a class, the share that synthetic tiles have at most
     "recolour": "none",  # reinhard, macenko: adds `per_class` real tiles of each rare class, in the stain of other cases
     "real_tiles": 0,  # so many real training tiles of each class that a budget made rare, 0 for the budget's: the curve of real tiles
     "labels": "own",  # shuffled: every synthetic tile gets a label not its own, a control that must not help
@@ -35,7 +36,8 @@ ARM = {
     "mode": "",  # "" for the notebook's
     "encoder": "",  # "" for the notebook's
 }
-TRAINING = (*longtail.SETTINGS, "mixture", "decouple", "select_by", "patience")  # nothing of it acts where nothing is trained
+MADE = ("status", "per_class", "synthetic_share", "labels")  # nothing of it acts without synthetic tiles
+TRAINING = (*longtail.SETTINGS, "mixture", "decouple", "select_by", "patience", "synthetic_share")  # and of this where nothing is trained
 CHOICES = {
     "status": ("kept", "rejected", "quarantined", "all"),
     "labels": ("own", "shuffled"),
@@ -75,19 +77,28 @@ def settle(arms, mode="linear", encoder="mini-sup"):
         if recoloured and (arm["synthetic"] or not arm["per_class"]):
             why = "adds real tiles, so it stands without synthetic ones" if arm["synthetic"] else "needs per_class, how many tiles to add"
             raise ValueError(f"arm {name!r}: recolour {why}")
-        idle = [key for key in ("status", "per_class", "labels") if not arm["synthetic"] and arm[key] != ARM[key]]
+        idle = [key for key in MADE if not arm["synthetic"] and arm[key] != ARM[key]]
         idle = [key for key in idle if not (recoloured and key == "per_class")]
         idle += [key for key in TRAINING if arm["mode"] in ("knn", "prototype") and arm[key] != ARM[key]]
         idle += ["sampler"] if arm["mode"] == "prototype" and arm["sampler"] != ARM["sampler"] else []
         if idle:
-            why = f"mode {arm['mode']}" if idle[0] in ("sampler", *TRAINING) else "an arm without synthetic tiles"
+            why = f"mode {arm['mode']}" if arm["synthetic"] or idle[0] not in MADE else "an arm without synthetic tiles"
             raise ValueError(f"arm {name!r}: {idle[0]} does nothing in {why}; leave it out")
+        _check_share(name, arm)
         try:
             longtail.check(**{key: arm[key] for key in (*longtail.SETTINGS, "mixture", "decouple", "mode")})
         except ValueError as error:
             raise ValueError(f"arm {name!r}: {error}") from None
         settled[name] = arm
     return settled
+
+
+def _check_share(name, arm):
+    share = arm["synthetic_share"]
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+        raise ValueError(f"arm {name!r}: synthetic_share is {share!r}; expected more than 0 and at most 1, a share of the draws of a class")
+    if share < 1 and arm["sampler"] == "natural" and arm["decouple"] != "crt" and arm["mixture"] != "balanced":
+        raise ValueError(f"arm {name!r}: synthetic_share acts where classes are drawn; set sampler: balanced or square_root with it")
 
 
 def _nearest(name, options):
@@ -240,6 +251,7 @@ def described(arms, baseline=""):
     words = {
         "synthetic": "{}",
         "per_class": "{} a class",
+        "synthetic_share": "at most {:.0%} of a class's draws synthetic",
         "labels": "labels {}",
         "recolour": "recoloured, {}",
         "real_tiles": "{} real tiles",

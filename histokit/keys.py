@@ -154,9 +154,9 @@ def same(path, recorded):
         return path.is_dir() and listing(path, recorded["patterns"])["listing"] == recorded["listing"]
     if "sha256" in recorded:
         return path.is_file() and _same_file(path, recorded)
-    if not path.is_dir():
-        return False
     held = recorded["held"]
+    if not path.is_dir():
+        return not held  # git keeps no empty folder, so a clone lacks one in which nothing was
     return _listing(path, recorded["patterns"]) == sorted(held) and all(_same_file(path / name, facts) for name, facts in held.items())
 
 

@@ -253,11 +253,16 @@ def class_shares(counts, sampler="natural"):
     return weight / weight.sum()
 
 
-def draws(targets, n_classes, steps, batch_size, generator, sampler="natural"):
+def draws(targets, n_classes, steps, batch_size, generator, sampler="natural", made=None, most=1.0):
     """Which tiles make which batch: indices [steps, batch_size] int64 into targets [N].
 
     `natural` goes through a new shuffle of all tiles again and again. The others draw a class by `class_shares`, then go through
     a new shuffle of that class. Every arm gets the same number of batches of the same size, however many tiles it has.
+
+    Args:
+        made: [N] bool, the synthetic tiles; None for none.
+        most: share in (0, 1] of the draws of a class that synthetic tiles have at most, so that ten real ones are not lost among hundreds.
+            A class with fewer synthetic tiles than that is drawn as it is, as is one without real tiles; `natural` knows no classes.
     """
     targets = torch.as_tensor(targets)
     total = steps * batch_size
@@ -267,19 +272,25 @@ def draws(targets, n_classes, steps, batch_size, generator, sampler="natural"):
     classes = torch.multinomial(shares, total, replacement=True, generator=generator) if total else torch.empty(0, dtype=torch.int64)
     out = torch.empty(total, dtype=torch.int64)
     for c in range(n_classes):
-        slots = (classes == c).nonzero()[:, 0]
-        out[slots] = _shuffles((targets == c).nonzero()[:, 0], len(slots), generator)
+        slots, own = (classes == c).nonzero()[:, 0], targets == c
+        parts = [(slots, own)]
+        if made is not None and (own & ~made).any() and (own & made).sum() > most * own.sum():
+            free = torch.rand(len(slots), generator=generator) < most  # where a synthetic tile stands
+            parts = [(slots[free], own & made), (slots[~free], own & ~made)]
+        for places, tiles in parts:
+            out[places] = _shuffles(tiles.nonzero()[:, 0], len(places), generator)
     return out.view(steps, batch_size)
 
 
 MIXTURES = ("none", "mixup", "balanced")
 
 
-def mixtures(batches, targets, n_classes, generator, kind="mixup", alpha=0.2):
+def mixtures(batches, targets, n_classes, generator, kind="mixup", alpha=0.2, made=None, most=1.0):
     """What is mixed into each batch: indices [steps, B] int64 of the partners, and their share [steps] float32 in [0, 1].
 
     `mixup`: the same batch in another order, share ~ Beta(alpha, alpha); Zhang et al. (2018), arXiv:1710.09412. `balanced`: tiles drawn
-    with every class alike, share ~ Beta(alpha, 1), so that the batch as drawn weighs more; Galdran et al. (2021), arXiv:2109.09850.
+    with every class alike, share ~ Beta(alpha, 1), so that the batch as drawn weighs more; Galdran et al. (2021), arXiv:2109.09850;
+    `made` and `most` as in `draws`.
     """
     if kind not in MIXTURES[1:]:
         raise ValueError(f"mixture is {kind!r}; expected one of {', '.join(MIXTURES[1:])}")
@@ -287,7 +298,7 @@ def mixtures(batches, targets, n_classes, generator, kind="mixup", alpha=0.2):
     rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
     share = torch.from_numpy(rng.beta(alpha, alpha if kind == "mixup" else 1.0, steps).astype(np.float32))
     if kind == "balanced":
-        return draws(targets, n_classes, steps, batch_size, generator, "balanced"), share
+        return draws(targets, n_classes, steps, batch_size, generator, "balanced", made, most), share
     order = [torch.randperm(batch_size, generator=generator) for _ in range(steps)]
     return torch.stack([row[o] for row, o in zip(batches, order, strict=True)]) if steps else batches.clone(), share
 

@@ -128,6 +128,8 @@ class _Trial:
         rows = [tiles[["sha256", "file_name", "label"]].values.tolist(), held_out[["sha256", "tile_id", "label", "split"]].values.tolist()]
         said_by_rows = ("synthetic", "status", "per_class", "recolour", "real_tiles")
         settings = {key: value for key, value in arm.items() if key not in said_by_rows}
+        if settings["synthetic_share"] == 1:
+            del settings["synthetic_share"]  # it joined later, and what was trained without it is still what it was
         modules = (classifiers, fitting, longtail, features, encoders, augment, training, decode, data, backbone)
         versions = [VERSION, *(module.VERSION for module in modules)]
         size = [dataset.classes, dataset.roles, dataset.tile_px, dataset.fit, codec.identity if codec else None]
@@ -212,12 +214,13 @@ class _Trial:
         """
         n_classes, history = len(self.dataset.classes), None
         chosen = {"lr": how["lr"], "select_by": self.arm["select_by"], "patience": self.arm["patience"]}
+        limit = torch.tensor(self.tiles["source"].eq("synthetic").tolist(), dtype=torch.bool), self.arm["synthetic_share"]
         for stage, (count, sampler) in enumerate(self._stages(updates)):
-            batches = longtail.draws(targets, n_classes, count, batch_size, generator, sampler)
+            batches = longtail.draws(targets, n_classes, count, batch_size, generator, sampler, *limit)
             given = {"mixture": None, "only_last": stage > 0, **chosen}
             if self.arm["mixture"] != "none":
                 mixture = self.arm["mixture"], objective.options["alpha"]
-                given["mixture"] = longtail.mixtures(batches, targets, n_classes, generator, *mixture)
+                given["mixture"] = longtail.mixtures(batches, targets, n_classes, generator, *mixture, *limit)
             if stage:
                 self._new_head(model, how["seed"])
             if self.arm["mode"] == "full":

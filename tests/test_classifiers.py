@@ -131,6 +131,14 @@ def test_balanced_accuracy_is_scikit_learns_over_the_classes_that_occur():
         ({"a": {"real_tiles": -1}}, "real_tiles is -1; expected a whole number, 0 for the budget's"),
         ({"a": {"labels": "shuffled"}}, "labels does nothing in an arm without synthetic tiles"),
         ({"a": {"mode": "knn", "loss": "logit_adjustment"}}, "loss does nothing in mode knn"),
+        ({"a": {"synthetic_share": 0.5}}, "synthetic_share does nothing in an arm without synthetic tiles"),
+        (
+            {"a": {"synthetic": "keep", "synthetic_share": 0.5, "mode": "knn", "sampler": "balanced"}},
+            "synthetic_share does nothing in mode knn",
+        ),
+        ({"a": {"synthetic": "keep", "synthetic_share": 0.5}}, "acts where classes are drawn; set sampler: balanced"),
+        ({"a": {"synthetic": "keep", "synthetic_share": 50, "sampler": "balanced"}}, "expected more than 0 and at most 1"),
+        ({"a": {"synthetic": "keep", "synthetic_share": 0, "sampler": "balanced"}}, "expected more than 0 and at most 1"),
     ],
 )
 def test_a_wrong_arm_is_named_before_anything_runs(arms, words):
@@ -232,6 +240,15 @@ def test_a_finished_pair_is_never_trained_twice(study, monkeypatch):
     pd.testing.assert_frame_equal(predictions(run, "real"), before)
     longer = trials.train(run, settled, {**sets}, tiles, seeds=1, steps=13, batch_size=6)
     assert not longer["reused"].any()
+
+
+def test_a_share_bounds_what_wrong_synthetic_tiles_can_do(study):
+    """Forty pictures of red called blue, beside the real blue ones: red tiles are called blue by as much as the share lets them."""
+    squares.synthetic({"blue": 40}, step="keep", pixels={"blue": [squares.tile("red", 100 + i) for i in range(40)]})
+    arm = {"synthetic": "keep", "sampler": "balanced"}
+    run, _ = compare({"all": arm, "few": {**arm, "synthetic_share": 0.1}, "whole": {**arm, "synthetic_share": 1.0}}, steps=200)
+    red = {name: predictions(run, name).query("y == 0")["p_red"].mean() for name in ("all", "few", "whole")}
+    assert red["all"] == red["whole"] < 0.7 < 0.85 < red["few"]
 
 
 def test_one_changed_tile_makes_its_arm_train_again(study):
@@ -516,8 +533,8 @@ def test_crt_trains_a_new_last_layer_on_balanced_batches_and_nothing_else(study,
     squares.dataset({"train": {"red": 12, "green": 12, "blue": 2}, "val": dict.fromkeys(squares.CLASSES, 3), "test": {}}, "exp")
     stages, asked = [], longtail.draws
 
-    def draws(targets, n, count, size, generator, sampler):
-        batches = asked(targets, n, count, size, generator, sampler)
+    def draws(targets, n, count, size, generator, sampler, *limit):
+        batches = asked(targets, n, count, size, generator, sampler, *limit)
         stages.append((count, sampler))
         return batches
 

@@ -222,6 +222,35 @@ def test_batches_follow_from_the_seed_and_have_one_shape_however_many_tiles():
         assert a.shape == longtail.draws(many, 3, 7, 5, generator(1), sampler).shape == (7, 5)
 
 
+@pytest.mark.parametrize("sampler", ["balanced", "square_root"])
+def test_synthetic_tiles_have_no_more_than_their_share_of_the_draws_of_their_class(sampler):
+    targets = torch.tensor([0] * 100 + [1] * 250 + [2] * 12 + [3] * 5)  # class 1: ten real tiles, class 2: nine, class 3: none
+    made = torch.tensor([False] * 110 + [True] * 240 + [False] * 9 + [True] * 3 + [True] * 5)
+    batches = longtail.draws(targets, 4, 400, 50, generator(), sampler, made, 0.5)
+    drawn, share = targets[batches], [float(made[batches[targets[batches] == c]].double().mean()) for c in range(4)]
+    assert share == pytest.approx([0, 0.5, 3 / 12, 1], abs=0.02)
+    expected = longtail.class_shares(longtail.class_counts(targets, 4), sampler)
+    torch.testing.assert_close(longtail.class_counts(drawn.flatten(), 4) / drawn.numel(), expected, atol=0.02, rtol=0, check_dtype=False)
+    real, fake = (longtail.class_counts(batches[(drawn == 1) & (made[batches] == kind)], len(targets)) for kind in (False, True))
+    for seen in (real[100:110], fake[110:350]):  # each of them once before any twice
+        assert seen.max() - seen.min() <= 1
+
+
+@pytest.mark.parametrize(("sampler", "most"), [("balanced", 1.0), ("balanced", 0.75), ("square_root", 0.75), ("natural", 0.1)])
+def test_a_share_that_bounds_nothing_changes_no_draw(sampler, most):
+    targets = torch.tensor([0] * 20 + [1] * 8)
+    made = torch.tensor([False] * 22 + [True] * 6)  # six of eight are synthetic
+    plain, bounded = (longtail.draws(targets, 2, 30, 10, generator(), sampler, *more) for more in ((), (made, most)))
+    assert torch.equal(plain, bounded)
+
+
+def test_partners_of_balanced_mixup_keep_to_the_share_too():
+    targets, made = torch.tensor([0] * 50 + [1] * 50), torch.tensor([False] * 55 + [True] * 45)
+    batches = longtail.draws(targets, 2, 200, 20, generator())
+    partners, _ = longtail.mixtures(batches, targets, 2, generator(), "balanced", 0.2, made, 0.25)
+    assert float(made[partners[targets[partners] == 1]].double().mean()) == pytest.approx(0.25, abs=0.03)
+
+
 def test_an_unknown_sampler_and_an_empty_set_are_refused():
     with pytest.raises(ValueError, match="sampler is 'blanced'; expected one of natural"):
         longtail.class_shares([1, 2], "blanced")

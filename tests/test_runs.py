@@ -353,6 +353,18 @@ def test_inputs_are_files_folders_of_weights_and_listings(root, notebook, tmp_pa
         start().input("nowhere.csv")
 
 
+def test_a_folder_in_which_nothing_was_may_be_missing_as_in_a_clone(root, notebook):
+    folder = root / "params" / "reviews"
+    folder.mkdir(parents=True)
+    run = start()
+    run.input(folder, patterns=("exp.csv",))
+    run.finish()
+    folder.rmdir()
+    assert state(run, notebook) == ("done", "")
+    files.write_text(folder / "exp.csv", "sha256,verdict")
+    assert state(run, notebook) == ("stale", "input params/reviews changed")
+
+
 def test_a_listing_sees_new_and_edited_tiles(root, notebook):
     files.write_text(root / "data" / "a" / "1.png", "x")
     run = start()
