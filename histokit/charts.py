@@ -3,7 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from histokit.plots import FAINT, INK, TAIL, TEST, TRAIN, VAL, new_axes
+from histokit.plots import FAINT, INK, TAIL, TEST, TRAIN, VAL, new_axes, nth_colour
 
 # ---- 06_classifier
 
@@ -48,19 +48,14 @@ def _few(arms, every, most=3):
     return ", ".join(arms[:most]) + (f" and {len(arms) - most} more" if len(arms) > most else "")
 
 
-def _colour(k, n):
-    """The k-th of n colours: the usual ones, or twenty where ten do not suffice."""
-    return f"C{k}" if n <= 10 else plt.get_cmap("tab20")(k % 20)
-
-
 def arm_curves(history, title="Balanced accuracy on real validation tiles while training", ax=None):
     """One line per arm (mean over seeds) over thin lines per seed; history: table of `trials.histories`."""
     ax, n = ax or new_axes(8, 3.5), history["arm"].nunique()
     for i, (arm, rows) in enumerate(history.groupby("arm", sort=False)):
         table = rows.pivot_table(index="step", columns="seed", values="val_balanced_accuracy")
         if len(table):
-            ax.plot(table.index, table, color=_colour(i, n), lw=0.5, alpha=0.4 if n <= 6 else 0.1)
-            ax.plot(table.index, table.mean(axis=1), color=_colour(i, n), lw=2 if n <= 6 else 1.2, label=arm)
+            ax.plot(table.index, table, color=nth_colour(i), lw=0.5, alpha=0.4 if n <= 6 else 0.1)
+            ax.plot(table.index, table.mean(axis=1), color=nth_colour(i), lw=2 if n <= 6 else 1.2, label=arm)
     ax.set_ylim(0, 1.02)
     ax.set_xlabel("optimiser updates")
     ax.set_title(title, loc="left", fontsize=10)
@@ -94,8 +89,8 @@ def arm_recall(recall, title="Recall of each class on real validation tiles", ax
     for a, arm in enumerate(arms):
         found = recall[recall["arm"].eq(arm)].groupby("label")["recall"].agg(["mean", "min", "max"]).loc[labels]
         at = np.arange(len(labels)) - 0.35 + 0.7 * (a + 0.5) / len(arms)
-        ax.hlines(at, found["min"], found["max"], color=f"C{a}", lw=1)
-        ax.plot(found["mean"], at, "o", color=f"C{a}", ms=5, label=arm)
+        ax.hlines(at, found["min"], found["max"], color=nth_colour(a), lw=1)
+        ax.plot(found["mean"], at, "o", color=nth_colour(a), ms=5, label=arm)
     ax.set_yticks(range(len(labels)), names)
     ax.invert_yaxis()
     ax.set_xlim(-0.03, 1.03)
@@ -125,11 +120,11 @@ def forest(rows, roles, arms, title="Recall gained or lost against the baseline"
     shown = list(dict.fromkeys(rows["arm"]))
     ax = ax or new_axes(8.5, 1.4 + len(order) * (0.22 + 0.16 * len(shown)))
     for a, arm in enumerate(shown):
-        mine, colour = rows[rows["arm"].eq(arm)].set_index("endpoint").loc[order], f"C{list(arms).index(arm)}"
+        mine, own = rows[rows["arm"].eq(arm)].set_index("endpoint").loc[order], nth_colour(list(arms).index(arm))
         for y, row in enumerate(mine.itertuples()):
             at, sure = y - 0.35 + 0.7 * (a + 0.5) / len(shown), row.low == row.low
-            ax.hlines(at, 100 * row.low, 100 * row.high, color=colour, lw=1.5 if row.Index in roles else 3.5)
-            ax.plot(100 * row.difference, at, "o", color=colour, mfc=colour if sure else "white", ms=6, label=arm if y == 0 else None)
+            ax.hlines(at, 100 * row.low, 100 * row.high, color=own, lw=1.5 if row.Index in roles else 3.5)
+            ax.plot(100 * row.difference, at, "o", color=own, mfc=own if sure else "white", ms=6, label=arm if y == 0 else None)
     counts = rows.drop_duplicates("endpoint").set_index("endpoint")
     ax.set_yticks(range(len(order)), [f"{name}\n{counts.tiles[name]} tiles, {counts.cases[name]} cases" for name in order], fontsize=8)
     for label, name in zip(ax.get_yticklabels(), order, strict=True):

@@ -5,6 +5,7 @@ is written down with its hash first, so that a plan that changed after a look ca
 """
 
 import datetime
+import json
 from dataclasses import dataclass
 
 import pandas as pd
@@ -23,7 +24,7 @@ class Look:
     before: int
     plans: list  # hashes, first to last, this one included
     recipes: list
-    changed: str  # the first plan of this experiment where this one differs from it, else ""
+    changed: str  # in what this plan differs from the first one of this experiment, else ""
 
     def remarks(self, dataset):
         """Plain sentences for the reader of a verdict."""
@@ -34,7 +35,7 @@ class Look:
         plans = f"{len(self.plans)} plans" if len(self.plans) > 1 else "the same plan"
         yield f"The test tiles of {dataset} have been opened {self.before} time{'s' * (self.before != 1)} before, with {plans}, by {from_}."
         if self.changed:
-            yield f"The plan was changed after the first look at them; it was: {self.changed}."
+            yield f"The plan was changed after the first look at them: {self.changed}."
 
 
 def path():
@@ -53,7 +54,7 @@ def open_test(run, dataset, tiles, plan):
         plan: dict of what is compared and how.
     """
     test = files.digest(sorted(tiles.loc[tiles["split"].eq("test") & tiles["source"].eq("real"), "sha256"].astype(str)))[:16]
-    code, text = files.digest(plan)[:16], ", ".join(f"{key} {value}" for key, value in plan.items())
+    code, text = files.digest(plan)[:16], json.dumps(plan, ensure_ascii=False)
     path().parent.mkdir(parents=True, exist_ok=True)
     with locks.alone(path().parent):
         held = files.read_table(path()) if path().is_file() else pd.DataFrame(columns=COLUMNS, dtype=str)
@@ -63,6 +64,24 @@ def open_test(run, dataset, tiles, plan):
             line = [now, dataset, test, run.experiment, run.recipe, run.step, run.run_id, code, text]
             files.write_table(path(), pd.concat([held, pd.DataFrame([line], columns=COLUMNS)], ignore_index=True))
     own = earlier[earlier["experiment"].eq(run.experiment)]
-    changed = own["plan_text"].iloc[0] if len(own) and own["plan"].iloc[0] != code else ""
+    changed = _changes(own["plan_text"].iloc[0], plan) if len(own) and own["plan"].iloc[0] != code else ""
     plans = list(dict.fromkeys([*earlier["plan"], code]))
     return Look(code, len(earlier), plans, sorted(set(earlier["recipe"].fillna(""))), changed)
+
+
+def _changes(text, plan):
+    """In what a plan differs from an earlier one, as the ledger holds that; of arms, only which."""
+    try:
+        old = json.loads(text)
+    except ValueError:
+        return f"it was {text}"  # as earlier versions wrote it
+    said = [f"{key} was {value}" for key, value in old.items() if key != "arms" and value != plan.get(key)]
+    said += [f"{key} is new ({value})" for key, value in plan.items() if key not in (*old, "arms")]
+    was, now = old.get("arms", {}), plan.get("arms", {})
+    arms = {
+        "new": [name for name in now if name not in was],
+        "gone": [name for name in was if name not in now],
+        "with other settings": [name for name in now if name in was and now[name] != was[name]],
+    }
+    said += [f"arm{'s' * (len(names) > 1)} {', '.join(names)} {how}" for how, names in arms.items() if names]
+    return "; ".join(said)

@@ -12,6 +12,11 @@ COLOURS = {"train": TRAIN, "val": VAL, "test": TEST}
 INK, FAINT, TAIL = "#222222", "#999999", "#b03030"
 
 
+def nth_colour(k):
+    """The k-th colour: the ten usual ones, then the same ones paler, then again."""
+    return plt.get_cmap("tab20")(2 * (k % 10) + k // 10 % 2)
+
+
 def new_axes(width=8.0, height=4.0):
     """One axes of a new figure, without top and right spines."""
     _, ax = plt.subplots(figsize=(width, height), layout="constrained")
@@ -173,7 +178,7 @@ def stain_scatter(cases, roles=None, title="Mean stain of every case", ax=None):
         tail = (roles or {}).get(name) == "tail"
         edge, label = (INK, f"{name} (rare)") if tail else ("none", name)
         ax.scatter(
-            rows["haematoxylin"], rows["eosin"], s=44 if tail else 18, color=f"C{i % 10}", alpha=0.8, edgecolor=edge, lw=0.8, label=label
+            rows["haematoxylin"], rows["eosin"], s=44 if tail else 18, color=nth_colour(i), alpha=0.8, edgecolor=edge, lw=0.8, label=label
         )
     ax.set(xlabel="haematoxylin (optical density)", ylabel="eosin (optical density)")
     ax.spines[["top", "right"]].set_visible(False)
@@ -292,7 +297,7 @@ def umap_scatter(real, real_labels, synthetic, synthetic_labels, classes, title=
         for places, labels, what in ((real, real_labels, "real"), (synthetic, synthetic_labels, "synthetic")):
             mine = np.asarray(places)[np.asarray(labels) == name]
             style = {"s": 20, "linewidths": 0} if what == "real" else {"s": 42, "marker": "X", "edgecolors": "black", "linewidths": 0.7}
-            ax.scatter(*mine.T, color=f"C{i}", alpha=0.75, label=f"{name}, {what} ({len(mine)})", **style)
+            ax.scatter(*mine.T, color=nth_colour(i), alpha=0.75, label=f"{name}, {what} ({len(mine)})", **style)
     ax.set_xticks([])
     ax.set_yticks([])
     ax.set_title(f"{title}. A picture, not a metric: distances between groups mean little", loc="left", fontsize=10)

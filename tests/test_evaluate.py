@@ -77,6 +77,14 @@ def test_the_forest_has_rare_classes_first_and_the_head_cost_on_the_same_axis():
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["augmented", "oversampled"]
 
 
+def test_of_many_arms_no_two_that_are_shown_share_a_colour():
+    names = [f"arm {i}" for i in range(20)]
+    shown = ["arm 1", "arm 2", "arm 11", "arm 12"]
+    ax = charts.forest(pd.DataFrame([row for name in shown for row in rows(arm=name)]), {"Normal": "head", "Polyp": "tail"}, names)
+    assert len({line.get_color() for line in ax.lines if line.get_marker() == "o"}) == 4
+    assert len({plots.nth_colour(k) for k in range(20)}) == 20
+
+
 def test_a_difference_without_an_interval_is_a_hollow_dot():
     ax = charts.forest(pd.DataFrame(rows(low=np.nan, high=np.nan)), {"Normal": "head", "Polyp": "tail"}, ["real", "augmented"])
     dots = [line for line in ax.lines if line.get_marker() == "o"]

@@ -36,8 +36,24 @@ def test_looks_are_counted_over_experiments_and_a_changed_plan_is_named(tiles):
     assert found.before == 2 and len(found.plans) == 2
     said = " ".join(found.remarks("squares"))
     assert "opened 2 times before, with 2 plans, by params/a.yaml, params/b.yaml." in said
-    assert "changed after the first look at them; it was: judged augmented, baseline oversampled" in said
+    assert "The plan was changed after the first look at them: judged was augmented." in said
     assert len(files.read_table(ledger.path())) == 3
+
+
+def test_of_arms_that_changed_only_the_names_are_said(tiles):
+    arms = {"real": {}, "few": {"synthetic": "keep", "per_class": 5}, "old": {"loss": "focal"}}
+    look(tiles, PLAN | {"arms": arms})
+    more = {"real": {}, "few": {"synthetic": "keep", "per_class": 9}, "new": {}, "newer": {}}
+    assert look(tiles, PLAN | {"arms": more}).changed == "arms new, newer new; arm old gone; arm few with other settings"
+    assert look(tiles, PLAN | {"arms": arms}).changed == "", "back to what was planned"
+    assert look(tiles, PLAN | {"arms": arms, "strata": "slide"}).changed == "strata is new (slide)"
+
+
+def test_a_line_of_an_earlier_version_is_shown_as_it_stands(tiles):
+    look(tiles)
+    table = files.read_table(ledger.path())
+    files.write_table(ledger.path(), table.assign(plan_text="judged augmented, margin 0.01"))
+    assert look(tiles, PLAN | {"margin": 0.05}).changed == "it was judged augmented, margin 0.01"
 
 
 def test_other_test_tiles_are_another_split_and_training_tiles_do_not_matter(tiles):

@@ -1,5 +1,7 @@
 """Two planted experiments: what differs is found, who is better is said, what cannot be compared is refused."""
 
+import json
+
 import pytest
 from planted import experiment
 
@@ -44,11 +46,11 @@ def test_a_comparison_is_a_look_at_the_test_tiles_that_the_next_verdict_hears_of
     for _ in range(2):
         said, _ = versus.paired("plain", "guided", resamples=20)
         assert said[-1].startswith("The test tiles of planted are opened for the first time, with plan ")
-    assert files.read_table(ledger.path())["plan_text"].tolist() == [
-        "judged guided/augmented, baseline plain/augmented, endpoint tail balanced accuracy, level 0.95, resamples 20"
+    assert [json.loads(text) for text in files.read_table(ledger.path())["plan_text"]] == [
+        {"judged": "guided/augmented", "baseline": "plain/augmented", "endpoint": "tail balanced accuracy", "level": 0.95, "resamples": 20}
     ]
     said, _ = versus.paired("plain", "guided", ("real", "augmented"), resamples=20)
-    assert "opened 1 time before, with 2 plans, by histokit compare." in said[-2] and "it was: judged guided/augmented" in said[-1]
+    assert "opened 1 time before, with 2 plans, by histokit compare." in said[-2] and said[-1].endswith(": baseline was plain/augmented.")
     run = runs.start(experiment="plain", step="again", recipe="params/plain.yaml")
     assert ledger.open_test(run, "planted", data.load(run), {"judged": "augmented"}).before == 2
     judged(root, "guided", 0.5)  # made anew: other answers
