@@ -88,16 +88,20 @@ def _endpoints(score, rare, weight, carried):
     return auroc, missed, tail[:, low].sum(1) / tails, head[:, ~low].sum(1) / heads
 
 
-def table(found, arms):
-    """The same for reading: a row per arm, a column per endpoint, shares in percent with their intervals."""
+def table(found, baseline):
+    """The same for reading: a row per arm, a column per endpoint, shares in percent with their intervals; last what each misses beside
+    the baseline, at the threshold of validation tiles."""
 
     def shown(row):
         ends = "" if np.isnan(row.low) else f" [{100 * row.low:.1f} to {100 * row.high:.1f}]"
         return "not known" if np.isnan(row.value) else f"{100 * row.value:.1f}{ends}"
 
     text = found.assign(text=[shown(row) for row in found.itertuples()])
-    text = text.pivot_table("text", "arm", "endpoint", aggfunc="first", sort=False)
-    return text.reindex(index=list(arms), columns=list(ENDPOINTS)).rename_axis(columns=None).reset_index()
+    text = text.pivot_table("text", "arm", "endpoint", aggfunc="first", sort=False)[list(ENDPOINTS)]
+    gaps = found[found["endpoint"].eq(CARRIED) & found["difference"].notna()].set_index("arm")
+    beside = {row.Index: claims.points(row.difference, row.difference_low, row.difference_high) for row in gaps.itertuples()}
+    text[f"missed beside {baseline}"] = [beside.get(arm, "") for arm in text.index]
+    return text.rename_axis(columns=None).reset_index()
 
 
 def remarks(found, judged, baseline):
@@ -115,4 +119,7 @@ def remarks(found, judged, baseline):
             f"With {judged}, the threshold that leaves {100 * KEEP:.0f} % of the common validation tiles unflagged flags "
             f"{100 * flagged['value']:.1f} % of the common test tiles."
         )
+    carried = found[found["endpoint"].eq(CARRIED)]
+    if more := carried.loc[carried["difference_low"].gt(0), "arm"].tolist():
+        said.append(f"There {', '.join(more)} miss{'es' * (len(more) == 1)} more rare tiles than {baseline}, by intervals above 0.")
     return [*said, f"{n['tail']} rare and {n['head']} common test tiles of {n['cases']} cases."]

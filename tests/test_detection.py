@@ -7,14 +7,14 @@ import pytest
 from planted import CLASSES, dataset, predicted, tiles
 from sklearn import metrics as sk
 
-from histokit import detection, metrics, verdict
+from histokit import claims, detection, metrics, verdict
 
 ROWS, VAL = tiles([20, 15, 12, 10]), tiles([9, 9, 9, 9], split="val")
 ARMS = {"real": {}, "augmented": {"Polyp": 1.5, "Serrated": 1.5}}
 
 
-def measured(answers, validation):
-    return detection.measure(verdict.measure(answers, dataset(), resamples=300), validation, "real")
+def measured(answers, validation, baseline="real"):
+    return detection.measure(verdict.measure(answers, dataset(), resamples=300), validation, baseline)
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +75,9 @@ def test_without_validation_tiles_no_threshold_is_carried_and_nothing_is_said_of
         and said[0].startswith("AUROC: augmented ")
         and said[1] == f"{n} rare and {len(ROWS) - n} common test tiles of 57 cases."
     )
-    shown = detection.table(found, ["real", "augmented"])
+    shown = detection.table(found, "real")
     assert shown["arm"].tolist() == ["real", "augmented"] and shown[detection.CARRIED].eq("not known").all()
+    assert shown["missed beside real"].tolist() == ["", ""]
 
 
 def test_the_threshold_of_validation_tiles_is_carried(answers):
@@ -85,6 +86,16 @@ def test_the_threshold_of_validation_tiles_is_carried(answers):
     assert found["value"].notna().all()
     said = detection.remarks(found, "augmented", "real")
     assert len(said) == 4 and said[1].startswith("tail_missed, validation threshold: augmented ") and "flags" in said[2]
+
+
+def test_every_arm_that_misses_more_is_named_whichever_is_judged(answers):
+    found = measured(answers, predicted(VAL, ARMS), "augmented")
+    row = found.set_index(["arm", "endpoint"]).loc[("real", detection.CARRIED)]
+    assert row["difference_low"] > 0
+    for judged in ("augmented", "real"):
+        assert "There real misses more rare tiles than augmented, by intervals above 0." in detection.remarks(found, judged, "augmented")
+    gap = claims.points(*row[["difference", "difference_low", "difference_high"]])
+    assert detection.table(found, "augmented")["missed beside augmented"].tolist() == [gap, ""]
 
 
 def test_few_cases_and_few_seeds_give_numbers_without_intervals():
