@@ -121,5 +121,5 @@ def remarks(found, judged, baseline):
         )
     carried = found[found["endpoint"].eq(CARRIED)]
     if more := carried.loc[carried["difference_low"].gt(0), "arm"].tolist():
-        said.append(f"There {', '.join(more)} miss{'es' * (len(more) == 1)} more rare tiles than {baseline}, by intervals above 0.")
+        said.append(f"At that threshold {', '.join(more)} miss{'es' * (len(more) == 1)} more rare tiles than {baseline}, by intervals above 0.")
     return [*said, f"{n['tail']} rare and {n['head']} common test tiles of {n['cases']} cases."]

@@ -93,7 +93,7 @@ def test_every_arm_that_misses_more_is_named_whichever_is_judged(answers):
     row = found.set_index(["arm", "endpoint"]).loc[("real", detection.CARRIED)]
     assert row["difference_low"] > 0
     for judged in ("augmented", "real"):
-        assert "There real misses more rare tiles than augmented, by intervals above 0." in detection.remarks(found, judged, "augmented")
+        assert "At that threshold real misses more rare tiles than augmented, by intervals above 0." in detection.remarks(found, judged, "augmented")
     gap = claims.points(*row[["difference", "difference_low", "difference_high"]])
     assert detection.table(found, "augmented")["missed beside augmented"].tolist() == [gap, ""]
 
