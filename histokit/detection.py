@@ -121,5 +121,6 @@ def remarks(found, judged, baseline):
         )
     carried = found[found["endpoint"].eq(CARRIED)]
     if more := carried.loc[carried["difference_low"].gt(0), "arm"].tolist():
-        said.append(f"At that threshold {', '.join(more)} miss{'es' * (len(more) == 1)} more rare tiles than {baseline}, by intervals above 0.")
+        miss = "misses" if len(more) == 1 else "miss"
+        said.append(f"At that threshold {', '.join(more)} {miss} more rare tiles than {baseline}, by intervals above 0.")
     return [*said, f"{n['tail']} rare and {n['head']} common test tiles of {n['cases']} cases."]
