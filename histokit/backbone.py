@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from histokit import files, machine, seen
+from histokit import PACKAGE, files, machine, seen
 
 VERSION = 1
 
-MINI = Path(__file__).parent / "mini"
+MINI = PACKAGE / "mini"
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 STEMS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model", "text_encoder": "model"}
 

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from histokit import data, files, known_encoders, texture
+from histokit import PACKAGE, data, files, known_encoders, texture
 
 VERSION = 1
 
 FIXED = {"colour-texture": texture.ColourTexture, "picture": texture.Picture}
 IMAGENET = known_encoders.IMAGENET
-MINI = Path(__file__).parent / "mini"
+MINI = PACKAGE / "mini"
 WITH_FILE = ("cnn@", "timm:", "torchvision:")
 KINDS = (
     "mini-ssl, mini-sup, colour-texture, picture, cnn, cnn@FILE, timm:NAME@FILE, torchvision:NAME@FILE, a folder with config.json, "

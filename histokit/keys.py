@@ -12,11 +12,9 @@ import os
 from fnmatch import fnmatch
 from pathlib import Path
 
-from histokit import files
+from histokit import PACKAGE, files
 
-PACKAGE = Path(__file__).resolve().parent
-PICTURES = ("plots", "charts", "widgets", "gallery", "sheets", "suspects", "readings")  # their calls show and change no result
-OUTSIDE = (*PICTURES, "report", "cli", "batch")  # and so are these modules
+OUTSIDE = ("plots", "charts", "widgets", "gallery", "sheets", "suspects", "readings", "report", "cli", "batch")  # shows, changes no result
 PLACE = ("experiment", "step", "recipe", "shard")  # parameters that say where a run lives, not what it computes
 PATTERNS = ("*.json", "*.safetensors", "*.yaml", "*.txt")  # what makes a folder of weights or settings
 
@@ -38,16 +36,22 @@ def find_notebook(step):
 
 
 def code(notebook):
-    """Hash of what the notebook computes: its code cells but for parameters, comments, layout and calls to `PICTURES`."""
-    return files.digest([ast.unparse(tree) for tree in _cells(str(notebook))])
+    """Hash of what the notebook computes: its code cells but for parameters, comments, layout, pictures and imports of histokit.
+
+    What it imports from histokit is told by `modules`, so a module that moves makes no result stale.
+    """
+    trees = _cells(str(notebook))
+    drawn = {alias.asname or alias.name for tree in trees for module, alias in _aliases(tree) if _outside(module)}
+    kept = [[part for part in tree.body if not _is_own_import(part) and not _is_picture(part, drawn)] for tree in trees]
+    return files.digest([ast.unparse(ast.Module(body, [])) for body in kept if body])
 
 
 def modules(notebook):
-    """{"histokit.img2img": 1}: the VERSION of every histokit module the notebook imports, directly or through another."""
+    """{"histokit.generate.img2img": 1}: the VERSION of every histokit module the notebook imports, directly or through another."""
     seen, waiting = {}, [name for tree in _cells(str(notebook)) for name in _imports(tree)]
     while waiting:
         name = waiting.pop()
-        if name not in seen and name not in OUTSIDE:
+        if name not in seen and not _outside(name):
             version, needs = _module(name)
             seen[name] = version
             waiting += needs
@@ -55,29 +59,37 @@ def modules(notebook):
 
 
 def _cells(notebook):
-    """The code cells that count, each as a syntax tree without pictures; a cell that is no Python raises ValueError."""
+    """The code cells that count, each as a syntax tree; a cell that is no Python raises ValueError."""
     book = files.read_json(notebook)
     trees = []
     for number, cell in enumerate(book["cells"]):
         tags = set(cell.get("metadata", {}).get("tags", []))
         if cell["cell_type"] == "code" and not tags & {"parameters", "injected-parameters"}:
             try:
-                tree = ast.parse("".join(cell["source"]))
+                trees.append(ast.parse("".join(cell["source"])))
             except SyntaxError as error:
                 raise ValueError(f"{notebook}: cell {number} is not plain Python ({error.msg}, line {error.lineno})") from None
-            tree.body = [statement for statement in map(_without_picture_imports, tree.body) if statement and not _is_picture(statement)]
-            trees += [tree] if tree.body else []
     return trees
 
 
-def _is_picture(statement):
-    """True when the statement only draws: an expression whose outer call is one of PICTURES, or no other call anywhere in it."""
+def _outside(name):
+    """Whether a module, named below the package, belongs to no key."""
+    return any(name == place or name.startswith(f"{place}.") for place in OUTSIDE)
+
+
+def _is_own_import(statement):
+    names = [a.name for a in statement.names] if isinstance(statement, ast.Import) else [getattr(statement, "module", None) or ""]
+    return isinstance(statement, (ast.Import, ast.ImportFrom)) and all(name.partition(".")[0] == "histokit" for name in names)
+
+
+def _is_picture(statement, drawn):
+    """True when the statement only draws: an expression whose outer call is one of `drawn`, or no other call anywhere in it."""
     if any(isinstance(node, ast.NamedExpr) for node in ast.walk(statement)):
         return False
     if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
-        return _callee(statement.value) in PICTURES
+        return _callee(statement.value) in drawn
     calls = [_callee(node) for node in ast.walk(statement) if isinstance(node, ast.Call)]
-    return bool(calls) and all(name in PICTURES for name in calls)
+    return bool(calls) and all(name in drawn for name in calls)
 
 
 def _callee(call):
@@ -88,29 +100,30 @@ def _callee(call):
     return getattr(node, "id", "")
 
 
-def _without_picture_imports(statement):
-    if isinstance(statement, ast.ImportFrom) and statement.module == "histokit":
-        statement.names = [alias for alias in statement.names if alias.name not in OUTSIDE]
-        return statement if statement.names else None
-    return statement
+def _aliases(tree):
+    """(module below the package, alias) of every name that a syntax tree imports from histokit, function bodies included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").partition(".")[0] == "histokit":
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}".partition(".")[2], alias
 
 
 def _imports(tree):
-    """Names of the histokit modules a syntax tree imports, function bodies included."""
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("histokit.")}
-        elif isinstance(node, ast.ImportFrom):
-            if node.level == 1 or node.module == "histokit":
-                found |= {node.module.split(".")[0]} if node.level and node.module else {alias.name for alias in node.names}
-            elif (node.module or "").startswith("histokit."):
-                found.add(node.module.split(".")[1])
-    return sorted(name for name in found if (PACKAGE / f"{name}.py").is_file())
+    """Dotted names below the package of the modules a syntax tree imports, function bodies included."""
+    asked = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    asked |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level and node.module}
+    inside = {name.partition(".")[2] for name in asked if name.startswith("histokit.")} | {name for name, _ in _aliases(tree)}
+    return sorted(name for name in inside if _file(name))
+
+
+def _file(name):
+    """The file of a module, or the face of a package; None for what is neither."""
+    place = PACKAGE.joinpath(*name.split("."))
+    return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
 
 
 def _module(name):
-    path = PACKAGE / f"{name}.py"
+    path = _file(name)
     return _read_module(str(path), path.stat().st_mtime_ns)
 
 

@@ -8,6 +8,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from histokit import PACKAGE
+
 PACKAGES = (
     "histokit torch torchvision diffusers transformers peft accelerate timm numpy pandas pyarrow pillow scikit-learn scipy papermill "
     "ipykernel ipywidgets jupyterlab safetensors"
@@ -27,7 +29,7 @@ def versions():
 
 def commit():
     """The git commit of the package's clone, with "+" when files differ from it; "" outside a clone."""
-    top = Path(__file__).resolve().parent.parent
+    top = PACKAGE.parent
     if not (top / ".git").exists():
         return ""
     try:

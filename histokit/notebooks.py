@@ -11,6 +11,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from histokit import PACKAGE
+
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
 NAME = re.compile(r"\d\d_[a-z0-9_]+")  # how our notebooks are named, and so most step ids
 
@@ -31,7 +33,7 @@ class Parameter:
 
 def available(root):
     """{name: path} of the notebooks: those of the working root, else those beside the package."""
-    for folder in (Path(root) / "notebooks", Path(__file__).resolve().parent.parent / "notebooks"):
+    for folder in (Path(root) / "notebooks", PACKAGE.parent / "notebooks"):
         if found := {p.stem: p for p in sorted(folder.glob("*.ipynb"))}:
             return found
     return {}

@@ -4,9 +4,9 @@ import os
 import shutil
 from pathlib import Path
 
-from histokit import files
+from histokit import PACKAGE, files
 
-HOUSE = Path(__file__).resolve().parents[1]  # the clone
+HOUSE = PACKAGE.parent  # the clone
 README = """# {name}
 
 A histokit study. Run `histokit` inside this folder, or name it in $HISTOKIT_ROOT.

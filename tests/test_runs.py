@@ -49,7 +49,7 @@ def package(tmp_path, monkeypatch):
     folder = tmp_path / "package"
     files.write_text(folder / "img2img.py", "from histokit import sampling, plots\nVERSION = 1\n")
     files.write_text(folder / "sampling.py", "def f():\n    from histokit.files import seed\nVERSION = 4\n")
-    files.write_text(folder / "files.py", "from . import batch\nVERSION = 2\n")
+    files.write_text(folder / "files.py", "from histokit import batch\nVERSION = 2\n")
     for name in ("plots", "runs", "batch"):
         files.write_text(folder / f"{name}.py", "VERSION = 9\n" if name != "runs" else "")
     monkeypatch.setattr(keys, "PACKAGE", folder)
@@ -277,8 +277,10 @@ def test_the_innermost_change_is_named(root, notebook):
         ("render(strength)", "render(strength, 2)", True),
         ("title=", "captions=None, title=", False),  # a plot
         ("from histokit import img2img, plots, runs", "from histokit import img2img, plots, runs, widgets", False),
-        ('plots.image_grid(made, title="first")', "widgets.tuner(img2img.previewer(made), run)", False),
-        ('plots.image_grid(made, title="first")', "gallery.show(run, made, made, run.device)", False),
+        ('plots.image_grid(made, title="first")', "from histokit import widgets\nwidgets.tuner(img2img.previewer(made), run)", False),
+        ('plots.image_grid(made, title="first")', "from histokit import gallery\ngallery.show(run, made, made, run.device)", False),
+        ('plots.image_grid(made, title="first")', "from other import gallery\ngallery.show(run, made, made, run.device)", True),
+        ('plots.image_grid(made, title="first")', "widgets.tuner(made)", True),  # not ours: nothing imports it
         (
             'plots.image_grid(made, title="first")',
             "ax = plots.image_grid(made)\nfor row in range(2):\n    plots.bar(row)",
