@@ -142,7 +142,7 @@ def _base(base, batch, device, share):
     """Rates of a base model: a LoRA step, a pass with guidance, half an autoencoder; and the sizes of what it leaves."""
     import torch
 
-    from histokit import adapters, backbone, sampling, training
+    from histokit import adapters, backbone, losses, sampling
 
     model = backbone.load(base, device)
     model.need("vae", "unet", "text_encoder", "tokenizer", "scheduler")
@@ -170,7 +170,7 @@ def _base(base, batch, device, share):
         z = torch.randn(times, *shape, device=device)
         with model.autocast():
             at = torch.full((times,), 500, device=device)
-            loss = training.diffusion_loss(model.unet, model.scheduler, z, words.expand(times, -1, -1), at, torch.randn_like(z))
+            loss = losses.diffusion_loss(model.unet, model.scheduler, z, words.expand(times, -1, -1), at, torch.randn_like(z))
         loss.backward()
         for p in params:
             p.grad = None

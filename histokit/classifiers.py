@@ -222,3 +222,9 @@ def load(folder, device="cpu"):
 
 def probabilities(logits):
     return logits.double().softmax(dim=1).float().numpy()
+
+
+def identity(classifier):
+    """16 hex that tell one trained classifier from another."""
+    facts = classifier.facts
+    return files.digest(facts.get("key", ""), facts["encoder_identity"], facts["classes"], facts["scale"], facts["temperature"])[:16]

@@ -10,7 +10,7 @@ import re
 
 import pandas as pd
 
-from histokit import classifiers, data, features, files, fitting, longtail, recolour, shortcuts
+from histokit import classifiers, data, decode, features, files, fitting, longtail, recolour
 
 VERSION = 4
 ARM = {
@@ -225,7 +225,7 @@ def remarks(arms, sets, tiles):
                 )
         real = sets[name]["source"].eq("real")
         if "path" in sets[name] and not real.all():
-            for line in shortcuts.codec_remarks(sets[name][real], sets[name][~real]):
+            for line in decode.codec_remarks(sets[name][real], sets[name][~real]):
                 coded.setdefault(line, []).append(name)
         borrowed = _unchecked(sets[name])
         if borrowed:

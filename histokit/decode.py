@@ -11,8 +11,10 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from histokit import files
 from histokit.describe import FITS
 
 VERSION = 1
@@ -160,3 +162,29 @@ def to_uint8(images):
 
 # A tile between 89 and 179 Mpx only warns in Pillow; `_refuse` says it in our words.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def codecs(tiles, most=100, seed=0):
+    """How the files of a manifest are coded: {"PNG 224 x 224 px": share}, most frequent first; `most` of them are looked at."""
+    from PIL import Image
+
+    rng = np.random.default_rng(seed)
+    kinds = []
+    for path in tiles["path"].iloc[np.sort(rng.permutation(len(tiles))[:most])]:
+        with Image.open(path) as image:
+            tables = getattr(image, "quantization", None)
+            quality = f", quantisation {files.digest(str(sorted(tables.items())))[:6]}" if tables else ""
+            kinds.append(f"{image.format} {image.width} x {image.height} px{quality}")
+    return pd.Series(kinds, dtype=str).value_counts(normalize=True).to_dict()
+
+
+def codec_remarks(real, added):
+    """One sentence where added tiles are coded unlike real ones, else none."""
+    ours, theirs = codecs(real), codecs(added)
+    if ours and theirs and set(ours) != set(theirs):
+        one, other = (max(kinds, key=kinds.get) for kinds in (ours, theirs))
+        return [
+            f"real tiles are {one}, added ones {other}; all are resized alike, but what a codec or another size left in them can tell a "
+            "classifier which are which."
+        ] * (one != other)
+    return []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from histokit import data, deck, files, places, raters, screening
+from histokit import data, deck, files, places, raters, reviews
 
 AT_ONCE = 40  # pictures in one message
 
@@ -57,12 +57,12 @@ class Desk:
             deck.keep(dealt, self.experiment)
             verdicts, where = self._said(dealt.key, asked["rater"]), deck.place(self.experiment, dealt.key).parent
         else:
-            verdicts, where = self._reviewed(dealt), screening.reviews_file(self.experiment)
+            verdicts, where = self._reviewed(dealt), reviews.file_of(self.experiment)
         facts = {"desk": own.key, "where": places.relative(where)}  # one shelf in the browser's store for both
         return {"given": deck.given(dealt) | facts, "verdicts": verdicts}, []
 
     def _reviewed(self, dealt):
-        stands, verdicts = screening.standing(self.experiment), {}
+        stands, verdicts = reviews.standing(self.experiment), {}
         for card, one in zip(dealt.cards, dealt.truth, strict=True):
             if line := stands.get(one["sha256"]):
                 told = {"verdict": line["verdict"], "rater": line["reviewer"], "note": line["note"]}
@@ -87,10 +87,10 @@ class Desk:
                 blind.setdefault((row["key"], row["rater"]), {})[row["id"]] = row
             else:
                 sha = self.decks[row["key"]].truth[int(row["id"])]["sha256"]
-                verdict, note = row["verdict"] or screening.WITHDRAWN, row["note"] or ", ".join(_reasons(row["reasons"]))
+                verdict, note = row["verdict"] or reviews.WITHDRAWN, row["note"] or ", ".join(_reasons(row["reasons"]))
                 lines.append({"sha256": sha, "verdict": verdict, "reviewer": row["rater"], "note": note})
         if lines:
-            screening.add_reviews(self.experiment, lines)
+            reviews.add_reviews(self.experiment, lines)
         for (key, rater), rows in blind.items():
             held = sorted((self._said(key, rater) | rows).items())
             verdicts = [{"id": i, "verdict": row["verdict"], "reasons": []} for i, row in held if row["verdict"]]

@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pandas as pd
 
-from histokit import guided, guides, places, stats
+from histokit import classifiers, places, stats
 
 VERSION = 1
 DISAGREES = ("judge sees", "judge unsure")  # how `selection.decide` begins
@@ -29,7 +29,7 @@ def refuse(panel, made, name):
         name: of the judge's step, for the message.
     """
     steered = {json.loads(row["settings"])["guide"] for row in made[is_guided(made)].to_dict("records")}
-    if steered & {guides.identity(judge) for judge in panel}:
+    if steered & {classifiers.identity(judge) for judge in panel}:
         raise ValueError(f"{name} steered these tiles, so it cannot judge them; name another classifier, of another encoder")
 
 
@@ -49,7 +49,7 @@ def judged(made, panel, decisions):
     reasons = decisions["reason"].reset_index(drop=True)
     for name, own in made[is_guided(made)].groupby("label", sort=False):
         scores = pd.DataFrame([json.loads(text) for text in own["scores"]], index=own.index)
-        twins, column = guided.twins(own), panel[0].classes.index(name)
+        twins, column = made.twins(own), panel[0].classes.index(name)
         plain, now = (np.mean([judge.predict_tiles(part) for judge in panel], axis=0)[:, column] for part in (twins, own))
         sure = scores["stop"].eq("confidence") | (json.loads(own["settings"].iloc[0])["confidence"] == 0)
         agrees = ~reasons[own.index].map(lambda text: any(part.startswith(DISAGREES) for part in text.split("; ")))

@@ -9,13 +9,12 @@ import functools
 import json
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from histokit import backbone, classifiers, data, encoders, files, guidance, guides, lanes, made, sampling, training
+from histokit import backbone, classifiers, data, encoders, files, guidance, guides, lanes, machine, made, previews, sampling, training
 
 VERSION = 2
 STOPPED = "stopped by hand"
@@ -58,7 +57,7 @@ def render(model, guide, jobs, run, tiles, settings, *, batch=None, distance=Non
     batch, jobs = batch or guidance.batch_size(model), jobs.reset_index(drop=True)
     keys = [_key(model, guide, row, settings) for row in jobs.to_dict("records")]
     paths = [run.path("tiles", f"{job}.png") for job in jobs["job"]]
-    lacking = lambda i: not all(made.there(path, keys[i], run) for path in (paths[i], _twin(paths[i])))  # noqa: E731
+    lacking = lambda i: not all(made.there(path, keys[i], run) for path in (paths[i], made.twin(paths[i])))  # noqa: E731
     failed, clock = {}, time.perf_counter()
     todo = [i for i in range(len(jobs)) if lacking(i)]
     count, reused = len(todo), len(jobs) - len(todo)
@@ -100,14 +99,9 @@ def _make(model, guide, jobs, todo, run, paths, keys, settings, batch, distance,
                 first = float(f"{result.drawn[0]:.4g}") if result.drawn else way[0]
                 told = {"guide": way[result.chosen], "guide_plain": first, "draws": len(result.drawn) or 1, "updates": result.chosen}
                 told |= {"way": way, "drawn": [float(f"{p:.4g}") for p in result.drawn], "stop": result.stop}
-                write(_twin(paths[i]), result.plain, keys[i], jobs.loc[i], guide=first)
+                write(made.twin(paths[i]), result.plain, keys[i], jobs.loc[i], guide=first)
                 write(paths[i], result.image, keys[i], jobs.loc[i], **told)
-            show({"step": done, "images_per_s": done / (time.perf_counter() - clock), "peak_gb": training.peak_gb()}, None)
-
-
-def _twin(path):
-    """Where the unguided picture of the same seed lies."""
-    return path.parent.parent / "plain" / path.name
+            show({"step": done, "images_per_s": done / (time.perf_counter() - clock), "peak_gb": machine.peak_gb()}, None)
 
 
 def _key(model, guide, row, settings):
@@ -191,12 +185,7 @@ def paths(rows):
 
 def plain(rows):
     """The unguided twins of rows uint8 [N, H, W, 3]: the same seed, prompt and adapter, without an update."""
-    return data.pixels(twins(rows))
-
-
-def twins(rows):
-    """Manifest rows of the unguided twins of rows."""
-    return rows.assign(path=[str(_twin(Path(path))) for path in rows["path"]], sha256="")
+    return data.pixels(made.twins(rows))
 
 
 @dataclass
@@ -240,7 +229,7 @@ def trajectory(model, guide, job, settings, *, distance=None, on_frame=None, on_
 
 
 class Previewer:
-    """`previewer(guidance_scale=.., confidence=.., updates=..)` -> made.Preview of the first tile of a job table, alone in its batch.
+    """`previewer(guidance_scale=.., confidence=.., updates=..)` -> previews.Preview of the first tile of a job table, alone in its batch.
 
     A way that was gone once is remembered.
     """
@@ -303,7 +292,7 @@ class Previewer:
 
     def _shown(self, found, seed):
         ended = {"updates": len(found.frames) - 1} if found.stop == STOPPED else {}
-        return made.Preview(found.frames[found.chosen][None], None, self.settings.num_inference_steps, self._row(seed), ended)
+        return previews.Preview(found.frames[found.chosen][None], None, self.settings.num_inference_steps, self._row(seed), ended)
 
     @property
     def can_rest(self):

@@ -9,18 +9,12 @@ from dataclasses import dataclass, fields
 import torch
 from torch.nn import functional as F
 
-from histokit import encoders, files
+from histokit import classifiers, encoders
 
 VERSION = 1
 
 
 # --- guides ----------------------------------------------------------------------------------------------------------
-
-
-def identity(classifier):
-    """16 hex that tell one trained classifier from another."""
-    facts = classifier.facts
-    return files.digest(facts.get("key", ""), facts["encoder_identity"], facts["classes"], facts["scale"], facts["temperature"])[:16]
 
 
 class Pictures:
@@ -41,7 +35,7 @@ class Pictures:
             strange = sorted(set(classifier.classes) ^ set(classes)) or ["the same names in another order"]
             raise ValueError(f"{name} was trained on other classes than this dataset has: {', '.join(strange)}; train it on this one")
         self.classifier, self.classes = classifier.requires_grad_(False).eval(), list(classes)
-        self.identity = identity(classifier)
+        self.identity = classifiers.identity(classifier)
         self.side = self.classifier.transform["tile_px"] or self.classifier.transform["size"]  # px of what it looks at
         self._check(name)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from histokit import backbone, data, decode, drafts, files, latents, made, sampling, training
+from histokit import backbone, data, decode, drafts, files, latents, machine, made, previews, sampling, training
 from histokit.policies import POLICIES, SETTINGS, job_table
 
 __all__ = [
@@ -127,7 +127,7 @@ def render(model, jobs, run, tiles, *, batch=None):
                     write(paths[i], image, keys[i], jobs.loc[i], **({} if np.isnan(pull) else {PULL: float(f"{pull:.4g}")}))
             count += len(write.pending)
             rate = count / (time.perf_counter() - clock)
-            show({"step": count, "images_per_s": rate, "peak_gb": training.peak_gb()}, None)
+            show({"step": count, "images_per_s": rate, "peak_gb": machine.peak_gb()}, None)
     seconds = time.perf_counter() - clock
     run.note(images_made=count, images_reused=len(jobs) - count, batch=batch, images_per_s=made.speed(run, count, seconds))
     return made.manifest(run, jobs, paths, tiles, model.tile_px, functools.partial(_told, batch))
@@ -167,7 +167,7 @@ class _Set:
 
 
 class Previewer:
-    """`previewer(strength=.., guidance_scale=..)` -> made.Preview of the first batch of a job table under other settings.
+    """`previewer(strength=.., guidance_scale=..)` -> previews.Preview of the first batch of a job table under other settings.
 
     The batch has the shape, seeds and neighbours it will have in `render`, so with the same settings its tiles are the same, bit for bit
     on a CPU. What was drawn once is kept on disk, by what its pixels follow from.
@@ -197,7 +197,7 @@ class Previewer:
             return found
         rows = held.rows(block)
         images, _ = _make(self.model, held.sources, rows, self.batch, on_step, **settings)
-        made.keep(self._kept(held, rows, self.batch, settings), images)
+        previews.keep(self._kept(held, rows, self.batch, settings), images)
         return self._shown(held, block, images, settings)
 
     def known(self, block=0, seed=None, **settings):
@@ -205,7 +205,7 @@ class Previewer:
         if seed is not None and seed not in self.sets:  # whether it is known would take a while to find out
             return None
         held = self._of(seed)
-        images = made.kept(self._kept(held, held.rows(block), self.batch, settings))
+        images = previews.kept(self._kept(held, held.rows(block), self.batch, settings))
         return None if images is None else self._shown(held, block, images, settings)
 
     def draft(self, x0, block=0):
@@ -220,7 +220,7 @@ class Previewer:
 
     def _shown(self, held, block, images, settings):
         rows = held.rows(block)
-        return made.Preview(images, held.sources.pixels(list(rows["tile_id"])), self.steps(block, **settings), rows.assign(**settings))
+        return previews.Preview(images, held.sources.pixels(list(rows["tile_id"])), self.steps(block, **settings), rows.assign(**settings))
 
     def _kept(self, held, rows, batch, settings):
         """Name of the file that holds these rows under these settings."""
@@ -240,10 +240,10 @@ class Previewer:
         row = held.jobs.loc[[job]].assign(number=0)
         for strength in strengths:
             name = self._kept(held, row, 1, {"strength": strength, **settings})
-            image = made.kept(name)
+            image = previews.kept(name)
             if image is None:
                 image = _make(self.model, held.sources, row, 1, on_step, strength=strength, **settings)[0]
-                made.keep(name, image)
+                previews.keep(name, image)
             found.append(image)
         return np.concatenate(found)
 

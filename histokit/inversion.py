@@ -4,7 +4,7 @@ Gal et al. (2022), arXiv:2208.01618. Only the new rows of the token embedding ar
 word then goes into prompts like any other; `adapters` writes and reads it.
 """
 
-from histokit import adapters, backbone, training, tuning
+from histokit import adapters, backbone, prompting, training, tuning
 
 VERSION = 2
 
@@ -22,7 +22,7 @@ def train(
     steps=1000,
     lr=2e-3,
     batch_size=8,
-    templates=tuning.TEMPLATES,
+    templates=prompting.TEMPLATES,
     group_terms=None,
     balance="class+group",
     caption_dropout=0.0,
@@ -59,8 +59,8 @@ def train(
     learn, held = tuning.hold_out(tiles, hold_out, seed)
 
     def texts(row):
-        group = tuning.group_words(group_terms, row["group"])
-        return [tuning.caption(template, classes[row["label"]], group) for template in templates]
+        group = prompting.group_words(group_terms, row["group"])
+        return [prompting.caption(template, classes[row["label"]], group) for template in templates]
 
     def embed(prompts):
         return backbone.embed(model, prompts)
@@ -76,7 +76,8 @@ def train(
         player = training.Player("tokens", [{"params": [tokens.parameter], "lr": lr, "weight_decay": 0.0}], error)
         history = tuning.run(
             model, [player], embed, learn, texts, steps=steps, seed=seed, folder=folder, batch_size=batch_size, balance=balance,
-            settings=settings, held=held, kind=loss, prompts=[tuning.caption(templates[0], token) for token in classes.values()], **options,
+            settings=settings, held=held, kind=loss, **options,
+            prompts=[prompting.caption(templates[0], token) for token in classes.values()],
         )  # fmt: skip
     finally:
         tokens.parameter.requires_grad_(False)

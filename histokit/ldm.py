@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from histokit import backbone, files, training
+from histokit import backbone, files, losses, training
 
 VERSION = 2
 
@@ -298,7 +298,7 @@ def diffusion_player(model, lr=6e-4, caption_dropout=0.1):
         timesteps = torch.searchsorted(reached, even.double(), right=True).clamp(max=len(reached) - 1).to(model.device)
         noise = torch.randn(z.shape, generator=generator).to(model.device)
         context = backbone.embed(model, ["" if d else c for d, c in zip(drop, batch["captions"], strict=True)])
-        return training.diffusion_loss(model.unet, model.scheduler, z, context, timesteps, noise, min_snr_gamma=0)
+        return losses.diffusion_loss(model.unet, model.scheduler, z, context, timesteps, noise, min_snr_gamma=0)
 
     params = [*model.unet.parameters(), *model.text_encoder.parameters()]
     return training.Player("diffusion", [{"params": params, "lr": lr}], loss)

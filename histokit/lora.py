@@ -5,7 +5,7 @@ class lends the others what all tissue has in common. With `joint` the tokens ar
 tuning). `adapters` writes and reads the result.
 """
 
-from histokit import adapters, backbone, latents, training, tuning
+from histokit import adapters, backbone, latents, prompting, training, tuning
 
 VERSION = 2
 
@@ -28,7 +28,7 @@ def train(
     lr=1e-4,
     token_lr=2e-3,
     batch_size=8,
-    prompt=tuning.TEMPLATES[0],
+    prompt=prompting.TEMPLATES[0],
     group_terms=None,
     balance="class+group",
     caption_dropout=0.1,
@@ -73,7 +73,7 @@ def train(
 
     def texts(row):
         word = classes[row["label"]] or terms[row["label"]]
-        return [tuning.caption(prompt, word, tuning.group_words(group_terms, row["group"]))]
+        return [prompting.caption(prompt, word, prompting.group_words(group_terms, row["group"]))]
 
     def encode(prompts):
         return backbone.embed(model, prompts)
@@ -96,7 +96,7 @@ def train(
         history = tuning.run(
             model, [training.Player("lora", groups, error)], embed, learn, texts, steps=steps, seed=seed, folder=folder,
             batch_size=batch_size, balance=balance, settings=settings, held=held, kind=loss,
-            prompts=[tuning.caption(prompt, classes[name] or terms[name]) for name in terms], **options,
+            prompts=[prompting.caption(prompt, classes[name] or terms[name]) for name in terms], **options,
         )  # fmt: skip
     finally:
         for p in trained:

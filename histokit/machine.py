@@ -2,11 +2,14 @@
 
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+
+import torch
 
 from histokit import PACKAGE
 
@@ -46,7 +49,6 @@ def device():
     """Where to compute, "cuda", "mps" or "cpu": $HISTOKIT_DEVICE when set, else the best that torch can use."""
     if os.environ.get("HISTOKIT_DEVICE"):
         return os.environ["HISTOKIT_DEVICE"]
-    import torch
 
     if torch.cuda.is_available():
         return "cuda"
@@ -68,7 +70,6 @@ def busy():
 
 def bfloat16(device):
     """torch.bfloat16 where the device multiplies it in hardware, else None: a CPU that emulates it takes ten times as long."""
-    import torch
 
     if torch.device(device).type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
@@ -124,3 +125,11 @@ def _driver_sees():
     except (OSError, subprocess.SubprocessError):
         pass
     return f"/dev/{nodes[0]}" if nodes else ""
+
+
+def peak_gb():
+    """Peak memory in GB: of the accelerator where one is used, else of this process."""
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform != "darwin" else 1e9)

@@ -5,9 +5,8 @@ after 100 makes 100. What is made, and from what, is the business of `img2img` a
 """
 
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -126,37 +125,14 @@ def _um_per_px(rows, tile_px):
     return float(np.median(known)) if known else float("nan")
 
 
-@dataclass
-class Preview:
-    """What a previewer shows: images and their sources uint8 [n, H, W, 3] (sources None for text-to-image), and the true step count."""
-
-    images: np.ndarray
-    sources: np.ndarray | None
-    true_steps: int
-    jobs: pd.DataFrame
-    ended: dict = field(default_factory=dict)  # settings it really stands for, where it was ended early
+# --- unguided twins of guided tiles --------------------------------------------------------------------------------------
 
 
-# --- previews that were drawn before ---------------------------------------------------------------------------------
-
-ROOM_GB = 1.0
-
-
-def keep(name, images):
-    """Put images uint8 [n, H, W, 3] into the cache of previews, one below the other."""
-    path = files.cache("previews") / f"{name}.png"
-    if not path.exists():
-        files.write_png(path, np.concatenate(list(images)), {"n": str(len(images))})
-        files.prune("previews", ROOM_GB, keep=[path])
+def twin(path):
+    """Where the unguided picture of the same seed lies."""
+    return path.parent.parent / "plain" / path.name
 
 
-def kept(name):
-    """The images kept under this name, None where there are none."""
-    path = files.cache("previews") / f"{name}.png"
-    try:
-        with Image.open(path) as image:
-            found, n = np.array(image), int(image.info["n"])
-        os.utime(path)
-    except (OSError, KeyError, ValueError):  # not there, or half a file of an older version
-        return None
-    return found.reshape(n, -1, *found.shape[1:])
+def twins(rows):
+    """Manifest rows of the unguided twins of rows."""
+    return rows.assign(path=[str(twin(Path(path))) for path in rows["path"]], sha256="")

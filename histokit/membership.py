@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from histokit import adapters, backbone, latents, sampling, tuning
+from histokit import adapters, backbone, latents, prompting, sampling
 
 VERSION = 1
 STEP, WALK = 10, 100  # timesteps of 1000 taken at a time, and how far the walk goes; section 4.1 of the paper
@@ -123,8 +123,8 @@ def _some(rows, most, seed):
 
 def _stabilities(model, z, labels, dataset):
     """`instability` of every latent under the prompt its class was taught with."""
-    said = next((adapter["captions"][0] for adapter in model.adapters if adapter.get("captions")), tuning.TEMPLATES[0])
-    prompts = [tuning.caption(said, adapters.words(model, name, dataset.terms[name])) for name in labels]
+    said = next((adapter["captions"][0] for adapter in model.adapters if adapter.get("captions")), prompting.TEMPLATES[0])
+    prompts = [prompting.caption(said, adapters.words(model, name, dataset.terms[name])) for name in labels]
     context = {prompt: backbone.embed(model, [prompt])[0] for prompt in dict.fromkeys(prompts)}
     size, out = sampling.batch_size(model), []
     for start in range(0, len(z), size):

@@ -217,20 +217,3 @@ def nll(y_true, probabilities):
     """Mean negative log likelihood in nats, >= 0, lower is better; a probability counts as at least 1e-12."""
     y_true, p = _probabilities(y_true, probabilities)
     return float(-np.log(p[np.arange(len(p)), y_true].clip(1e-12)).mean())
-
-
-# --- segmentation ----------------------------------------------------------------------------------------------------
-
-
-def dice(tp, fp, fn):
-    """2 TP / (2 TP + FP + FN), in [0, 1], higher is better; any shape. NaN where there is no foreground in truth or prediction."""
-    tp, fp, fn = (np.asarray(n, float) for n in (tp, fp, fn))
-    whole = 2 * tp + fp + fn
-    return np.divide(2 * tp, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
-
-
-def iou(tp, fp, fn):
-    """TP / (TP + FP + FN), in [0, 1], higher is better; any shape. NaN where there is no foreground in truth or prediction."""
-    tp, fp, fn = (np.asarray(n, float) for n in (tp, fp, fn))
-    whole = tp + fp + fn
-    return np.divide(tp, whole, out=np.full(whole.shape, np.nan), where=whole > 0)

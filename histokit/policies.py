@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from histokit import adapters, data, files, sampling, tuning
+from histokit import adapters, data, files, prompting, sampling
 
 VERSION = 2
 
@@ -36,7 +36,7 @@ def job_table(
     num_images,
     *,
     policy="same_class",
-    prompt=tuning.TEMPLATES[0],
+    prompt=prompting.TEMPLATES[0],
     strength=0.5,
     guidance_scale=2.0,
     num_inference_steps=25,
@@ -93,7 +93,7 @@ def job_table(
             group = source["group"] if source is not None else ""
             if transfer and group not in minority:
                 group = wanted[i % len(wanted)]
-            text = tuning.caption(prompt, word, tuning.group_words(group_terms, group))
+            text = prompting.caption(prompt, word, prompting.group_words(group_terms, group))
             lora_sha, token_sha = adapters.shas(model, text)
             rows.append(
                 {

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 
-from histokit import augment, data, features, files, metrics, splits
+from histokit import data, features, files, metrics, probes, recolour, splits
 
 VERSION = 1
 DISAGREE = 0.1  # variance of a tile's difference between two arms, mean over six seeds; 0.02 to 0.15 on EBHI-Seg and toy
@@ -41,21 +40,6 @@ def detectable(test, classes, few=8):
     return pd.DataFrame(rows, columns=["class", "tiles", "cases", "detectable"])
 
 
-def stains(pixels):
-    """Mean haematoxylin and eosin [N, 2] of tiles uint8 [N, H, W, 3], in units of optical density; Ruifrok & Johnston (2001)."""
-    images = (data.to_float(pixels) + 1) / 2
-    density = augment.optical_density(images).mean(dim=(2, 3))
-    return (density @ torch.linalg.inv(augment.STAINS).to(density))[:, :2].numpy()
-
-
-def colour(pixels):
-    """Mean and deviation of optical density per channel and stain, [N, 10]: what a classifier could know of a tile without its shapes."""
-    images = (data.to_float(pixels) + 1) / 2
-    density = augment.optical_density(images).flatten(2)
-    amounts = torch.einsum("bcn,cs->bsn", density, torch.linalg.inv(augment.STAINS).to(density))[:, :2]
-    return torch.cat([part for x in (density, amounts) for part in (x.mean(-1), x.std(-1))], dim=1).numpy()
-
-
 def colour_trap(feats, labels, cases, seed=0, folds=5):
     """Balanced accuracy of a linear classifier on colour alone, under folds that keep cases together; chance is 1 / classes.
 
@@ -82,15 +66,6 @@ def colour_trap(feats, labels, cases, seed=0, folds=5):
     return accuracy, max(0.0, (accuracy - 1 / len(names)) / (1 - 1 / len(names)))
 
 
-def judge(feats, labels):
-    """A balanced logistic regression on standardised features [N, D], fitted; `predict` names classes."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    return make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=2000, C=0.1)).fit(feats, labels)
-
-
 def ceiling(train, labels, real, coded, truth, classes):
     """Recall of a judge on real tiles, and on the same tiles after the base's autoencoder: one row per class.
 
@@ -103,7 +78,7 @@ def ceiling(train, labels, real, coded, truth, classes):
     Returns:
         DataFrame class, tiles, real, coded (recall in [0, 1]; NaN for a class without held-out tiles).
     """
-    asked = judge(train, labels)
+    asked = probes.judge(train, labels)
     truth, rows = np.asarray(truth), []
     called = {name: asked.predict(feats) for name, feats in (("real", real), ("coded", coded))}
     for name in classes:
@@ -174,9 +149,9 @@ def survey(tiles, held, encoder, codec=None, *, per_class=60, seed=0):
         return Survey(detectable(real, []), (np.nan, np.nan), none, None, ["Without two labelled classes there is nothing to tell apart."])
     rows = _spread(real, per_class, seed)
     pixels = data.pixels(rows)
-    amounts = pd.DataFrame(stains(pixels), columns=["haematoxylin", "eosin"], index=rows.index)
+    amounts = pd.DataFrame(recolour.stains(pixels), columns=["haematoxylin", "eosin"], index=rows.index)
     cases = pd.concat([rows[["case_id", "label"]], amounts], axis=1).groupby(["label", "case_id"], as_index=False).mean()
-    trap = colour_trap(colour(pixels), rows["label"], rows["case_id"], seed)
+    trap = colour_trap(recolour.colour(pixels), rows["label"], rows["case_id"], seed)
     limits, top = detectable(real[real["split"].eq("test")], held.classes), None
     train, val = (_spread(real[real["split"].eq(split)], n, seed) for split, n in (("train", 4 * per_class), ("val", per_class)))
     if codec is not None and len(val):

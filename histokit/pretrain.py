@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from histokit import backbone, encoders, files, ldm, machine, places, sampling, set_metrics, training
+from histokit import backbone, encoders, files, ldm, losses, machine, places, sampling, set_metrics, training
 from histokit.seen import LIST
 
 VERSION = 1
@@ -169,11 +169,11 @@ def _diffusion(run, seen, held, *, tile_px, widths, batch_size, lr, device, auto
     held_latents = torch.cat([backbone.encode(model, x)[0] for x in images.split(16)]) * model.scaling
     held_captions = [held.captions[i][-1] for i in rows]
     seed = files.seed(run.seed, "init") if init else run.seed  # other batches than those it began with
-    timesteps, noise = (t.to(device) for t in training.fixed_noise(len(images), held_latents.shape[1:], model.scheduler, run.seed))
+    timesteps, noise = (t.to(device) for t in losses.fixed_noise(len(images), held_latents.shape[1:], model.scheduler, run.seed))
     prompts = list({label: captions[0] for label, captions in zip(seen.labels, seen.captions, strict=True) if label}.values())
 
     def validate():
-        return training.diffusion_loss(
+        return losses.diffusion_loss(
             model.unet, model.scheduler, held_latents, backbone.embed(model, held_captions), timesteps, noise, min_snr_gamma=0
         )
 

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from histokit import deck, files, screening, stats
+from histokit import deck, files, reviews, stats
 
 
 def read(paths):
@@ -28,8 +28,8 @@ def read(paths):
         raise ValueError("these verdicts are of different pages; import those of one page at a time")
     if table.duplicated(["rater", "tile"]).any():
         raise ValueError(f"rater {table.loc[table.duplicated(['rater', 'tile']), 'rater'].iloc[0]!r} comes twice; give every rater a name")
-    if not set(table["verdict"]) <= set(screening.VERDICTS):
-        raise ValueError(f"verdicts are {', '.join(screening.VERDICTS)}; got {sorted(set(table['verdict']))}")
+    if not set(table["verdict"]) <= set(reviews.VERDICTS):
+        raise ValueError(f"verdicts are {', '.join(reviews.VERDICTS)}; got {sorted(set(table['verdict']))}")
     (key,) = keys
     found = [path for path in (files.root() / "outputs").glob("*/.galleries/*.json") if path.stem == key]
     if not found:
@@ -112,5 +112,5 @@ def write(table):
     if table.attrs["blind"]:
         return 0
     rows = settled(table)
-    screening.add_reviews(table.attrs["experiment"], rows.to_dict("records"))
+    reviews.add_reviews(table.attrs["experiment"], rows.to_dict("records"))
     return len(rows)

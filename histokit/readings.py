@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from histokit import classifiers, data, features, files, guides, places, recipe, screening, selection
+from histokit import classifiers, data, features, files, places, recipe, scoring, screening, selection
 
 SELECT, ENCODER = "05_select", "mini-ssl"
 Reading = namedtuple("Reading", "good said rows")  # would it be kept, in words; (name, value, what is asked) of each number
@@ -48,7 +48,7 @@ class Readings:
         if folder is None:
             return [], f"The judge, {step}, is not trained yet."
         panel = [classifiers.load(one, self.run.device) for one in classifiers.trained(folder, step, found.get("judge_arm", ""))]
-        if self.guide is not None and self.guide.identity in map(guides.identity, panel):
+        if self.guide is not None and self.guide.identity in map(classifiers.identity, panel):
             return [], f"{step} steers these pictures, so it cannot judge them."
         if any(judge.facts["n_synthetic"] for judge in panel):
             return [], f"{step} was trained on synthetic tiles, so it cannot judge them."
@@ -126,7 +126,7 @@ class Readings:
             return np.full(len(rows), np.nan)
         views, real = screening.spaces(rows, training, encoder)["feature"]
         alike = [
-            float(selection.nearest_similarity(views[[i]], real[[place[tile]]])[0]) if tile in place else np.nan
+            float(scoring.nearest_similarity(views[[i]], real[[place[tile]]])[0]) if tile in place else np.nan
             for i, tile in enumerate(rows["made_from"])
         ]
         return np.array(alike)

@@ -148,3 +148,18 @@ def tiles(run, real, classes, method, per_class):
 def _shuffled(values, *seeds):
     values = list(values)
     return [values[k] for k in torch.randperm(len(values), generator=torch.Generator().manual_seed(files.seed(*seeds))).tolist()]
+
+
+def stains(pixels):
+    """Mean haematoxylin and eosin [N, 2] of tiles uint8 [N, H, W, 3], in units of optical density; Ruifrok & Johnston (2001)."""
+    images = (data.to_float(pixels) + 1) / 2
+    density = augment.optical_density(images).mean(dim=(2, 3))
+    return (density @ torch.linalg.inv(augment.STAINS).to(density))[:, :2].numpy()
+
+
+def colour(pixels):
+    """Mean and deviation of optical density per channel and stain, [N, 10]: what a classifier could know of a tile without its shapes."""
+    images = (data.to_float(pixels) + 1) / 2
+    density = augment.optical_density(images).flatten(2)
+    amounts = torch.einsum("bcn,cs->bsn", density, torch.linalg.inv(augment.STAINS).to(density))[:, :2]
+    return torch.cat([part for x in (density, amounts) for part in (x.mean(-1), x.std(-1))], dim=1).numpy()

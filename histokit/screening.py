@@ -9,11 +9,23 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from histokit import augment, classifiers, copies, data, features, files, gate, known_encoders, locks, preflight, selection, set_metrics
+from histokit import (
+    augment,
+    classifiers,
+    copies,
+    data,
+    features,
+    gate,
+    known_encoders,
+    recolour,
+    reviews,
+    scoring,
+    selection,
+    set_metrics,
+)
 
 VERSION = 5
 SAMPLE = 300  # real tiles that stand for all in the calibration of cuts
-VERDICTS, WITHDRAWN = ("keep", "reject"), "withdrawn"
 
 
 def judges(run, step, arm=""):
@@ -57,14 +69,14 @@ def screen(run, made, tiles, panel, encoder_name, thresholds, quota=None, centro
         encoder_name: encoder of the distances.
         thresholds: see `selection.calibrate`.
         quota: see `selection.limit`.
-        centroids: see `selection.to_centroids`.
+        centroids: see `scoring.to_centroids`.
 
     Returns:
         manifest (the rows with scores, status, reason), scores DataFrame (one row per tile, with class and decision),
         cuts DataFrame (with class), real DataFrame (the likeness and contrast of real tiles and their probability that the cuts come from).
     """
     gate.refuse(panel, made, "the judge")
-    encoder, verdicts = features.load(encoder_name, run.device), reviews(run)
+    encoder, verdicts = features.load(encoder_name, run.device), reviews.of_run(run)
     if place := features.source(encoder_name):
         run.input(place)
     manifests, scores, cuts, reals = [], [], [], []
@@ -98,19 +110,19 @@ def scored(rows, training, name, panel, encoder, centroids, usual):
     if panel:
         classes, probabilities = panel[0].classes, np.mean([judge.predict_tiles(rows) for judge in panel], axis=0)  # [B, C]
         out |= {"judge": probabilities[:, classes.index(name)], "judge_class": [classes[i] for i in probabilities.argmax(axis=1)]}
-        out["judge_rank"] = selection.rank_of(probabilities, classes.index(name))
+        out["judge_rank"] = scoring.rank_of(probabilities, classes.index(name))
     looks = _looks(rows)
     out |= {"brightness": looks["brightness"], "contrast": looks["contrast"], "focus": looks["focus"]}
-    out["stain"] = selection.deviation(looks["stains"], usual[1])
+    out["stain"] = scoring.deviation(looks["stains"], usual[1])
     alike, labels = features.scaling(features.embed(encoder, training)), training["label"].to_numpy(str)
     feats, reals = alike(features.embed(encoder, rows)), alike(features.embed(encoder, training))
-    places = selection.to_centroids(feats, reals, labels, name, centroids)
+    places = scoring.to_centroids(feats, reals, labels, name, centroids)
     out |= dict(zip(("centroid_rank", "centroid", "centroid_margin"), places, strict=True))
     out["realism"] = _realism(feats, reals[labels == name])
     order = np.argsort(-out["judge"], kind="stable")  # of two alike the one the judge likes better stays
     for space, (views, real) in spaces(rows, training, encoder).items():
-        similarity, index = selection.nearest_similarity(views, real)
-        twin, twin_of = selection.twins(views, order)
+        similarity, index = scoring.nearest_similarity(views, real)
+        twin, twin_of = scoring.twins(views, order)
         out |= {f"similarity_{space}": similarity.numpy(), f"nearest_{space}": training["tile_id"].to_numpy()[index.numpy()]}
         out |= {f"twin_{space}": twin, f"twin_of_{space}": [rows["tile_id"].iloc[i] if i >= 0 else "" for i in twin_of]}
     return pd.DataFrame(out)
@@ -147,9 +159,9 @@ def _real(training, name, encoder):
     cases, real_cases = asked["case_id"].to_numpy(), training["case_id"].to_numpy()
     copied = features.scaling(features.embed(encoder, training))(features.embed(encoder, asked, codec=KnownCopy()))
     table = pd.DataFrame({"tile_id": asked["tile_id"], "label": asked["label"]})
-    table["across_cases"] = selection.real_similarity(views, real, position, cases, real_cases)
-    table["anywhere"] = selection.real_similarity(views, real, position)
-    table["known_copy"] = [float(selection.nearest_similarity(c[None], r[None])[0]) for c, r in zip(copied, real[position], strict=True)]
+    table["across_cases"] = scoring.real_similarity(views, real, position, cases, real_cases)
+    table["anywhere"] = scoring.real_similarity(views, real, position)
+    table["known_copy"] = [float(scoring.nearest_similarity(c[None], r[None])[0]) for c, r in zip(copied, real[position], strict=True)]
     shown = own.sample(min(SAMPLE, len(own)), random_state=0)
     contrast = pd.DataFrame({"tile_id": shown["tile_id"], "label": shown["label"], "contrast": _looks(shown)["contrast"]})
     return pd.concat([table, contrast], ignore_index=True)
@@ -160,7 +172,7 @@ def typical(training):
     every = training.sample(min(SAMPLE, len(training)), random_state=0)
     looks = _looks(every)
     table = pd.DataFrame({"tile_id": every["tile_id"], "label": every["label"], "focus": looks["focus"]})
-    return table.assign(stain=selection.deviation(looks["stains"], looks["stains"])), looks["stains"]
+    return table.assign(stain=scoring.deviation(looks["stains"], looks["stains"])), looks["stains"]
 
 
 def _realism(feats, real, k=5):
@@ -201,76 +213,5 @@ def _looks(rows):
     parts = []
     for i in range(0, len(rows), 256):
         pixels = data.pixels(rows.iloc[i : i + 256])
-        parts.append([*selection.tone(pixels), selection.focus(pixels), preflight.stains(pixels)])
+        parts.append([*scoring.tone(pixels), scoring.focus(pixels), recolour.stains(pixels)])
     return dict(zip(("brightness", "contrast", "focus", "stains"), map(np.concatenate, zip(*parts, strict=True)), strict=True))
-
-
-# --- a person's verdicts ---------------------------------------------------------------------------------------------
-
-
-def reviews(run):
-    """{sha256: (verdict, note)} of params/reviews/<experiment>.csv, an input of this run; the last line about a tile counts."""
-    folder = files.root() / "params" / "reviews"
-    folder.mkdir(parents=True, exist_ok=True)
-    run.input(folder, patterns=(f"{run.experiment}.csv",))  # the folder, so that a first verdict makes the run stale too
-    return {sha: (line["verdict"], line["note"]) for sha, line in standing(run.experiment).items()}
-
-
-def standing(experiment):
-    """{sha256: its last line, a dict of verdict, reviewer, note} of params/reviews/<experiment>.csv; withdrawn verdicts are left out.
-
-    Raises ValueError for a line that is no verdict.
-    """
-    path = reviews_file(experiment)
-    if not path.is_file():
-        return {}
-    table = files.read_table(path)
-    missing = [name for name in ("sha256", "verdict") if name not in table]
-    if missing:
-        raise ValueError(f"{path} has no column {missing[0]!r}; expected sha256, verdict, reviewer, date, note")
-    for line, row in enumerate(table.itertuples(), start=2):
-        if row.verdict not in (*VERDICTS, WITHDRAWN) or len(row.sha256) != 64:
-            raise ValueError(
-                f"{path}, line {line}: verdict {row.verdict!r} on tile {row.sha256!r}; expected keep or reject (or withdrawn), "
-                "and 64 hex digits"
-            )
-    lines = table.assign(**{name: "" for name in ("reviewer", "note") if name not in table}).to_dict("records")
-    last = {line["sha256"]: {name: str(line[name]) for name in ("verdict", "reviewer", "note")} for line in lines}
-    return {sha: line for sha, line in last.items() if line["verdict"] != WITHDRAWN}
-
-
-def reviews_file(experiment):
-    return files.root() / "params" / "reviews" / f"{experiment}.csv"
-
-
-def add_review(experiment, sha256, verdict, reviewer="", note=""):
-    """Append one verdict on a tile; see `add_reviews`."""
-    return add_reviews(experiment, [{"sha256": sha256, "verdict": verdict, "reviewer": reviewer, "note": note}])
-
-
-def add_reviews(experiment, verdicts):
-    """Append lines to params/reviews/<experiment>.csv, in their order; earlier lines stay, and what stands already is not said again.
-
-    Args:
-        verdicts: [{sha256, verdict, reviewer, note}]; verdict "keep", "reject", or "withdrawn", which leaves the tile to its scores.
-
-    Returns:
-        Path of the file.
-    """
-    for line in verdicts:
-        if line["verdict"] not in (*VERDICTS, WITHDRAWN):
-            raise ValueError(f"verdict is {line['verdict']!r}; expected keep or reject, or withdrawn to leave the tile to its scores")
-    path, today = reviews_file(experiment), pd.Timestamp.now().date().isoformat()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with locks.alone(path.parent):  # galleries of two classes may be open at a time
-        stands, new = standing(experiment), []
-        for line in verdicts:
-            sha, said = line["sha256"], {name: line[name] for name in ("verdict", "reviewer", "note")}
-            before, withdrawn = stands.get(sha, {}), line["verdict"] == WITHDRAWN
-            if said != before and (before or not withdrawn):
-                stands[sha] = {} if withdrawn else said
-                new.append({"sha256": sha, "verdict": said["verdict"], "reviewer": said["reviewer"], "date": today, "note": said["note"]})
-        if new:
-            earlier = [files.read_table(path)] if path.is_file() else []
-            files.write_table(path, pd.concat([*earlier, pd.DataFrame(new)], ignore_index=True))
-    return path

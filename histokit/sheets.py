@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from histokit import augment, checkpoints, data, features, pen, pictures, screening, selection, tuning
+from histokit import augment, checkpoints, data, features, pen, pictures, scoring, screening, tuning
 
 SAMPLE = 300  # real tiles that stand for all
 SIDE, SMALL, MOST, BAND = 132, 96, 12, 64  # px of a sample, of one among more than four rows; rows of samples; px of text beneath
@@ -48,7 +48,7 @@ def compare(folder, history, tiles, training, encoder="mini-ssl", device="cpu"):
         step = int(path.stem.removeprefix("step_"))
         samples = _read(path)
         views = alike(torch.stack([eye(view) for view in _symmetries(samples.reshape(-1, *samples.shape[2:]))], dim=1).numpy())
-        distance = 1 - selection.nearest_similarity(views, learned)[0].numpy()
+        distance = 1 - scoring.nearest_similarity(views, learned)[0].numpy()
         held = kept.get(step) if kept.get(step) is not None else _at(history, step)
         mean = losses[losses["step"].le(step)].iloc[-5:, 1:].sum(axis=1).mean()
         rows.append((step, held, mean, np.median(distance), distance.min(), step in kept, step == history.attrs["step"]))
@@ -56,7 +56,7 @@ def compare(folder, history, tiles, training, encoder="mini-ssl", device="cpu"):
     table["held_out"] = table["held_out"].astype(float)
     usual = history.attrs["best_step"] or int(history["step"].max())
     copied = alike(features.embed(eye, tiles, codec=screening.KnownCopy()))
-    copies = 1 - selection.nearest_similarity(copied, learned)[0].numpy()
+    copies = 1 - scoring.nearest_similarity(copied, learned)[0].numpy()
     table.attrs |= {"real": _real(eye, tiles, alike, learned), "copies": copies, "usual": usual}
     return table
 
@@ -83,7 +83,7 @@ def _real(eye, tiles, alike, learned):
     """Copy distances [n] of real tiles to the nearest learned tile of another case; empty where there is one case alone."""
     at = np.sort(np.random.default_rng(0).permutation(len(tiles))[:SAMPLE])
     views, cases = alike(features.embed(eye, tiles.iloc[at], augment="symmetries")), tiles["case_id"].to_numpy()
-    found = 1 - selection.real_similarity(views, learned, at, cases[at], cases)
+    found = 1 - scoring.real_similarity(views, learned, at, cases[at], cases)
     return found[~np.isnan(found)]
 
 

@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pandas as pd
 
-from histokit import data, files, preflight, splits
+from histokit import data, decode, files, recolour, splits
 
 VERSION = 1
 TOLD = 0.9  # AUROC from which on a linear probe tells synthetic from real well enough for a classifier to use it
@@ -78,32 +78,6 @@ def probe_remarks(found):
         )
 
 
-def codecs(tiles, most=100, seed=0):
-    """How the files of a manifest are coded: {"PNG 224 x 224 px": share}, most frequent first; `most` of them are looked at."""
-    from PIL import Image
-
-    rng = np.random.default_rng(seed)
-    kinds = []
-    for path in tiles["path"].iloc[np.sort(rng.permutation(len(tiles))[:most])]:
-        with Image.open(path) as image:
-            tables = getattr(image, "quantization", None)
-            quality = f", quantisation {files.digest(str(sorted(tables.items())))[:6]}" if tables else ""
-            kinds.append(f"{image.format} {image.width} x {image.height} px{quality}")
-    return pd.Series(kinds, dtype=str).value_counts(normalize=True).to_dict()
-
-
-def codec_remarks(real, added):
-    """One sentence where added tiles are coded unlike real ones, else none."""
-    ours, theirs = codecs(real), codecs(added)
-    if ours and theirs and set(ours) != set(theirs):
-        one, other = (max(kinds, key=kinds.get) for kinds in (ours, theirs))
-        return [
-            f"real tiles are {one}, added ones {other}; all are resized alike, but what a codec or another size left in them can tell a "
-            "classifier which are which."
-        ] * (one != other)
-    return []
-
-
 def stain_range(tiles, *, per_case=4, seed=0):
     """Whether each labelled test tile's case was stained like the training cases of its class: Series tile_id -> "inside" | "outside".
 
@@ -133,7 +107,7 @@ def elsewhere(tiles, other, name, seed=0):
     ours, theirs = (rows[rows["use"].eq("labelled") & rows["source"].eq("real")] for rows in (tiles[tiles["split"].eq("train")], other))
     if ours.empty or theirs.empty:
         return []
-    said, kinds = [], [max(found, key=found.get) for found in (codecs(ours, seed=seed), codecs(theirs, seed=seed))]
+    said, kinds = [], [max(found, key=found.get) for found in (decode.codecs(ours, seed=seed), decode.codecs(theirs, seed=seed))]
     if kinds[0] != kinds[1]:
         said.append(f"Tiles of {name} are {kinds[1]}, those trained on {kinds[0]}: what changes there may be the codec's or the size's.")
     where = stain_range(pd.concat([ours, theirs.assign(split="test")], ignore_index=True), seed=seed)
@@ -144,5 +118,5 @@ def elsewhere(tiles, other, name, seed=0):
 
 
 def _stains(rows, batch=256):
-    parts = [preflight.stains(data.pixels(rows.iloc[i : i + batch])) for i in range(0, len(rows), batch)]
+    parts = [recolour.stains(data.pixels(rows.iloc[i : i + batch])) for i in range(0, len(rows), batch)]
     return np.concatenate(parts) if parts else np.zeros((0, 2))

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.spatial.distance import pdist
 
-from histokit import data, preflight, set_metrics
+from histokit import data, probes, recolour, set_metrics
 
 VERSION = 1
 FEW_KINDS = 0.5  # of the Vendi score of as many real tiles, below which a set repeats itself
@@ -42,7 +42,7 @@ def signs(embedded, real, synthetic, classes, *, most=500, seed=0):
         held_out, made = np.flatnonzero(~train & (labels == name)), np.flatnonzero(synthetic["label"].eq(name))
         picked[name] = [np.sort(rng.permutation(ids)[:most]) for ids in (held_out, made)]
     for encoder, (of_real, of_synthetic) in embedded.items():
-        judge = preflight.judge(of_real[train], labels[train]) if len(set(labels[train])) > 1 else None
+        judge = probes.judge(of_real[train], labels[train]) if len(set(labels[train])) > 1 else None
         for name in classes:
             r, s = (feats[ids] for feats, ids in zip((of_real, of_synthetic), picked[name], strict=True))
             row = dict.fromkeys(COLUMNS, np.nan) | {"class": name, "encoder": encoder, "real": len(r), "synthetic": len(s)}
@@ -87,7 +87,7 @@ def stain(real, synthetic, classes, *, most=300, seed=0):
             "eosin": np.nan,
         }
         if min(map(len, tables)) >= LEAST:
-            r, s = (preflight.stains(data.pixels(table)) for table in tables)
+            r, s = (recolour.stains(data.pixels(table)) for table in tables)
             low, high = np.quantile(r, [0.025, 0.975], axis=0)
             row["outside"] = float(((s < low) | (s > high)).any(axis=1).mean())
             row["haematoxylin"], row["eosin"] = (s.mean(0) / r.mean(0).clip(1e-6)).tolist()

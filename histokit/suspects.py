@@ -14,14 +14,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from histokit import backbone, data, features, latents, training, tuning
+from histokit import backbone, data, features, latents, losses, prompting
 
 ENCODERS = ("mini-ssl", "colour-texture")  # of the features, side by side
 OF_CLASS = 300  # reference tiles of a class at most
 MOST, DRAWS = 40, 8  # tiles that are denoised, the most suspicious by features; noise levels of each
 
 
-def find(model, tiles, terms, manifest, seed=0, *, encoders=ENCODERS, template=tuning.TEMPLATES[0]):
+def find(model, tiles, terms, manifest, seed=0, *, encoders=ENCODERS, template=prompting.TEMPLATES[0]):
     """The tiles, the most suspicious first.
 
     Args:
@@ -43,7 +43,7 @@ def find(model, tiles, terms, manifest, seed=0, *, encoders=ENCODERS, template=t
     found = found.sort_values("above", ascending=False, na_position="last", kind="stable", ignore_index=True)
     here = set(tiles["label"])
     classes = [name for name in terms if name in here or len(here) == 1]
-    error = denoising(model, found.head(MOST), [tuning.caption(template, terms[name]) for name in classes], seed)
+    error = denoising(model, found.head(MOST), [prompting.caption(template, terms[name]) for name in classes], seed)
     own = np.array([classes.index(name) for name in found["label"].head(MOST)])
     mine, others = error[range(len(own)), own], error.copy()
     others[range(len(own)), own] = np.inf
@@ -90,7 +90,7 @@ def denoising(model, tiles, captions, seed=0, *, draws=DRAWS, batch_size=16):
     """
     cache = latents.Latents(model, tiles, symmetries=1)
     z = cache.batch(range(len(tiles)), [0] * len(tiles))[0] * model.scaling
-    timesteps, noise = training.fixed_noise(draws, z.shape[1:], model.scheduler, seed)
+    timesteps, noise = losses.fixed_noise(draws, z.shape[1:], model.scheduler, seed)
     timesteps, noise = timesteps.to(z.device), noise.to(z.device)
     context = torch.cat([backbone.embed(model, [caption]) for caption in captions])
     error = np.zeros((len(tiles), len(captions)))
@@ -100,7 +100,7 @@ def denoising(model, tiles, captions, seed=0, *, draws=DRAWS, batch_size=16):
             for c in range(len(captions)):
                 given = context[c].expand(len(part), -1, -1), t.expand(len(part)), one.expand_as(part)
                 with model.autocast():
-                    each = training.diffusion_errors(model.unet, model.scheduler, part, *given)
+                    each = losses.diffusion_errors(model.unet, model.scheduler, part, *given)
                 error[start : start + batch_size, c] += each.cpu().numpy() / draws
     return error
 

@@ -9,7 +9,7 @@ import csv
 import re
 from pathlib import Path
 
-from histokit import files
+from histokit import atomic
 
 TEXT = frozenset(
     "tile_id root file_name label split use case_id patient slide group sha256 mask source method sources prompt settings lora_sha "
@@ -27,7 +27,7 @@ def write(path, table):
     if table.columns.duplicated().any():
         raise ValueError(f"{path}: column {table.columns[table.columns.duplicated()][0]!r} appears twice")
     if Path(path).suffix == ".parquet":
-        with files.atomic(path) as file:
+        with atomic.atomic(path) as file:
             table.to_parquet(file, index=False)
     elif Path(path).suffix == ".csv":
         safe = table.rename(columns=lambda name: re.sub(FORMULA, lambda hit: "'" + hit[0], name))
@@ -37,7 +37,7 @@ def write(path, table):
                 safe.isetitem(at, table[name].str.replace(FORMULA, lambda hit: "'" + hit[0], regex=True))
                 if table[name].str.contains("\r", regex=False).any():
                     quoting = csv.QUOTE_NONNUMERIC  # a lone carriage return is not quoted otherwise, and ends the row when read
-        with files.atomic(path, "w") as file:
+        with atomic.atomic(path, "w") as file:
             safe.to_csv(file, index=False, lineterminator="\n", quoting=quoting)
     else:
         raise ValueError(f"{path}: a table is a .csv or a .parquet file")

@@ -6,32 +6,12 @@
 import numpy as np
 import torch
 
-from histokit import files, latents, sampling, training
+from histokit import files, latents, losses, sampling, training
 
 VERSION = 3
 
-TEMPLATES = (
-    "a histology image of {label}",
-    "an H&E tile of {label}",
-    "H&E stained {label}",
-    "a microscopy tile showing {label}",
-    "a histology image of {label}, cropped",
-    "a close-up of {label}",
-)
 PER_PROMPT, GAP = 4, 4  # samples per prompt on a sheet, white px between them
 SMALL = 20  # training tiles below which a class spares none for validation
-
-
-def caption(template, label, group=""):
-    """`template` with {label} and {group} filled in; a group the template has no place for is left out."""
-    if "{label}" not in template:
-        raise ValueError(f"the prompt {template!r} has no {{label}}; write for example 'a histology image of {{label}}'")
-    return template.replace("{label}", label).replace("{group}", group).strip(" ,")
-
-
-def group_words(terms, group):
-    """How a caption calls a group: by `terms`, {group: words}, else by its own name; the same in training and in generation."""
-    return (terms or {}).get(group, group)
 
 
 def hold_out(tiles, share=0.125, seed=0, small=SMALL):
@@ -119,7 +99,7 @@ def loss(model, embed, *, caption_dropout=0.1, min_snr_gamma=5.0, kind="l2"):
         noise = torch.randn(z.shape, generator=generator).to(z.device)
         texts = ["" if gone else text for gone, text in zip(drop.tolist(), batch["captions"], strict=True)]
         context = spread(embed, texts)
-        return training.diffusion_loss(model.unet, model.scheduler, z, context, timesteps, noise, min_snr_gamma=min_snr_gamma, kind=kind)
+        return losses.diffusion_loss(model.unet, model.scheduler, z, context, timesteps, noise, min_snr_gamma=min_snr_gamma, kind=kind)
 
     return of
 
@@ -139,7 +119,7 @@ def validation(model, embed, cache, captions, seed, *, draws=64, batch_size=8, k
     rows = [i % len(cache) for i in range(max(draws, len(cache)))]
     mean, _ = cache.batch(rows, [0] * len(rows))
     z = mean * model.scaling
-    timesteps, noise = training.fixed_noise(len(rows), z.shape[1:], model.scheduler, seed)
+    timesteps, noise = losses.fixed_noise(len(rows), z.shape[1:], model.scheduler, seed)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(files.seed(seed, "levels")))
     timesteps = timesteps[order].to(z.device)  # or a tile would always meet the same share of the schedule
     noise = noise.to(z.device)
@@ -150,7 +130,7 @@ def validation(model, embed, cache, captions, seed, *, draws=64, batch_size=8, k
             part = slice(start, start + batch_size)
             context = spread(embed, [captions[row][0] for row in rows[part]])
             with model.autocast():
-                error = training.diffusion_loss(
+                error = losses.diffusion_loss(
                     model.unet, model.scheduler, z[part], context, timesteps[part], noise[part], min_snr_gamma=0, kind=kind
                 )
             total += float(error) * len(z[part])

@@ -10,7 +10,7 @@ import pytest
 from planted import experiment
 from sklearn import metrics as sk
 
-from histokit import cli, deck, files, gallery, raters, screening
+from histokit import cli, deck, files, gallery, raters, reviews
 
 ARMS, MADE = {"real": {}, "augmented": {}}, 25
 
@@ -94,12 +94,12 @@ def test_verdicts_of_several_people_become_reviews_where_most_agree(root, step):
         one, other = ([said[name][i] for i in ids] for name in (row.first, row.second))
         assert row.tiles == len(ids) and row.kappa == pytest.approx(sk.cohen_kappa_score(one, other))
     assert len(found) == 3 and raters.write(table) == len(ids)
-    reviews = files.read_table(root / "params" / "reviews" / "planted.csv").set_index("sha256")
+    given = files.read_table(root / "params" / "reviews" / "planted.csv").set_index("sha256")
     truth = key_of(root, given)["tiles"]
     for i in ids:
         votes = [said[name][i] for name in said]
-        assert reviews.at[truth[i]["sha256"], "verdict"] == max(set(votes), key=votes.count)
-    first = reviews.loc[truth[ids[0]]["sha256"]]
+        assert given.at[truth[i]["sha256"], "verdict"] == max(set(votes), key=votes.count)
+    first = given.loc[truth[ids[0]]["sha256"]]
     assert "artefact, blur" in first["note"] and "ada, ben" in first["reviewer"]
 
 
@@ -231,6 +231,6 @@ def test_fifty_candidates_are_reviewed_by_keyboard_and_come_back_as_reviews(root
     shutil.copy(found.value.path(), path)
     assert path.name.endswith("-Dr_M_ller.json")
     assert cli.main(["import-verdicts", str(path)]) == 0
-    reviews = files.read_table(root / "params" / "reviews" / "planted.csv")
-    assert len(reviews) == 2 * MADE and reviews["reviewer"].eq("Dr. Müller").all() and set(reviews["verdict"]) == set(screening.VERDICTS)
-    assert reviews["verdict"].value_counts().to_dict() == {"keep": 32, "reject": 18} and reviews["note"].iloc[-1] == "artefact"
+    given = files.read_table(root / "params" / "reviews" / "planted.csv")
+    assert len(given) == 2 * MADE and given["reviewer"].eq("Dr. Müller").all() and set(given["verdict"]) == set(reviews.VERDICTS)
+    assert given["verdict"].value_counts().to_dict() == {"keep": 32, "reject": 18} and given["note"].iloc[-1] == "artefact"

@@ -8,7 +8,7 @@ import torch
 from ordered import Ordered
 from tiny import tiny_model
 
-from histokit import adapters, backbone, data, inversion, latents, runs, tuning
+from histokit import adapters, backbone, data, inversion, latents, prompting, runs, tuning
 
 QUICK = {"steps": 3, "batch_size": 4, "lr": 0.05, "n_vectors": 2, "sheet_every": 0, "seed": 0}
 
@@ -163,10 +163,10 @@ def test_the_held_out_loss_picks_the_best_step(tiles, tmp_path):
 
 
 def test_captions_fill_in_label_and_group():
-    assert tuning.caption("a tile of {label}, {group}", "<hk-a>", "dark skin") == "a tile of <hk-a>, dark skin"
-    assert tuning.caption("a tile of {label}, {group}", "<hk-a>") == "a tile of <hk-a>"
+    assert prompting.caption("a tile of {label}, {group}", "<hk-a>", "dark skin") == "a tile of <hk-a>, dark skin"
+    assert prompting.caption("a tile of {label}, {group}", "<hk-a>") == "a tile of <hk-a>"
     with pytest.raises(ValueError, match=r"no \{label\}"):
-        tuning.caption("a tile", "<hk-a>")
+        prompting.caption("a tile", "<hk-a>")
 
 
 def test_a_share_of_the_captions_is_dropped():

@@ -10,7 +10,7 @@ from lab import photograph, wait_until
 from PIL import Image
 from planted import experiment
 
-from histokit import cli, files, locks, screening
+from histokit import cli, files, locks, reviews
 
 MADE = 15
 START = """\
@@ -39,7 +39,7 @@ def study(root):
     return root
 
 
-def reviews(root):
+def written(root):
     return files.read_table(root / "params" / "reviews" / "x.csv")
 
 
@@ -109,7 +109,7 @@ def test_verdicts_by_keyboard_appear_at_once_and_are_written_down(study, lab, pa
         photograph(page, "gallery-waiting")
     desk.get_by_text("saved in params/reviews/x.csv").wait_for()
     assert not (study / "free").exists(), "the cell is still running"
-    table, keep = reviews(study), study / "outputs" / "x" / "keep"
+    table, keep = written(study), study / "outputs" / "x" / "keep"
     pictures = [keep / name for name in files.read_table(keep / "manifest.csv")["file_name"]]
     shas = [files.sha256(path) for path in pictures]
     assert table["verdict"].tolist() == ["reject", "keep", "keep", "reject", "keep", "keep", "withdrawn"]
@@ -118,7 +118,7 @@ def test_verdicts_by_keyboard_appear_at_once_and_are_written_down(study, lab, pa
     # a reason is a rejection; a second one joins it
     pressed(page, "25")
     assert desk.locator(".hk-reasons .hk-on").all_inner_texts() == ["2 artefact", "5 blur"]
-    wait_until(lambda: reviews(study)["note"].iloc[-1] == "artefact, blur")
+    wait_until(lambda: written(study)["note"].iloc[-1] == "artefact, blur")
 
     # the notebook's own keys are quiet, Ctrl+S is the notebook's
     pressed(page, ["b", "x", "m", "d", "d"])
@@ -145,7 +145,7 @@ def test_verdicts_by_keyboard_appear_at_once_and_are_written_down(study, lab, pa
     (study / "free").touch()
 
     # a reload of the page finds everything again, also what another person wrote meanwhile
-    screening.add_review("x", shas[9], "keep", "<b>Ben</b>", "see slide 4")
+    reviews.add_review("x", shas[9], "keep", "<b>Ben</b>", "see slide 4")
     page.reload()
     desk = waited(page)
     assert desk.locator(".hk-count").inner_text() == f"tile 1 of {2 * MADE}, 7 decided"
@@ -153,8 +153,8 @@ def test_verdicts_by_keyboard_appear_at_once_and_are_written_down(study, lab, pa
     desk.locator(".hk-cell").nth(9).click()
     assert desk.locator(".hk-person").inner_text() == "accepted by <b>Ben</b>: see slide 4"
     pressed(page, "ru")  # what somebody else said stands again, in the same words
-    wait_until(lambda: reviews(study)["sha256"].tolist().count(shas[9]) == 3)
-    assert screening.standing("x")[shas[9]] == {"verdict": "keep", "reviewer": "<b>Ben</b>", "note": "see slide 4"}
+    wait_until(lambda: written(study)["sha256"].tolist().count(shas[9]) == 3)
+    assert reviews.standing("x")[shas[9]] == {"verdict": "keep", "reviewer": "<b>Ben</b>", "note": "see slide 4"}
     photograph(page, "gallery-again")
 
 
@@ -174,13 +174,13 @@ def test_what_the_kernel_could_not_write_before_it_died_is_written_by_the_next_o
         desk.locator(".hk-frame").click()
         page.keyboard.press("a")  # nobody hears it
         assert desk.locator(".hk-count").inner_text() == f"tile 5 of {2 * MADE}, 4 decided"
-    assert len(reviews(study)) == 1
+    assert len(written(study)) == 1
     run(page, 3)
-    wait_until(lambda: len(reviews(study)) == 4)
+    wait_until(lambda: len(written(study)) == 4)
     desk = waited(page)
     desk.get_by_text("saved in").wait_for()
     assert desk.locator(".hk-count").inner_text() == f"tile 1 of {2 * MADE}, 4 decided"
-    assert reviews(study)["verdict"].tolist() == ["keep", "reject", "reject", "keep"]
+    assert written(study)["verdict"].tolist() == ["keep", "reject", "reject", "keep"]
 
     # a file that cannot be written is said, and tried again when asked
     held = study / "params" / "reviews" / "x.csv"
@@ -194,7 +194,7 @@ def test_what_the_kernel_could_not_write_before_it_died_is_written_by_the_next_o
     held.write_text(text)
     desk.get_by_role("button", name="Try again").click()
     desk.get_by_text("saved in").wait_for()
-    assert reviews(study)["verdict"].tolist() == ["keep", "reject", "reject", "keep", "reject"]
+    assert written(study)["verdict"].tolist() == ["keep", "reject", "reject", "keep", "reject"]
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from histokit import backbone, corpus, encoders, ldm, sampling, toy, training
+from histokit import backbone, corpus, encoders, ldm, losses, sampling, toy, training
 
 
 def picture(side=40, seed=0):
@@ -207,7 +207,7 @@ def test_timesteps_are_spread_evenly_in_proportion_to_their_weight(monkeypatch):
     for part in (model.unet, model.text_encoder):
         part.requires_grad_(True)
     seen = []
-    monkeypatch.setattr(training, "diffusion_loss", lambda u, s, z, c, timesteps, n, **kw: seen.append(timesteps))
+    monkeypatch.setattr(losses, "diffusion_loss", lambda u, s, z, c, timesteps, n, **kw: seen.append(timesteps))
     player = ldm.diffusion_player(model)
     for step in range(500):
         player.loss({"latents": torch.randn(8, 4, 8, 8), "captions": [""] * 8}, step, torch.Generator().manual_seed(step))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from histokit import metrics
+from histokit import metrics, segmentation
 
 
 def labels(seed=0, n=400, n_classes=5):
@@ -149,7 +149,7 @@ def test_overlap_counts_pixels_and_leaves_out_what_holds_no_foreground():
     truth, called = np.zeros((2, 4, 4), bool)
     truth[:2], called[1:3] = True, True
     tp, fp, fn = (truth & called).sum(), (~truth & called).sum(), (truth & ~called).sum()
-    assert metrics.dice(tp, fp, fn) == pytest.approx(sk.f1_score(truth.ravel(), called.ravel()))
-    assert metrics.iou(tp, fp, fn) == pytest.approx(sk.jaccard_score(truth.ravel(), called.ravel()))
-    np.testing.assert_equal(metrics.dice([0, 3, 0], [0, 0, 2], [0, 0, 0]), [np.nan, 1, 0])
-    np.testing.assert_equal(metrics.iou([0, 3, 0], [0, 0, 2], [0, 0, 0]), [np.nan, 1, 0])
+    assert segmentation.dice(tp, fp, fn) == pytest.approx(sk.f1_score(truth.ravel(), called.ravel()))
+    assert segmentation.iou(tp, fp, fn) == pytest.approx(sk.jaccard_score(truth.ravel(), called.ravel()))
+    np.testing.assert_equal(segmentation.dice([0, 3, 0], [0, 0, 2], [0, 0, 0]), [np.nan, 1, 0])
+    np.testing.assert_equal(segmentation.iou([0, 3, 0], [0, 0, 2], [0, 0, 0]), [np.nan, 1, 0])

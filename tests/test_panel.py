@@ -161,7 +161,7 @@ def tiles():
 def test_two_panels_on_one_model_draw_what_each_draws_alone(tiles, root, monkeypatch):
     model, run = tiny_model(), SimpleNamespace(recipe="", class_name="blue", step="plain")
     jobs = img2img.job_table(model, tiles, {"blue": "blue gland"}, 5, strength=0.5, num_inference_steps=4)
-    monkeypatch.setattr(img2img.made, "kept", lambda name: None)  # everything is drawn
+    monkeypatch.setattr(img2img.previews, "kept", lambda name: None)  # everything is drawn
     sliders = {"strength": widgets.Limits(*STRENGTH), "guidance_scale": widgets.Limits(*GUIDANCE)}
     alone = [img2img.previewer(model, jobs, tiles)(strength=0.75, guidance_scale=scale).images for scale in (3.0, 6.0)]
     panels = [shown(Tuner(img2img.previewer(model, jobs, tiles), run, sliders, rungs=2, patience=0)) for _ in range(2)]

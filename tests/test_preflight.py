@@ -7,7 +7,7 @@ import squares
 import torch
 from tiny import tiny_model
 
-from histokit import codecs, data, features, files, preflight, runs
+from histokit import codecs, data, features, files, preflight, recolour, runs
 
 
 def rows(name, cases, per_case):
@@ -48,7 +48,7 @@ def stained(haematoxylin, eosin, seed, px=32):
 
 def test_stain_amounts_are_those_a_tile_was_made_of():
     made = [(0.3, 0.1), (0.1, 0.4), (0.5, 0.5)]
-    np.testing.assert_allclose(preflight.stains(np.stack([stained(*m, i) for i, m in enumerate(made)])), made, atol=0.02)
+    np.testing.assert_allclose(recolour.stains(np.stack([stained(*m, i) for i, m in enumerate(made)])), made, atol=0.02)
 
 
 def test_colour_alone_is_caught_where_it_goes_with_class_and_not_where_it_goes_with_the_case():
@@ -60,9 +60,9 @@ def test_colour_alone_is_caught_where_it_goes_with_class_and_not_where_it_goes_w
             cases.append(f"c{k}")
             by_class.append(stained(0.2 if name == "a" else 0.4, 0.2, 100 * k + i))
             by_case.append(stained(own, 0.2, 100 * k + i))
-    caught, _ = preflight.colour_trap(preflight.colour(np.stack(by_class)), labels, cases)
+    caught, _ = preflight.colour_trap(recolour.colour(np.stack(by_class)), labels, cases)
     assert caught > 0.95
-    accuracy, share = preflight.colour_trap(preflight.colour(np.stack(by_case)), labels, cases)
+    accuracy, share = preflight.colour_trap(recolour.colour(np.stack(by_case)), labels, cases)
     assert accuracy < 0.8 and share == pytest.approx(max(0, 2 * accuracy - 1))  # without folds by case it would be near 1
     assert np.isnan(preflight.colour_trap(np.zeros((8, 2)), ["a"] * 4 + ["b"] * 4, [f"c{i}" for i in range(4)] + ["d"] * 4)[0])
 

@@ -19,9 +19,10 @@ from histokit import (
     encoders,
     features,
     files,
-    guides,
     readings,
+    reviews,
     runs,
+    scoring,
     screening,
     selection,
     trials,
@@ -30,44 +31,44 @@ from histokit import (
 
 def test_a_copy_of_a_training_image_finds_its_original():
     real = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
-    similarity, index = selection.nearest_similarity(3 * real[[4, 11]], real)
+    similarity, index = scoring.nearest_similarity(3 * real[[4, 11]], real)
     assert index.tolist() == [4, 11]
     torch.testing.assert_close(similarity, torch.ones(2))
 
 
 def test_nearest_similarity_needs_a_real_image():
     with pytest.raises(ValueError, match="at least one real image"):
-        selection.nearest_similarity(torch.ones(1, 8), torch.empty(0, 8))
+        scoring.nearest_similarity(torch.ones(1, 8), torch.empty(0, 8))
 
 
 def test_of_several_views_the_nearest_counts():
     real = torch.eye(4)
     views = torch.stack([torch.stack([-real[2], real[2] + 0.1 * real[0], real[1]])])
-    similarity, index = selection.nearest_similarity(views, real)
+    similarity, index = scoring.nearest_similarity(views, real)
     assert index.tolist() == [1] and similarity.item() == pytest.approx(1)
-    assert len(selection.nearest_similarity(views[:0], real)[0]) == 0
+    assert len(scoring.nearest_similarity(views[:0], real)[0]) == 0
 
 
 def test_real_tiles_are_compared_with_other_cases_only():
     real = torch.tensor([[1.0, 0.0], [1.0, 0.01], [0.0, 1.0]])
     cases = np.array(["a", "a", "b"])
-    anywhere = selection.real_similarity(real[:, None], real, range(3))
-    across = selection.real_similarity(real[:, None], real, range(3), cases, cases)
+    anywhere = scoring.real_similarity(real[:, None], real, range(3))
+    across = scoring.real_similarity(real[:, None], real, range(3), cases, cases)
     assert anywhere[0] > 0.999 and across[0] == pytest.approx(0, abs=1e-6)
-    alone = selection.real_similarity(real[:2, None], real[:2], range(2), cases[:2], cases[:2])
+    alone = scoring.real_similarity(real[:2, None], real[:2], range(2), cases[:2], cases[:2])
     assert np.isnan(alone).all()
 
 
 def test_of_two_alike_only_the_less_wanted_has_a_twin():
     views = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])[:, None]
-    similarity, index = selection.twins(views, order=[2, 1, 0])
+    similarity, index = scoring.twins(views, order=[2, 1, 0])
     assert index.tolist() == [2, 2, -1]
     np.testing.assert_allclose(similarity, [1, 0, np.nan])
 
 
 def test_tone_of_black_white_and_a_checkerboard():
     board = np.kron([[0, 1], [1, 0]], np.ones((2, 2)))[..., None].repeat(3, axis=2) * 255
-    brightness, contrast = selection.tone(np.stack([np.zeros_like(board), np.full_like(board, 255), board]))
+    brightness, contrast = scoring.tone(np.stack([np.zeros_like(board), np.full_like(board, 255), board]))
     assert brightness.tolist() == [0, 255, 127.5]
     assert contrast.tolist() == [0, 0, 127.5]
 
@@ -75,22 +76,22 @@ def test_tone_of_black_white_and_a_checkerboard():
 def test_a_blurred_tile_is_less_sharp():
     tile = np.random.default_rng(0).integers(0, 255, (1, 32, 32, 1), np.uint8).repeat(3, axis=3)
     smooth = ((tile.astype(int) + np.roll(tile, 1, 1) + np.roll(tile, 1, 2) + np.roll(tile, 1, (1, 2))) // 4).astype(np.uint8)
-    sharp, blurred, flat = (float(selection.focus(x)[0]) for x in (tile, smooth, np.full_like(tile, 9)))
+    sharp, blurred, flat = (float(scoring.focus(x)[0]) for x in (tile, smooth, np.full_like(tile, 9)))
     assert sharp > 1.5 * blurred > 0 == flat
     board = np.indices((8, 8)).sum(0)[None, ..., None].repeat(3, axis=3) % 2 * 10  # the Laplacian is 40 or -40 everywhere
-    assert selection.focus(board)[0] == pytest.approx(40, rel=0.02)
+    assert scoring.focus(board)[0] == pytest.approx(40, rel=0.02)
 
 
 def test_deviation_counts_robust_standard_deviations_of_the_farther_stain():
     reference = np.random.default_rng(0).normal([1, 2], [0.1, 0.5], (4000, 2))
-    found = selection.deviation(np.array([[1, 2], [1.3, 2], [1, 0.5], [1.3, 0]]), reference)
+    found = scoring.deviation(np.array([[1, 2], [1.3, 2], [1, 0.5], [1.3, 0]]), reference)
     assert found == pytest.approx([0, 3, 3, 4], abs=0.2)
 
 
 @pytest.mark.parametrize("metric", ["unit", "raw"])
 def test_the_nearest_mean_is_found_and_the_margin_has_its_sign(metric):
     real, labels = np.array([[1.0, 0.1, 0.1], [1, -0.1, 0], [0, 1, 0], [0.1, 1, 0.2]]), ["a", "a", "b", "b"]
-    place, distance, margin = selection.to_centroids(np.array([[2.0, 0, 0], [0, 3, 0.1], [1, 1, 0]]), real, labels, "a", metric)
+    place, distance, margin = scoring.to_centroids(np.array([[2.0, 0, 0], [0, 3, 0.1], [1, 1, 0]]), real, labels, "a", metric)
     assert place.tolist()[:2] == [1, 2] and margin[0] > 0 > margin[1] and distance[0] < distance[2] < distance[1]
     second = sorted(set(labels))  # the same, by scikit-learn's nearest centroid
     from sklearn.neighbors import NearestCentroid
@@ -98,7 +99,7 @@ def test_the_nearest_mean_is_found_and_the_margin_has_its_sign(metric):
     unit = real / np.linalg.norm(real, axis=1, keepdims=True)
     asked = np.array([[2.0, 0, 0], [0, 3, 0.1], [1, 0.8, 0]])
     theirs = NearestCentroid().fit(unit, labels).predict(asked / np.linalg.norm(asked, axis=1, keepdims=True))
-    assert [second[0] == one for one in theirs] == (selection.to_centroids(asked, real, labels, "a", "raw")[0] == 1).tolist()
+    assert [second[0] == one for one in theirs] == (scoring.to_centroids(asked, real, labels, "a", "raw")[0] == 1).tolist()
 
 
 def test_the_paper_s_distance_favours_a_class_that_spreads_and_ours_does_not():
@@ -107,12 +108,12 @@ def test_the_paper_s_distance_favours_a_class_that_spreads_and_ours_does_not():
     tight, wide = rng.normal([1, 0, 0], 0.05, (200, 3)), rng.normal([0, 0.4, 0], 1.0, (200, 3))
     real, labels = np.concatenate([tight, wide]), ["tight"] * 200 + ["wide"] * 200
     between = np.array([[1.0, 2.2, 0]])
-    places = {metric: selection.to_centroids(between, real, labels, "wide", metric)[1:] for metric in ("raw", "unit")}
+    places = {metric: scoring.to_centroids(between, real, labels, "wide", metric)[1:] for metric in ("raw", "unit")}
     far = np.array([[1.0, 0, 1.0]])  # nearly orthogonal to the wide class
-    assert selection.to_centroids(far, real, labels, "tight", "unit")[0] == 1
+    assert scoring.to_centroids(far, real, labels, "tight", "unit")[0] == 1
     assert places["unit"][1][0] != places["raw"][1][0]
     with pytest.raises(ValueError, match="metric is 'cosine'; expected unit or raw"):
-        selection.to_centroids(far, real, labels, "tight", "cosine")
+        scoring.to_centroids(far, real, labels, "tight", "cosine")
 
 
 def passed(n=6):
@@ -161,8 +162,8 @@ def test_a_quota_that_means_nothing_is_refused(quota, words):
 
 
 def test_rank_of_the_asked_class():
-    assert selection.rank_of([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]], 1).tolist() == [2, 2]
-    assert selection.rank_of([[0.2, 0.6, 0.2]], 1).tolist() == [1]
+    assert scoring.rank_of([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]], 1).tolist() == [2, 2]
+    assert scoring.rank_of([[0.2, 0.6, 0.2]], 1).tolist() == [1]
 
 
 def real_scores(across, anywhere=None, known=0.0, contrast=20.0):
@@ -398,19 +399,19 @@ def test_a_verdict_in_the_review_file_wins_and_makes_the_run_stale(study):
     made = [squares.tile("red", 4001), squares.tile("blue", 5001)]
     run, (manifest, *_) = screen(made, {"judge_rank": 1})
     assert manifest["status"].tolist() == ["rejected", "kept"]
-    screening.add_review("exp", manifest["sha256"][0], "reject", "A. B.", "first thought")
-    screening.add_review("exp", manifest["sha256"][0], "keep", "A. B.", "a rare stain, see slide 4")
+    reviews.add_review("exp", manifest["sha256"][0], "reject", "A. B.", "first thought")
+    reviews.add_review("exp", manifest["sha256"][0], "keep", "A. B.", "a rare stain, see slide 4")
     table = files.read_table(study / "params" / "reviews" / "exp.csv")
     assert table["verdict"].tolist() == ["reject", "keep"]  # nothing is overwritten
     run.finish(data.without_memory(manifest))
     run, (manifest, *_) = screen(made, {"judge_rank": 1})
     assert manifest["status"].tolist() == ["kept", "kept"] and manifest["reason"][0].startswith("person: keep, a rare stain, see slide 4")
     with pytest.raises(ValueError, match="expected keep or reject"):
-        screening.add_review("exp", manifest["sha256"][0], "maybe")
+        reviews.add_review("exp", manifest["sha256"][0], "maybe")
     bad = study / "params" / "reviews" / "exp.csv"
     bad.write_text(bad.read_text().replace("keep", "kept"))
     with pytest.raises(ValueError, match=r"exp\.csv, line 3: verdict 'kept'"):
-        screening.reviews(run)
+        reviews.of_run(run)
 
 
 def test_a_verdict_can_be_taken_back_and_what_stands_is_not_said_again(study):
@@ -420,22 +421,22 @@ def test_a_verdict_can_be_taken_back_and_what_stands_is_not_said_again(study):
     red, blue = manifest["sha256"]
     line = {"verdict": "keep", "reviewer": "A. B.", "note": ""}
     taken = line | {"verdict": "withdrawn"}
-    screening.add_reviews("exp", [{"sha256": red, **line}, {"sha256": red, **line}, {"sha256": red, **taken}, {"sha256": blue, **taken}])
+    reviews.add_reviews("exp", [{"sha256": red, **line}, {"sha256": red, **line}, {"sha256": red, **taken}, {"sha256": blue, **taken}])
     table = files.read_table(study / "params" / "reviews" / "exp.csv")
     assert table["verdict"].tolist() == ["keep", "withdrawn"] and set(table["sha256"]) == {red}
-    assert screening.standing("exp") == {}
+    assert reviews.standing("exp") == {}
     _, (again, *_) = screen(made, {"judge_rank": 1})
     assert again["status"].tolist() == manifest["status"].tolist() == ["rejected", "kept"], "the scores decide as before"
-    screening.add_review("exp", red, "keep", "C. D.", "as before")
-    assert screening.standing("exp") == {red: {"verdict": "keep", "reviewer": "C. D.", "note": "as before"}}
+    reviews.add_review("exp", red, "keep", "C. D.", "as before")
+    assert reviews.standing("exp") == {red: {"verdict": "keep", "reviewer": "C. D.", "note": "as before"}}
 
 
 def test_verdicts_written_by_two_at_a_time_are_all_there(study):
     (study / "params" / "reviews").mkdir(parents=True, exist_ok=True)
     shas = [f"{i:064x}" for i in range(40)]
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda sha: screening.add_review("exp", sha, "keep"), shas))
-    assert sorted(screening.standing("exp")) == shas
+        list(pool.map(lambda sha: reviews.add_review("exp", sha, "keep"), shas))
+    assert sorted(reviews.standing("exp")) == shas
 
 
 def test_a_judge_that_saw_synthetic_tiles_is_refused(study):
@@ -503,7 +504,7 @@ def test_what_a_panel_reads_of_a_picture_is_what_05_says_of_the_tile(study):
 
 
 def test_without_a_judge_a_panel_says_so_and_reads_the_rest(study):
-    steered = SimpleNamespace(identity=guides.identity(panel_of(study).judge[0][0]))
+    steered = SimpleNamespace(identity=classifiers.identity(panel_of(study).judge[0][0]))
     assert panel_of(study, guide=steered).remark == "judge steers these pictures, so it cannot judge them."
     alone = panel_of(study, recipe="")
     assert alone.judge[0] == [] and alone.remark.startswith("No 05_select")

@@ -7,7 +7,7 @@ import pytest
 import squares
 from PIL import Image
 
-from histokit import data, runs, shortcuts
+from histokit import data, decode, runs, shortcuts
 
 
 def manifests(n=40):
@@ -53,13 +53,13 @@ def test_tiles_that_are_coded_otherwise_are_said(tmp_path):
         return pd.DataFrame({"path": [str(path) for path in paths]})
 
     png, coarse, fine = written("a.png", 3), written("b.jpg", 3, quality=60), written("c.jpg", 3, quality=95)
-    assert list(shortcuts.codecs(png)) == ["PNG 64 x 64 px"]
-    assert next(iter(shortcuts.codecs(coarse))).startswith("JPEG 64 x 64 px, quantisation ")
-    assert list(shortcuts.codecs(coarse)) != list(shortcuts.codecs(fine)), "the quality is another codec"
-    assert shortcuts.codec_remarks(png, png) == []
-    (said,) = shortcuts.codec_remarks(coarse, png)
+    assert list(decode.codecs(png)) == ["PNG 64 x 64 px"]
+    assert next(iter(decode.codecs(coarse))).startswith("JPEG 64 x 64 px, quantisation ")
+    assert list(decode.codecs(coarse)) != list(decode.codecs(fine)), "the quality is another codec"
+    assert decode.codec_remarks(png, png) == []
+    (said,) = decode.codec_remarks(coarse, png)
     assert "real tiles are JPEG 64 x 64 px" in said and "added ones PNG 64 x 64 px" in said
-    assert shortcuts.codec_remarks(png, png.head(0)) == []
+    assert decode.codec_remarks(png, png.head(0)) == []
 
 
 def test_cases_outside_the_stain_of_the_training_cases_are_known(root, monkeypatch):

@@ -7,7 +7,7 @@ import squares
 import torch
 from tiny import tiny_model
 
-from histokit import data, files, runs, suspects, toy, training
+from histokit import data, files, losses, runs, suspects, toy
 
 ONE = {"encoders": ["colour-texture"]}
 
@@ -119,5 +119,5 @@ def test_the_loss_is_the_mean_of_the_errors():
     z, noise, context = torch.randn(3, 4, 8, 8, generator=g), torch.randn(3, 4, 8, 8, generator=g), torch.randn(3, 77, 32, generator=g)
     args = model.unet, model.scheduler, z, context, torch.tensor([10, 500, 900]), noise
     with torch.no_grad():
-        each = training.diffusion_errors(*args)
-        assert each.shape == (3,) and float(each.mean()) == pytest.approx(float(training.diffusion_loss(*args, min_snr_gamma=0)))
+        each = losses.diffusion_errors(*args)
+        assert each.shape == (3,) and float(each.mean()) == pytest.approx(float(losses.diffusion_loss(*args, min_snr_gamma=0)))

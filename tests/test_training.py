@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from histokit import checkpoints, files, progress, training
+from histokit import checkpoints, files, losses, progress, training
 
 
 def player(seed=0, name="line", lr=1e-2):
@@ -218,11 +218,9 @@ def test_min_snr_weight_is_the_papers_formula():
     steps = torch.arange(3)
     snr = alphas / (1 - alphas)
     bounded = torch.minimum(snr, torch.tensor(5.0))
-    torch.testing.assert_close(training.min_snr_weight(alphas, steps, 5.0), bounded / snr)
-    torch.testing.assert_close(
-        training.min_snr_weight(alphas, steps, 5.0, "v_prediction"), torch.minimum(snr, torch.tensor(5.0)) / (snr + 1)
-    )
-    assert training.min_snr_weight(alphas, steps, 0).tolist() == [1, 1, 1]
+    torch.testing.assert_close(losses.min_snr_weight(alphas, steps, 5.0), bounded / snr)
+    torch.testing.assert_close(losses.min_snr_weight(alphas, steps, 5.0, "v_prediction"), torch.minimum(snr, torch.tensor(5.0)) / (snr + 1))
+    assert losses.min_snr_weight(alphas, steps, 0).tolist() == [1, 1, 1]
 
 
 def test_training_ends_when_patience_is_spent_and_counts_anew_from_a_renewal(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from histokit import adapters, backbone, latents, runs, sampling, toy, training, tuning
+from histokit import adapters, backbone, latents, losses, machine, runs, sampling, toy, training, tuning
 
 ROUNDS = 5
 BASE = os.environ.get("HISTOKIT_BENCH_BASE", "mini")
@@ -65,7 +65,7 @@ def test_lora_steps_from_caches(model, tiles, steps=12, batch_size=8):
         for _ in range(steps):
             noise, at = torch.randn_like(fixed["latents"]), torch.full((batch_size,), 500, device=model.device)
             with model.autocast():
-                training.diffusion_loss(model.unet, model.scheduler, fixed["latents"], context, at, noise).backward()
+                losses.diffusion_loss(model.unet, model.scheduler, fixed["latents"], context, at, noise).backward()
             for p in params:
                 p.grad = None
 
@@ -89,7 +89,7 @@ def test_lora_steps_from_caches(model, tiles, steps=12, batch_size=8):
     print(
         f"\nLoRA on {BASE}, batch {batch_size}: {speed['cached']:.1f} images/s from caches, {share:.0%} of forward and backward alone "
         f"({speed['ceiling']:.1f}), {speed['cached'] / speed['uncached']:.2f} x the uncached loop ({speed['uncached']:.1f}), "
-        f"peak {training.peak_gb():.2f} GB",
+        f"peak {machine.peak_gb():.2f} GB",
         flush=True,
     )
     assert share >= 0.9
@@ -123,7 +123,7 @@ def test_sampling_beside_the_bare_calls(model, num_inference_steps=10, guidance_
     what = f"{num_inference_steps} steps, guidance {guidance_scale}, batch {batch}"
     print(
         f"\nsampling on {BASE}, {what}: {rate:.2f} images/s, {ratio:.2f} x the bare UNet and decoder calls "
-        f"({floor:.2f} images/s), peak {training.peak_gb():.2f} GB",
+        f"({floor:.2f} images/s), peak {machine.peak_gb():.2f} GB",
         flush=True,
     )
     assert ratio <= 1.1

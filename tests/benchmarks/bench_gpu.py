@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from bench_generator import clock, in_turns
 from torch.utils.flop_counter import FlopCounterMode
 
-from histokit import adapters, backbone, ldm, runs, sampling, training, tuning
+from histokit import adapters, backbone, ldm, losses, runs, sampling, training, tuning
 
 SMALL = bool(os.environ.get("HISTOKIT_BENCH_SMALL"))
 pytestmark = [] if SMALL else [pytest.mark.gpu]
@@ -138,7 +138,7 @@ def test_lora_step(model, params, rate, batch_size):
     def forward_backward():
         at = torch.full((batch_size,), 500, device=model.device)
         with torch.autocast(model.device.type, torch.bfloat16):
-            training.diffusion_loss(model.unet, model.scheduler, z, context, at, torch.randn_like(z)).backward()
+            losses.diffusion_loss(model.unet, model.scheduler, z, context, at, torch.randn_like(z)).backward()
 
     peaks = {}
 
