@@ -60,7 +60,7 @@ else
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
 endif
-	@$(BIN)/python -c 'import numpy as np; from histokit import likeness as l; l.umap(np.random.rand(40, 8), np.random.rand(4, 8))' \
+	@$(BIN)/python -c 'from histokit.fidelity import likeness; likeness.compile_umap()' \
 	  >/dev/null 2>.venv/umap.log || echo "UMAP could not be compiled now (.venv/umap.log says why); 07_evaluate will try again"
 	@git rev-parse --git-dir >/dev/null 2>&1 && git config filter.nbstripout.clean '$(BIN)/nbstripout --keep-id' \
 	  && git config filter.nbstripout.smudge cat || true

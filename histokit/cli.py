@@ -116,21 +116,21 @@ def parser():
 
 
 def _read(arguments):
-    from histokit import recipe
+    from histokit.runs import recipe
 
     return recipe.read(arguments.recipe, arguments.parameter)
 
 
 def _study(arguments):
     """The recipe and, after it, its replicates: what --draws and --generator-seeds ask for."""
-    from histokit import replicates
+    from histokit.engine import replicates
 
     return replicates.study(_read(arguments), arguments.draws, arguments.generator_seeds)
 
 
 def _parts(arguments):
     """(recipe, step ids to keep to, step ids to redo) of each replicate that has any of them; RecipeError for an id none has."""
-    from histokit import recipe
+    from histokit.runs import recipe
 
     found = _study(arguments)
     every = list(dict.fromkeys(id for one in found for id in one.steps))
@@ -144,7 +144,7 @@ def _parts(arguments):
 
 
 def _run(arguments):
-    from histokit import batch
+    from histokit.engine import batch
 
     if arguments.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {arguments.jobs}")
@@ -173,7 +173,9 @@ def _run(arguments):
 def _dry_run(arguments, recipe, only, force, several=False):
     import shlex
 
-    from histokit import batch, files, forecast, jobs, notebooks
+    from histokit.core import files
+    from histokit.engine import batch, forecast, jobs
+    from histokit.runs import notebooks
 
     if several:
         print(f"\n{recipe.experiment}")
@@ -206,7 +208,7 @@ def _dry_run(arguments, recipe, only, force, several=False):
 
 
 def _estimate(guesses, lacking):
-    from histokit import batch
+    from histokit.engine import batch
 
     judged = [guess for guess in guesses if guess.seconds is not None]
     why = f" ({lacking})" if lacking else ""
@@ -227,7 +229,7 @@ def _short(path, root):
 
 
 def _status(arguments):
-    from histokit import batch, forecast, jobs
+    from histokit.engine import batch, forecast, jobs
 
     states, study = [], _study(arguments)
     for recipe in study:
@@ -249,19 +251,20 @@ def _status(arguments):
 
 
 def _doctor(arguments):
-    from histokit import doctor
+    from histokit.engine import doctor
 
     return doctor.report(arguments.base)
 
 
 def _init(arguments):
-    from histokit import draft
+    from histokit.tiles import autodescribe
 
-    return draft.draft(arguments.folder, arguments.output)
+    return autodescribe.draft(arguments.folder, arguments.output)
 
 
 def _report(arguments):
-    from histokit import files, report
+    from histokit.core import files
+    from histokit.show import report
 
     name = "report-share.html" if arguments.share else "report.html"
     path = files.root() / (arguments.output or f"outputs/{arguments.experiment}/{name}")
@@ -270,28 +273,29 @@ def _report(arguments):
 
 
 def _new(arguments):
-    from histokit import study
+    from histokit.engine import scaffold
 
-    made = study.new(arguments.folder, copy=arguments.copy)
+    made = scaffold.new(arguments.folder, copy=arguments.copy)
     print(f"{arguments.folder}: {', '.join(made)}", f"next: cd {arguments.folder} && histokit run params/demo.yaml", sep="\n")
 
 
 def _compare(arguments):
     from textwrap import shorten
 
-    from histokit import versus
+    from histokit.evaluate import compare_experiments
 
-    table = versus.settings(arguments.one, arguments.other)
+    table = compare_experiments.settings(arguments.one, arguments.other)
     for row in table.itertuples(index=False):
         where = "/".join(filter(None, (row[0], row[1])))
         print(f"{where:24} {row[2]:22} {shorten(str(row[3]), 50)} | {shorten(str(row[4]), 50)}")
     print(f"{len(table) or 'no'} settings differ, {arguments.one} | {arguments.other}\n")
-    print(*versus.paired(arguments.one, arguments.other, arguments.arms)[0], sep="\n")
+    print(*compare_experiments.paired(arguments.one, arguments.other, arguments.arms)[0], sep="\n")
     print("It was planned by neither recipe, and counts as a look at these test tiles: see it as a hint, and plan the next one.")
 
 
 def _gallery(arguments):
-    from histokit import files, gallery
+    from histokit.core import files
+    from histokit.select import gallery
 
     step = (files.root() / arguments.run).resolve()
     path = files.root() / arguments.output if arguments.output else step / f"gallery{'-blind' if arguments.blind else ''}.html"
@@ -300,19 +304,19 @@ def _gallery(arguments):
 
 
 def _import_verdicts(arguments):
-    from histokit import raters
+    from histokit.select import rater_agreement
 
-    table = raters.read(arguments.files)
-    print(*raters.remarks(table), sep="\n")
+    table = rater_agreement.read(arguments.files)
+    print(*rater_agreement.remarks(table), sep="\n")
     if table.attrs["blind"]:
         print("A blind page asks whether people can tell, not what to keep: nothing was written into the reviews.")
     elif not arguments.dry_run:
-        n = raters.write(table)
+        n = rater_agreement.write(table)
         print(f"{n} verdicts into params/reviews/{table.attrs['experiment']}.csv; 05_select follows them when the recipe runs again")
 
 
 def _verify(arguments):
-    from histokit import provenance
+    from histokit.runs import provenance
 
     checked, found = provenance.verify(arguments.place)
     for odd in found:
@@ -322,14 +326,14 @@ def _verify(arguments):
 
 
 def _trace(arguments):
-    from histokit import provenance
+    from histokit.runs import provenance
 
     for found in provenance.trace(arguments.tile):
         print("\n".join(provenance.told(found)))
 
 
 def _without_case(arguments):
-    from histokit import provenance
+    from histokit.runs import provenance
 
     found = provenance.without_case(arguments.case, arguments.dataset)
     for row in found.itertuples():
@@ -344,7 +348,8 @@ def _without_case(arguments):
 
 
 def _export(arguments):
-    from histokit import export, files
+    from histokit.core import files
+    from histokit.select import export
 
     step, outputs = (files.root() / arguments.run).resolve(), (files.root() / "outputs").resolve()
     if outputs not in step.parents:
@@ -359,7 +364,9 @@ def _export(arguments):
 def _open(arguments):
     import subprocess
 
-    from histokit import files, jobs, notebooks, recipe
+    from histokit.core import files
+    from histokit.engine import jobs
+    from histokit.runs import notebooks, recipe
 
     read, root = _read(arguments), files.root()
     if arguments.step not in read.steps:

@@ -39,7 +39,7 @@ class Blend:
         images = (1 - strength) * self.tiles + strength * (self.noise + 4 * guidance_scale)
         return SimpleNamespace(images=np.uint8(images.clip(0, 255)), sources=self.tiles, true_steps=steps, jobs=self.jobs)
 
-    def ladder(self, strengths, job=0, **others):
+    def sweep(self, strengths, job=0, **others):
         return np.concatenate([self(strength=strength, **others).images[[job]] for strength in strengths])
 
 

@@ -32,19 +32,18 @@ def root(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def measured(monkeypatch):
     """No dry run stops to try how fast this machine is; the list holds what would have been measured."""
-    from histokit import calibration, machine
+    from histokit.core import machine
+    from histokit.engine import speed
 
     asked = []
     monkeypatch.setattr(machine, "busy", lambda: False)  # it is, with tests
-    rates = calibration.Rates(
-        start=10, read=0.01, see={}, head=0.001, train=0.1, denoise=0.05, code=0.1, lora_bytes=10**6, latent_bytes=10**4
-    )
+    rates = speed.Rates(start=10, read=0.01, see={}, head=0.001, train=0.1, denoise=0.05, code=0.1, lora_bytes=10**6, latent_bytes=10**4)
 
     def instead(base, batch, encoders, device, seconds):
         asked.append((base, batch, encoders))
         return dataclasses.replace(rates, see=dict.fromkeys(encoders, 0.01))
 
-    monkeypatch.setattr(calibration, "measure_all", instead)
+    monkeypatch.setattr(speed, "measure_all", instead)
     return asked
 
 

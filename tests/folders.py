@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from histokit import data
+from histokit.tiles import data
 
 
 def texture(seed, px=32):

@@ -11,7 +11,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageFilter
 
-from histokit import augment, comparison, data, files, runs, toy, trials
+from histokit import runs, toy
+from histokit.arms import comparison, trials
+from histokit.core import files
+from histokit.tiles import augment, data
 
 HEAD, TAIL = ["stroma", "normal_gland", "adenoma"], ["mucinous", "cribriform"]
 SIZES = {"train": (12, 4), "val": (4, 2), "test": (10, 2)}  # cases of a class in each split, and tiles of a case

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from histokit import files
+from histokit.core import files
 
 PATIENCE = 90_000  # milliseconds; a kernel starts in a few seconds on an idle machine
 

@@ -6,7 +6,7 @@ The second definition that `histokit.guidance` is held against, for its numbers 
 import torch
 from diffusers import DDIMScheduler
 
-from histokit import backbone
+from histokit.diffusion import backbone
 
 
 def optimise(

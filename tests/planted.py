@@ -6,8 +6,11 @@ import json
 import numpy as np
 import pandas as pd
 
-from histokit import data, files, runs, stats
-from histokit.predictions import Predictions
+from histokit import runs
+from histokit.arms.predictions import Predictions
+from histokit.core import files
+from histokit.metrics import stats
+from histokit.tiles import data
 
 CLASSES = ["Adeno, mucinous", "Normal", "Polyp", "Serrated"]
 TAIL = ["Polyp", "Serrated"]

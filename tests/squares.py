@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from histokit import data, files, runs
+from histokit import runs
+from histokit.core import files
+from histokit.tiles import data
 
 CLASSES = ["red", "green", "blue"]
 COLOURS = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}

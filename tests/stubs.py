@@ -33,7 +33,7 @@ def dataset(root, classes="{fat: {role: tail}, mucin: {role: tail}, stroma: {rol
     (folder / "tiles.yaml").write_text(f"root: tiles\ntile_px: 32\nclasses: {classes}\n")
 
 
-START = "from histokit import files, runs\nrun = runs.start(**runs.parameters(globals()))"
+START = "from histokit import runs\nfrom histokit.core import files\nrun = runs.start(**runs.parameters(globals()))"
 ROLES = "{'classes': ['fat', 'mucin', 'stroma'], 'roles': {'fat': 'tail', 'mucin': 'tail', 'stroma': 'head'}}"
 
 

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 from tiny import tiny_model
 
-from histokit import adapters, backbone, files, sampling
+from histokit.core import files
+from histokit.diffusion import adapters, backbone, sampling
 
 A, B = "<hk-adenoma>", "<hk-adenocarcinoma>"
 STEPS, SCALE = 4, 3.0

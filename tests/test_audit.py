@@ -9,7 +9,8 @@ import pytest
 from folders import FolderRun, class_folders, described, encoded, save, texture
 from PIL import Image, ImageEnhance
 
-from histokit import audit, copies, data, files, splits
+from histokit.core import files
+from histokit.tiles import audit, data, near_duplicates, splits
 
 PATTERN = "case_pattern: '(?P<case_id>P[0-9]+)_'\n"
 
@@ -39,8 +40,8 @@ CHANGES = {
 def test_a_changed_copy_is_found_and_nothing_else(change):
     images = [Image.fromarray(texture(seed, 96)) for seed in range(40)]
     planted = [*images, *(CHANGES[change](images[i]) for i in (3, 17))]
-    waves = copies.signatures(np.stack([copies.thumbnail(image) for image in planted]))
-    i, j, value, symmetry = copies.pairs(waves)
+    waves = near_duplicates.signatures(np.stack([near_duplicates.thumbnail(image) for image in planted]))
+    i, j, value, symmetry = near_duplicates.pairs(waves)
     assert list(zip(i.tolist(), j.tolist(), strict=True)) == [(3, 40), (17, 41)]
     assert (value > 0.95).all() and len(set(symmetry.tolist())) == 1
 
@@ -51,32 +52,35 @@ def test_a_changed_copy_is_found_and_nothing_else(change):
 )
 def test_the_symmetry_is_named(change, name):
     image = Image.fromarray(texture(0, 96))
-    waves = copies.signatures(np.stack([copies.thumbnail(image), copies.thumbnail(CHANGES[change](image))]))
-    assert copies.SYMMETRIES[copies.pairs(waves)[3][0]] == name
+    waves = near_duplicates.signatures(np.stack([near_duplicates.thumbnail(image), near_duplicates.thumbnail(CHANGES[change](image))]))
+    assert near_duplicates.SYMMETRIES[near_duplicates.pairs(waves)[3][0]] == name
 
 
 def test_candidates_miss_nothing_that_the_eight_symmetries_would_find():
-    waves = copies.signatures(np.stack([copies.thumbnail(Image.fromarray(texture(seed, 64))) for seed in range(60)]))
-    flat, eight = waves.reshape(60, -1), copies.symmetric(waves).reshape(60, 8, -1)
+    waves = near_duplicates.signatures(np.stack([near_duplicates.thumbnail(Image.fromarray(texture(seed, 64))) for seed in range(60)]))
+    flat, eight = waves.reshape(60, -1), near_duplicates.symmetric(waves).reshape(60, 8, -1)
     best = np.einsum("id,jsd->ijs", flat, eight).max(axis=2)
-    quick = copies.invariant(waves) @ copies.invariant(waves).T
+    quick = near_duplicates.invariant(waves) @ near_duplicates.invariant(waves).T
     assert (quick >= best - 1e-5).all()
-    i, j, value, _ = copies.pairs(waves, threshold=0.2, block=7)
+    i, j, value, _ = near_duplicates.pairs(waves, threshold=0.2, block=7)
     expected = np.argwhere(np.triu(best >= 0.2, 1))
     assert len(expected) > 5 and sorted(zip(i, j, strict=True)) == [tuple(pair) for pair in expected]
     np.testing.assert_allclose(value, best[i, j], atol=1e-5)
 
 
 def test_two_sets_are_compared_with_each_other_only():
-    waves = copies.signatures(np.stack([copies.thumbnail(Image.fromarray(texture(seed, 64))) for seed in (1, 2, 1)]))
-    i, j, *_ = copies.pairs(waves[:2], waves[[2, 0]])
+    waves = near_duplicates.signatures(np.stack([near_duplicates.thumbnail(Image.fromarray(texture(seed, 64))) for seed in (1, 2, 1)]))
+    i, j, *_ = near_duplicates.pairs(waves[:2], waves[[2, 0]])
     assert list(zip(i, j, strict=True)) == [(0, 0), (0, 1)]
 
 
 def test_nearly_uniform_tiles_are_no_copies_of_each_other():
     rng = np.random.default_rng(0)
     blank = [rng.integers(240, 243, (64, 64, 3), np.uint8) for _ in range(5)]
-    assert len(copies.pairs(copies.signatures(np.stack([copies.thumbnail(Image.fromarray(b)) for b in blank])))[0]) == 0
+    assert (
+        len(near_duplicates.pairs(near_duplicates.signatures(np.stack([near_duplicates.thumbnail(Image.fromarray(b)) for b in blank])))[0])
+        == 0
+    )
 
 
 # ---- the audit of a folder
@@ -143,7 +147,7 @@ def test_unreadable_tiles_stop_unless_told_to_leave_them_out(root):
 
 def test_a_file_that_is_there_a_thousand_times_costs_a_thousand_pairs(root):
     tiles = pd.DataFrame({"tile_id": [str(i) for i in range(1000)], "sha256": ["x"] * 1000})
-    assert len(audit.copied(tiles, np.stack([copies.thumbnail(Image.fromarray(texture(1)))] * 1000))) == 999
+    assert len(audit.copied(tiles, np.stack([near_duplicates.thumbnail(Image.fromarray(texture(1)))] * 1000))) == 999
 
 
 def test_without_pixels_the_audit_still_looks_at_cases(root):

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model, write_hub_layout
 
-from histokit import backbone, files, sampling
+from histokit.core import files
+from histokit.diffusion import backbone, sampling
 
 
 @pytest.fixture(scope="module")

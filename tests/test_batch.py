@@ -12,7 +12,10 @@ import types
 import pytest
 import stubs
 
-from histokit import batch, files, jobs, machine, notebooks, recipe, runs
+from histokit import runs
+from histokit.core import files, machine
+from histokit.engine import batch, jobs
+from histokit.runs import notebooks, recipe
 
 
 @pytest.fixture(scope="module")
@@ -255,8 +258,8 @@ def test_to_run_one_class_or_step_sets_no_other_aside(root, monkeypatch):
     assert not any("set aside" in line for line in lines) and set(states(root).values()) == {("done", "")}
 
 
-FREEZE = """from histokit import describe
-held = describe.describe(dataset)
+FREEZE = """from histokit.tiles import description
+held = description.describe(dataset)
 files.write_json(run.path('dataset.json'), {'classes': held.classes, 'roles': {c: held.roles.get(c, 'head') for c in held.classes}})
 run.finish({})"""
 
@@ -281,7 +284,7 @@ def test_a_class_that_is_rare_no_more_is_read_no_more_and_none_at_all_can_be_men
 
 def test_a_second_writer_is_refused(root):
     (root / "outputs/study/07_evaluate/run.json").unlink()
-    from histokit import locks
+    from histokit.core import locks
 
     lock = locks.acquire(root / "outputs/study/07_evaluate")
     try:
@@ -352,6 +355,6 @@ def test_a_copy_to_open_has_the_values_and_the_same_code(root):
     copy = notebooks.write_copy(job.notebook, root / "outputs/study/.open/x.ipynb", job.parameters)
     cells = json.loads(copy.read_text())["cells"]
     assert cells[1]["metadata"]["tags"] == ["injected-parameters"] and "strength = 0.7" in cells[1]["source"]
-    from histokit import keys
+    from histokit.runs import keys
 
     assert keys.code(copy) == keys.code(job.notebook)

@@ -6,7 +6,12 @@ import pytest
 import squares
 import torch
 
-from histokit import backbone, classifiers, codecs, comparison, data, encoders, features, files, fitting, longtail, runs, trials
+from histokit import runs
+from histokit.arms import comparison, fit_classifier, longtail, trials
+from histokit.core import files
+from histokit.diffusion import backbone, codecs
+from histokit.tiles import data
+from histokit.vision import classifiers, encoders, features
 
 
 @pytest.fixture
@@ -52,7 +57,7 @@ def test_the_linear_head_agrees_with_scikit_learn():
     head = classifiers.Linear(4, 3)
     head.standardise(torch.from_numpy(feats[:, 0]))
     batches = torch.arange(len(targets)).repeat(300, 1)  # full batches: both solve the same convex problem
-    fitting.fit_head(head, feats, targets, batches, plain(), lr=0.1, generator=torch.Generator().manual_seed(0), weight_decay=0.0)
+    fit_classifier.fit_head(head, feats, targets, batches, plain(), lr=0.1, generator=torch.Generator().manual_seed(0), weight_decay=0.0)
     x = ((feats[:, 0] - feats[:, 0].mean(0)) / feats[:, 0].std(0)).astype(np.float64)
     theirs = LogisticRegression(C=1e6, max_iter=1000).fit(x, targets.numpy()).predict_proba(x)
     ours = classifiers.probabilities(head(torch.from_numpy(feats[:, 0])).detach())
@@ -64,8 +69,8 @@ def test_the_best_check_on_validation_tiles_is_kept():
     head = classifiers.Linear(4, 3)
     batches = torch.arange(len(targets)).repeat(40, 1)
     wrong = feats[:, 0], (targets + 1) % 3  # the more is learned, the worse the validation tiles do
-    history = fitting.fit_head(head, feats, targets, batches, plain(), lr=0.5, generator=torch.Generator().manual_seed(0), val=wrong)
-    found = fitting.balanced_accuracy(head(torch.from_numpy(feats[:, 0])), wrong[1])
+    history = fit_classifier.fit_head(head, feats, targets, batches, plain(), lr=0.5, generator=torch.Generator().manual_seed(0), val=wrong)
+    found = fit_classifier.balanced_accuracy(head(torch.from_numpy(feats[:, 0])), wrong[1])
     assert found == history["val_balanced_accuracy"].max()
     assert history.attrs["best_step"] < 40
 
@@ -95,23 +100,23 @@ def test_temperature_undoes_a_known_scaling():
     logits = 2 * torch.randn(4000, 5, generator=generator)
     targets = torch.multinomial(logits.softmax(dim=1), 1, generator=generator)[:, 0]  # calibrated by construction
     for scale in (0.5, 1.0, 3.0):
-        assert fitting.fit_temperature(scale * logits, targets) == pytest.approx(scale, rel=0.1)
-    assert fitting.fit_temperature(logits[:0], targets[:0]) == 1.0
+        assert fit_classifier.fit_temperature(scale * logits, targets) == pytest.approx(scale, rel=0.1)
+    assert fit_classifier.fit_temperature(logits[:0], targets[:0]) == 1.0
     certain = torch.eye(3) * 9
-    assert 0.9 < fitting.fit_temperature(certain, torch.arange(3)) <= 1  # three right answers prove little
+    assert 0.9 < fit_classifier.fit_temperature(certain, torch.arange(3)) <= 1  # three right answers prove little
 
 
 def test_balanced_accuracy_is_scikit_learns_over_the_classes_that_occur():
     from sklearn.metrics import balanced_accuracy_score
 
     logits, targets = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3  # class 3 has no tile
-    ours = fitting.balanced_accuracy(logits, targets)
+    ours = fit_classifier.balanced_accuracy(logits, targets)
     known = logits.argmax(dim=1).numpy()
     recalls = [(known[targets == c] == c).mean() for c in range(3)]
     assert ours == pytest.approx(np.mean(recalls))
     with pytest.warns(UserWarning, match="y_pred"):
         assert ours == pytest.approx(balanced_accuracy_score(targets.numpy(), known))
-    assert np.isnan(fitting.balanced_accuracy(logits[:0], targets[:0]))
+    assert np.isnan(fit_classifier.balanced_accuracy(logits[:0], targets[:0]))
 
 
 # --- arms ------------------------------------------------------------------------------------------------------------
@@ -317,7 +322,7 @@ def test_training_end_to_end_resumes_to_the_same_bits(root, monkeypatch):
             torch.manual_seed(0)
             model = classifiers.Classifier(features.Encoder("pocket", Pocket(), 256, {}), squares.CLASSES, "full")
         how = {"lr": 1e-2, "seed": 3, "folder": folder, "val": (lambda rows: pixels[rows], targets[:6]), "jitter": True}
-        history = fitting.fit_full(model, lambda rows: pixels[rows], targets, batches, plain(), **how)
+        history = fit_classifier.fit_full(model, lambda rows: pixels[rows], targets, batches, plain(), **how)
         return model.state_dict(), history["val_balanced_accuracy"].dropna().tolist()
 
     whole, curve = train(root / "whole")
@@ -391,7 +396,7 @@ def test_real_training_tiles_can_pass_through_the_autoencoder(study, monkeypatch
 def test_a_coded_real_tile_is_what_a_synthetic_one_of_strength_0_is(study, tmp_path):
     from tiny import tiny_model
 
-    from histokit import img2img
+    from histokit.generate import img2img
 
     model = tiny_model()  # 32 px tiles, for a dataset of 64
     run = runs.start(experiment="exp", step="still", class_name="blue")
@@ -579,16 +584,16 @@ def test_every_setting_of_an_arm_changes_what_is_learned(study):
 def test_the_score_that_pays_for_missed_rare_tiles_is_head_recall_less_the_share_missed():
     tail, targets = [False, False, True], torch.tensor([0] * 10 + [1] * 10 + [2] * 4)
     logits = torch.nn.functional.one_hot(targets, 3) * 9.0
-    assert fitting.score("head_minus_missed", logits, targets, tail) == pytest.approx(1.0)
+    assert fit_classifier.score("head_minus_missed", logits, targets, tail) == pytest.approx(1.0)
     logits[20] = logits[0]  # a rare tile that looks common
-    assert fitting.score("head_minus_missed", logits, targets, tail) == pytest.approx(1 - 1 / 4)
+    assert fit_classifier.score("head_minus_missed", logits, targets, tail) == pytest.approx(1 - 1 / 4)
     logits[1] = torch.tensor([0.0, 9.0, 0.0])  # and a common one taken for another: a head recall of 0.95
-    assert fitting.score("head_minus_missed", logits, targets, tail) == pytest.approx(0.95 - 1 / 4)
-    assert fitting.score("likelihood", logits[2:3], targets[2:3], tail) == pytest.approx(-np.log1p(2 * np.exp(-9)), abs=1e-6)
+    assert fit_classifier.score("head_minus_missed", logits, targets, tail) == pytest.approx(0.95 - 1 / 4)
+    assert fit_classifier.score("likelihood", logits[2:3], targets[2:3], tail) == pytest.approx(-np.log1p(2 * np.exp(-9)), abs=1e-6)
     with pytest.raises(ValueError, match="needs validation tiles of rare and of common classes"):
-        fitting.score("head_minus_missed", logits[:20], targets[:20], tail)
+        fit_classifier.score("head_minus_missed", logits[:20], targets[:20], tail)
     with pytest.raises(ValueError, match="select_by is 'f1'"):
-        fitting.score("f1", logits, targets, tail)
+        fit_classifier.score("f1", logits, targets, tail)
 
 
 def test_a_head_stops_when_patience_is_spent_and_keeps_its_best_check():
@@ -597,7 +602,7 @@ def test_a_head_stops_when_patience_is_spent_and_keeps_its_best_check():
     wrong = feats[:, 0], (targets + 1) % 3
     for patience, ended in ((3, True), (0, False)):
         head, generator = classifiers.Linear(4, 3), torch.Generator().manual_seed(0)
-        history = fitting.fit_head(head, feats, targets, batches, plain(), lr=0.5, generator=generator, val=wrong, patience=patience)
+        history = fit_classifier.fit_head(head, feats, targets, batches, plain(), lr=0.5, generator=generator, val=wrong, patience=patience)
         last, best = int(history["step"].max()), history.attrs["best_step"]
         assert (last == best + 3 * 2) == ended and (last == 40) != ended
 
@@ -609,7 +614,7 @@ def test_batch_statistics_follow_the_training_tiles_and_not_where_they_started()
     started = model.net.norm.running_mean.clone()
     batches = longtail.draws(targets, 3, 4, 18, torch.Generator().manual_seed(0))
     read = lambda rows: pixels[rows]  # noqa: E731
-    fitting.fit_full(model, read, targets, batches, plain(), lr=1e-3, seed=0, folder=None, val=(read, targets), turns=False)
+    fit_classifier.fit_full(model, read, targets, batches, plain(), lr=1e-3, seed=0, folder=None, val=(read, targets), turns=False)
     with torch.no_grad():
         seen = model.net.conv((data.to_float(pixels) + 1) / 2 / 0.5 - 1).mean(dim=(0, 2, 3))
     torch.testing.assert_close(model.net.norm.running_mean, seen, atol=2e-3, rtol=0)

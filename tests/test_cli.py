@@ -12,7 +12,9 @@ import urllib.request
 import pytest
 import stubs
 
-from histokit import cli, files, recipe, runs
+from histokit import cli, runs
+from histokit.core import files
+from histokit.runs import recipe
 
 HEAVY = "torch numpy pandas papermill nbformat ruamel jupyter_client IPython"
 

@@ -7,7 +7,8 @@ import torch
 from folders import FolderRun, class_folders, described, encoded, save, texture
 from PIL import Image
 
-from histokit import data, decode, describe, files, scan, splits
+from histokit.core import files
+from histokit.tiles import data, decode, description, scan, splits
 
 PATTERN = "case_pattern: '(?P<case_id>P[0-9]+)_'\n"
 
@@ -389,6 +390,6 @@ def test_describe_is_light(root):
     import subprocess
     import sys
 
-    code = "import histokit.describe, sys; print(sorted({'pandas', 'numpy', 'PIL', 'torch'} & set(sys.modules)))"
+    code = "import histokit.tiles.description, sys; print(sorted({'pandas', 'numpy', 'PIL', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
-    assert describe.TISSUE == "tissue"
+    assert description.TISSUE == "tissue"

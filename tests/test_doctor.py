@@ -6,7 +6,8 @@ import stubs
 import tiny
 from PIL import Image
 
-from histokit import doctor, machine
+from histokit.core import machine
+from histokit.engine import doctor
 
 
 def test_doctor_names_weights_of_recipes_that_are_missing_and_where_to_put_them(root, capsys):

@@ -11,7 +11,8 @@ import pandas as pd
 import planted
 import pytest
 
-from histokit import charts, files, plots
+from histokit.core import files
+from histokit.show import arm_plots, plots
 
 matplotlib.use("Agg")
 
@@ -69,7 +70,7 @@ def rows(**changes):
 
 
 def test_the_forest_has_rare_classes_first_and_the_head_cost_on_the_same_axis():
-    ax = charts.forest(
+    ax = arm_plots.forest(
         pd.DataFrame(rows() + rows(arm="oversampled")), {"Normal": "head", "Polyp": "tail"}, ["real", "oversampled", "augmented"]
     )
     names = [label.get_text().partition("\n")[0] for label in ax.get_yticklabels()]
@@ -80,19 +81,19 @@ def test_the_forest_has_rare_classes_first_and_the_head_cost_on_the_same_axis():
 def test_of_many_arms_no_two_that_are_shown_share_a_colour():
     names = [f"arm {i}" for i in range(20)]
     shown = ["arm 1", "arm 2", "arm 11", "arm 12"]
-    ax = charts.forest(pd.DataFrame([row for name in shown for row in rows(arm=name)]), {"Normal": "head", "Polyp": "tail"}, names)
+    ax = arm_plots.forest(pd.DataFrame([row for name in shown for row in rows(arm=name)]), {"Normal": "head", "Polyp": "tail"}, names)
     assert len({line.get_color() for line in ax.lines if line.get_marker() == "o"}) == 4
     assert len({plots.nth_colour(k) for k in range(20)}) == 20
 
 
 def test_a_difference_without_an_interval_is_a_hollow_dot():
-    ax = charts.forest(pd.DataFrame(rows(low=np.nan, high=np.nan)), {"Normal": "head", "Polyp": "tail"}, ["real", "augmented"])
+    ax = arm_plots.forest(pd.DataFrame(rows(low=np.nan, high=np.nan)), {"Normal": "head", "Polyp": "tail"}, ["real", "augmented"])
     dots = [line for line in ax.lines if line.get_marker() == "o"]
     assert len(dots) == 4 and all(dot.get_markerfacecolor() == "white" for dot in dots)
 
 
 def test_a_confusion_difference_without_test_tiles_of_a_class_says_so():
-    ax = charts.confusion_difference(np.array([[0.1, -0.1], [np.nan, np.nan]]), ["Normal", "Polyp"])
+    ax = arm_plots.confusion_difference(np.array([[0.1, -0.1], [np.nan, np.nan]]), ["Normal", "Polyp"])
     assert [text.get_text() for text in ax.texts] == ["+10.0", "-10.0", "no test tile"]
 
 

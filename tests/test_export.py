@@ -5,7 +5,10 @@ import json
 import pytest
 import squares
 
-from histokit import cli, export, files, places, provenance, runs
+from histokit import cli, runs
+from histokit.core import files
+from histokit.runs import places, provenance
+from histokit.select import export
 
 PASS, BLOCKED = {"state": "pass", "reasons": []}, {"state": "blocked", "reasons": ["up to 30.0 points more copies in outline"]}
 UNSURE = {"state": "uncalibrated", "reasons": ["fewer than 20 held-out tiles of two cases"]}

@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from histokit import augment, copies, features, files, known_encoders, texture
+from histokit.core import files
+from histokit.tiles import augment, near_duplicates
+from histokit.vision import features, handcrafted, pathology_encoders
 
 
 @pytest.fixture
@@ -106,11 +108,11 @@ def test_no_tiles_give_no_features(tiles):
 def test_colour_texture_and_picture_do_not_see_how_a_tile_lies():
     picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     turned = torch.cat([augment.symmetry(picture, k) for k in range(8)])
-    found = texture.ColourTexture()(turned)
-    assert found.shape == (8, texture.ColourTexture.dim)
+    found = handcrafted.ColourTexture()(turned)
+    assert found.shape == (8, handcrafted.ColourTexture.dim)
     torch.testing.assert_close(found, found[:1].expand(8, -1), atol=1e-5, rtol=1e-4)
-    outline = texture.Picture()(turned)
-    views = copies.symmetric(outline[:1].reshape(1, copies.LOW, copies.LOW).numpy()).reshape(8, -1)
+    outline = handcrafted.Picture()(turned)
+    views = near_duplicates.symmetric(outline[:1].reshape(1, near_duplicates.LOW, near_duplicates.LOW).numpy()).reshape(8, -1)
     np.testing.assert_allclose((views @ outline.numpy().T).max(axis=0), 1, atol=1e-5)  # each is one of the first's eight
 
 
@@ -186,18 +188,22 @@ def test_a_known_timm_encoder_is_pooled_as_its_authors_do(root):
     }
     files.write_json(place / "config.json", config)
     encoder = features.load("virchow")
-    assert encoder.dim == 2 * net.num_features and encoder.pooling == "cls+mean" and encoder.mean == known_encoders.IMAGENET["mean"]
+    assert encoder.dim == 2 * net.num_features and encoder.pooling == "cls+mean" and encoder.mean == pathology_encoders.IMAGENET["mean"]
     tiles = np.random.default_rng(0).integers(0, 255, (1, 160, 160, 3), np.uint8)
-    mean, std = (torch.tensor(known_encoders.IMAGENET[key])[:, None, None] for key in ("mean", "std"))
+    mean, std = (torch.tensor(pathology_encoders.IMAGENET[key])[:, None, None] for key in ("mean", "std"))
     tokens = net.forward_features((torch.from_numpy(tiles).permute(0, 3, 1, 2) / 255 - mean) / std)
     torch.testing.assert_close(encoder(tiles), torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1).detach(), rtol=1e-3, atol=1e-4)
 
 
 def test_licences_that_bind_what_is_made_are_told_from_open_ones():
-    said = {name: known_encoders.restricted(facts["licence"]) for name, facts in known_encoders.KNOWN.items()}
+    said = {name: pathology_encoders.restricted(facts["licence"]) for name, facts in pathology_encoders.KNOWN.items()}
     assert said["uni"] and said["virchow2"] and said["phikon-v2"] and not said["midnight"] and not said["h-optimus-0"]
-    assert known_encoders.known("kaiko-ai/midnight") == known_encoders.known("/models/Midnight-12k/") == known_encoders.KNOWN["midnight"]
-    assert known_encoders.known("mini-ssl") == {}
+    assert (
+        pathology_encoders.known("kaiko-ai/midnight")
+        == pathology_encoders.known("/models/Midnight-12k/")
+        == pathology_encoders.KNOWN["midnight"]
+    )
+    assert pathology_encoders.known("mini-ssl") == {}
 
 
 @pytest.mark.parametrize(

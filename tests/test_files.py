@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from histokit import files
+from histokit.core import files
 
 # ---- whole or absent
 
@@ -456,7 +456,8 @@ def test_prune_drops_the_least_recently_used(root):
 
 
 def test_files_imports_nothing_heavy():
-    code = "import sys; from histokit import files, runs; print([m for m in ('numpy', 'pandas', 'torch', 'PIL') if m in sys.modules])"
+    heavy = ("numpy", "pandas", "torch", "PIL")
+    code = f"import sys; from histokit import runs; from histokit.core import files; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 

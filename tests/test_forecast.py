@@ -8,10 +8,13 @@ import pytest
 import squares
 from tiny import write_hub_layout
 
-from histokit import calibration, cli, files, forecast, jobs, machine, notebooks, recipe
+from histokit import cli
+from histokit.core import files, machine
+from histokit.engine import forecast, jobs, speed
+from histokit.runs import notebooks, recipe
 
 COUNTS = forecast.Counts(train=500, held=300, tail_train=24, tail=("fat", "mucin"), classes=6, tile_px=128)
-RATES = calibration.Rates(start=10, read=0.01, see={"e": 0.5}, head=0.1, train=2, denoise=3, code=7, lora_bytes=100, latent_bytes=1000)
+RATES = speed.Rates(start=10, read=0.01, see={"e": 0.5}, head=0.1, train=2, denoise=3, code=7, lora_bytes=100, latent_bytes=1000)
 
 
 def job(repository, stem, step="", class_name="", known=True, **parameters):
@@ -141,7 +144,7 @@ def test_what_was_measured_on_a_busy_machine_is_used_said_and_not_kept(root, mea
     said = []
     for busy in (True, True, False, False):
         monkeypatch.setattr(machine, "busy", lambda busy=busy: busy)
-        assert calibration.rates([{"base_model": "mini"}], say=said.append).denoise == 0.05
+        assert speed.rates([{"base_model": "mini"}], say=said.append).denoise == 0.05
     assert len(measured) == 3 and ["it was busy" in line for line in said] == [True, True, False]
 
 
@@ -154,4 +157,4 @@ def test_every_rate_is_measured_on_a_base(tmp_path):
     )
 
 
-REAL = calibration.measure_all  # as it is before any test puts another in its place
+REAL = speed.measure_all  # as it is before any test puts another in its place

@@ -10,7 +10,9 @@ import pytest
 from planted import experiment
 from sklearn import metrics as sk
 
-from histokit import cli, deck, files, gallery, raters, reviews
+from histokit import cli
+from histokit.core import files
+from histokit.select import gallery, rater_agreement, review_set, reviews
 
 ARMS, MADE = {"real": {}, "augmented": {}}, 25
 
@@ -43,7 +45,7 @@ def export(root, given, rater, verdicts):
 def test_the_page_shows_every_candidate_with_its_source_and_names_nobody(root, step):
     assert gallery.page(step, root / "page.html") == 2 * MADE
     given, text = held(root / "page.html")
-    assert len(given["tiles"]) == 2 * MADE and max(map(len, given["pictures"])) * 3 / 4 < deck.MOST + 100
+    assert len(given["tiles"]) == 2 * MADE and max(map(len, given["pictures"])) * 3 / 4 < review_set.MOST + 100
     assert all(given["pictures"][tile["source"]].startswith("data:image/jpeg") for tile in given["tiles"])
     assert {tile["status"] for tile in given["tiles"]} == {"kept", "rejected"} and given["tiles"][0]["scores"]["judge"] == 1.0
     for name in ("s-Polyp-", "Pol-train", str(root), "http://", "https://", 'src="//'):
@@ -67,13 +69,13 @@ def test_a_blind_page_mixes_in_real_training_tiles_and_does_not_give_them_away(r
 
 
 def test_a_class_name_that_looks_like_html_stays_text(root, step, page, monkeypatch):
-    dealt = deck.deal
+    dealt = review_set.deal
 
     def renamed(*given, **how):
         found = dealt(*given, **how)
         return found._replace(cards=[card | {"label": "</script><b>x</b>&amp;"} for card in found.cards])
 
-    monkeypatch.setattr(deck, "deal", renamed)
+    monkeypatch.setattr(review_set, "deal", renamed)
     gallery.page(step, root / "page.html")
     given, text = held(root / "page.html")
     assert given["tiles"][0]["label"] == "</script><b>x</b>&amp;" and "<b>x" not in text
@@ -88,12 +90,14 @@ def test_verdicts_of_several_people_become_reviews_where_most_agree(root, step):
     said = {name: {i: ("keep", "reject")[int(rng.random() < 0.4)] for i in ids} for name in ("ada", "ben", "cleo")}
     said["ada"][ids[0]] = said["ben"][ids[0]] = "reject"
     reasons = {ids[0]: ("reject", ["artefact", "blur"])}
-    table = raters.read([export(root, given, name, verdicts | (reasons if name == "ada" else {})) for name, verdicts in said.items()])
-    found = raters.agreement(table)
+    table = rater_agreement.read(
+        [export(root, given, name, verdicts | (reasons if name == "ada" else {})) for name, verdicts in said.items()]
+    )
+    found = rater_agreement.agreement(table)
     for row in found.itertuples():
         one, other = ([said[name][i] for i in ids] for name in (row.first, row.second))
         assert row.tiles == len(ids) and row.kappa == pytest.approx(sk.cohen_kappa_score(one, other))
-    assert len(found) == 3 and raters.write(table) == len(ids)
+    assert len(found) == 3 and rater_agreement.write(table) == len(ids)
     given = files.read_table(root / "params" / "reviews" / "planted.csv").set_index("sha256")
     truth = key_of(root, given)["tiles"]
     for i in ids:
@@ -110,7 +114,7 @@ def test_what_is_said_of_two_raters_reads_well_where_kappa_is_not_defined(root, 
     ada = export(root, given, "ada", dict.fromkeys(ids[:4], "keep"))
     ben = export(root, given, "ben", dict.fromkeys(ids[:6], "keep"))
     cleo = export(root, given, "cleo", dict.fromkeys(ids[8:9], "reject"))
-    said = raters.remarks(raters.read([ada, ben, cleo]))
+    said = rater_agreement.remarks(rater_agreement.read([ada, ben, cleo]))
     assert "ada and ben gave the same verdict on all of 4 tiles, so kappa, which asks for two kinds, is not defined." in said
     assert "ada and cleo have no tile in common." in said and not any("nan" in line for line in said)
 
@@ -128,7 +132,9 @@ def test_one_answer_for_all_is_named_where_real_tiles_are_few():
     table = pd.DataFrame(
         {"rater": "ada", "tile": [f"{i}" for i in range(10)], "verdict": "reject", "kind": ["real"] * 2 + ["synthetic"] * 8}
     )
-    assert raters.told(table) == ["ada told real from synthetic in 8 of 10 tiles, 80 % [49 to 94]; always made would be right in 80 %."]
+    assert rater_agreement.told(table) == [
+        "ada told real from synthetic in 8 of 10 tiles, 80 % [49 to 94]; always made would be right in 80 %."
+    ]
 
 
 def test_two_who_disagree_leave_a_tile_to_the_scores(root, step):
@@ -136,7 +142,7 @@ def test_two_who_disagree_leave_a_tile_to_the_scores(root, step):
     given, _ = held(root / "page.html")
     one, other = (tile["id"] for tile in given["tiles"][:2])
     paths = [export(root, given, "ada", {one: "keep", other: "keep"}), export(root, given, "ben", {one: "reject", other: "keep"})]
-    assert len(raters.settled(raters.read(paths))) == 1
+    assert len(rater_agreement.settled(rater_agreement.read(paths))) == 1
 
 
 def test_a_blind_page_says_how_well_people_can_tell_and_writes_no_review(root, step, capsys):
@@ -145,7 +151,7 @@ def test_a_blind_page_says_how_well_people_can_tell_and_writes_no_review(root, s
     assert cli.main(["gallery", "outputs/planted/keep", "--blind"]) == 0 and held(step / "gallery-blind.html")[0] == given
     truth = key_of(root, given)["tiles"]
     path = export(root, given, "ada", {i: "keep" if one["kind"] == "real" else "reject" for i, one in truth.items()})
-    (row,) = raters.told_apart(raters.read([path])).itertuples()
+    (row,) = rater_agreement.told_apart(rater_agreement.read([path])).itertuples()
     assert row.right == row.tiles == len(truth) and row.high == pytest.approx(1) and 0.9 < row.low < 1
     assert cli.main(["import-verdicts", str(path)]) == 0
     said = capsys.readouterr().out
@@ -160,17 +166,17 @@ def test_what_is_no_export_is_refused(root, step):
     one = export(root, given, "ada", {tile: "keep"})
     files.write_json(root / "x.json", {"tiles": []})
     with pytest.raises(ValueError, match="is no export of a gallery page"):
-        raters.read([root / "x.json"])
+        rater_agreement.read([root / "x.json"])
     with pytest.raises(ValueError, match="rater 'ada' comes twice"):
-        raters.read([one, one])
+        rater_agreement.read([one, one])
     with pytest.raises(ValueError, match="different pages"):
-        raters.read([one, export(root, {"key": "other"}, "ben", {tile: "keep"})])
+        rater_agreement.read([one, export(root, {"key": "other"}, "ben", {tile: "keep"})])
     with pytest.raises(ValueError, match="is nowhere below outputs"):
-        raters.read([export(root, {"key": "other"}, "ben", {tile: "keep"})])
+        rater_agreement.read([export(root, {"key": "other"}, "ben", {tile: "keep"})])
     with pytest.raises(ValueError, match="is not on that page"):
-        raters.read([export(root, given, "ben", {"9999": "keep"})])
+        rater_agreement.read([export(root, given, "ben", {"9999": "keep"})])
     with pytest.raises(ValueError, match="verdicts are keep, reject"):
-        raters.read([export(root, given, "ben", {tile: "maybe"})])
+        rater_agreement.read([export(root, given, "ben", {tile: "maybe"})])
     with pytest.raises(FileNotFoundError, match="holds no finished selection"):
         gallery.page(step.parent / "06_classifier", root / "page.html")
 

@@ -3,7 +3,13 @@
 import generators
 import pytest
 
-from histokit import copying, data, features, files, likeness, predictions, runs, soundness, verdict
+from histokit import runs
+from histokit.arms import predictions
+from histokit.core import files
+from histokit.evaluate import verdict
+from histokit.fidelity import copy_detection, likeness, sanity
+from histokit.tiles import data
+from histokit.vision import features
 
 
 @pytest.fixture(scope="module")
@@ -24,20 +30,20 @@ def said(tmp_path_factory):
             real = likeness.surroundings(tiles, made, dataset.tail)
             seen = likeness.embed(["mini-sup"], real, made)
             like = likeness.fidelity(seen, real, made, dataset.tail, permutations=50)
-            signs, stained = soundness.signs(seen, real, made, dataset.tail), soundness.stain(real, made, dataset.tail)
+            signs, stained = sanity.signs(seen, real, made, dataset.tail), sanity.stain(real, made, dataset.tail)
             parts = verdict.cast(specs, answers.arms, "real", name)
             found[name] = {
                 "outcome": verdict.difference(measured, name, "real", verdict.TAIL).outcome,
                 "sentence": verdict.conclude(measured, parts, dataset, made)["sentence"],
                 "farther": like["reading"].str.startswith("farther").sum(),
-                "remarks": list(soundness.remarks(signs, stained)),
+                "remarks": list(sanity.remarks(signs, stained)),
                 "gates": _gates(tiles, made, dataset, encoder) if name in ("honest", "copier", "collapsed") else {},
             }
     return found
 
 
 def _gates(tiles, made, dataset, encoder):
-    return {c: gate.state for c, gate in copying.measure(tiles, made, dataset.tail, encoder).gates.items()}
+    return {c: gate.state for c, gate in copy_detection.measure(tiles, made, dataset.tail, encoder).gates.items()}
 
 
 def of(said, name, word):

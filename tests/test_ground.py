@@ -4,18 +4,38 @@ import ast
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 
 import pytest
 
-from histokit import keys
+from histokit.runs import keys
 
-GROUND = {"files", "tables", "keys", "locks", "places", "machine", "notebooks", "runs"}
-TOP = {"batch", "cli", "report", "doctor", "forecast", "jobs", "worker"}
+# Who may import whom: a room imports those of the lines above it and its own, never one of its own line and none below.
+ROOMS = (
+    ("core",),
+    ("metrics", "toy"),
+    ("runs",),
+    ("tiles",),
+    ("diffusion", "vision"),
+    ("training", "generate", "fidelity"),
+    ("select",),
+    ("arms",),
+    ("evaluate",),
+    ("show", "engine"),
+    ("cli",),
+    ("__main__",),
+)
+# how many versions the key of each notebook names, at least; fewer means that something is no longer found
+VERSIONS = {"00": 20, "01": 17, "02": 17, "03": 19, "04": 22, "05": 20, "06": 23, "07": 44, "20": 21}
 
 
 def modules(repository):
-    return {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in (repository / "histokit").glob("*.py")}
+    """{dotted name below the package: syntax tree}; a room's `__init__` goes by the name of the room."""
+    home = repository / "histokit"
+    paths = [path.relative_to(home) for path in home.rglob("*.py") if path != home / "__init__.py"]
+    dotted = {path: ".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in paths}
+    return {name: ast.parse((home / path).read_text(encoding="utf-8")) for path, name in dotted.items()}
 
 
 def test_the_lock_pins_everything_that_is_asked_for(repository):
@@ -35,14 +55,44 @@ def test_what_only_linux_has_is_marked_so(repository):
     assert heavy and all('sys_platform == "linux"' in line for line in heavy)
 
 
-def test_the_ground_floor_imports_nothing_from_above(repository):
-    found = {name: set(keys._imports(tree)) for name, tree in modules(repository).items() if name in GROUND}
-    assert {name: needs - GROUND for name, needs in found.items() if needs - GROUND} == {}
+def test_every_import_runs_to_a_room_further_up(repository):
+    floor = {room: i for i, rooms in enumerate(ROOMS) for room in rooms}
+    found = modules(repository)
+    assert len(found) >= 100, "or this test looks in the wrong place"
+    pairs = [(name, need) for name, tree in found.items() for need in keys._imports(tree)]
+    assert len(pairs) >= 500
+    rooms = [(name.partition(".")[0], need.partition(".")[0], f"{name} imports {need}") for name, need in pairs]
+    assert [said for mine, other, said in rooms if mine != other and floor[other] >= floor[mine]] == []
 
 
-def test_nothing_below_imports_the_top_floor(repository):
-    found = {name: set(keys._imports(tree)) & TOP for name, tree in modules(repository).items() if name not in TOP | {"__main__"}}
-    assert {name: needs for name, needs in found.items() if needs} == {}
+def test_every_folder_of_the_package_is_a_room_and_says_what_for(repository):
+    home, rooms = repository / "histokit", {room for line in ROOMS for room in line}
+    folders = {path.name for path in home.iterdir() if path.is_dir() and path.name != "__pycache__"} - {"mini"}
+    files = {path.stem for path in home.glob("*.py")} - {"__init__"}
+    assert folders | files == rooms
+    for room in sorted(folders):
+        purpose = ast.get_docstring(ast.parse((home / room / "__init__.py").read_text(encoding="utf-8")))
+        assert purpose and "\n" not in purpose, room
+
+
+def test_no_room_is_crowded(repository):
+    """Twelve files are what a reader takes in at once; a room that grows beyond gets a room of its own inside."""
+    for place in [path.parent for path in (repository / "histokit").rglob("__init__.py")]:
+        held = [path.name for path in place.iterdir() if path.is_file() and path.name != "__init__.py"]
+        assert len(held) <= 12, f"{place.name}: {sorted(held)}"
+
+
+@pytest.mark.slow
+def test_the_key_of_a_notebook_names_every_version_that_it_loads(repository):
+    """A key that lost a module would call old results up to date. The second definition: what Python really has in memory."""
+    for path in sorted((repository / "notebooks").glob("*.ipynb")):
+        trees = [tree for tree in keys._cells(str(path)) for tree in tree.body if keys._is_own_import(tree)]
+        lines = [ast.unparse(tree) for tree in trees if not all(keys._outside(name) for name, _ in keys._aliases(tree))]
+        lines += ["import sys", "print(*sorted(n for n, m in sys.modules.items() if n.startswith('histokit.') and hasattr(m, 'VERSION')))"]
+        loaded = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True).stdout.split()
+        named = keys.modules(str(path))
+        assert len(loaded) >= 5 and set(loaded) <= set(named), path.name
+        assert len(named) >= VERSIONS[path.name[:2]], f"{path.name} depended on more before; what is no longer found?"
 
 
 def test_versions_are_plain_numbers(repository):

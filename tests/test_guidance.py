@@ -13,7 +13,10 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from histokit import backbone, classifiers, features, files, guidance, guides, sampling, slots
+from histokit.core import files
+from histokit.diffusion import backbone, sampling
+from histokit.generate import guidance, guided_slot, guides
+from histokit.vision import classifiers, features
 
 CLASSES = ["gland", "necrosis", "stroma"]
 QUICK = {"num_inference_steps": 4, "updates": 2, "confidence": 0.0, "loss": "log_conf", "lr": 0.1, "latent_lr": 0.05, "loss_steps": 2}
@@ -195,8 +198,8 @@ def test_a_finished_image_leaves_and_the_next_of_its_slot_comes_in(model):
 
 def test_every_image_is_made_once_and_the_length_of_its_latent_is_kept(model, monkeypatch):
     guide, lengths = guides.Pictures(classifier(), CLASSES), []
-    update = slots.Slot.update
-    monkeypatch.setattr(slots.Slot, "update", lambda slot: (update(slot), lengths.append((slot.latent.norm() / slot.norm).item())))
+    update = guided_slot.Slot.update
+    monkeypatch.setattr(guided_slot.Slot, "update", lambda slot: (update(slot), lengths.append((slot.latent.norm() / slot.norm).item())))
     found = run(model, guide, [jobs(1, 4, 7), jobs(2), jobs(3, 6)])
     assert sorted(found) == [f"image {i}" for i in (1, 2, 3, 4, 6, 7)]
     assert len(lengths) == 12 and lengths == pytest.approx([1.0] * 12, abs=1e-6)
@@ -497,7 +500,7 @@ def test_a_guide_sees_what_its_classifier_sees_of_the_saved_tile(model):
     pixels = ((images / 2 + 0.5) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     from PIL import Image
 
-    from histokit import decode
+    from histokit.tiles import decode
 
     small = np.stack([decode.fitted(Image.fromarray(tile), 24, "resize", None, "") for tile in pixels])
     with torch.no_grad():

@@ -12,23 +12,13 @@ from PIL import Image
 from test_guidance import QUICK, Eye
 from tiny import tiny_model
 
-from histokit import (
-    classifiers,
-    data,
-    encoders,
-    features,
-    files,
-    gate,
-    guidance,
-    guided,
-    guides,
-    img2img,
-    made,
-    policies,
-    runs,
-    screening,
-    studio,
-)  # fmt: skip
+from histokit import runs
+from histokit.core import files
+from histokit.generate import guidance, guided, guides, img2img, policies, synthetic
+from histokit.select import guide_check, screening
+from histokit.show.panel import preview_worker
+from histokit.tiles import data
+from histokit.vision import classifiers, encoders, features  # fmt: skip
 
 SETTINGS = guidance.Settings.of(QUICK | {"num_inference_steps": 3, "loss_steps": 1})
 
@@ -88,7 +78,7 @@ def test_every_job_becomes_a_tile_that_carries_its_history(model, tiles):
     assert rows["label"].eq("blue").all() and rows[["lora_sha", "token_sha"]].equals(asked[["lora_sha", "token_sha"]])
     assert rows["method"].eq("guided").all() and rows["source"].eq("synthetic").all() and rows["sources"].eq("[]").all()
     for row in rows.to_dict("records"):
-        scores, settings, facts = json.loads(row["scores"]), json.loads(row["settings"]), made.facts(row["path"])
+        scores, settings, facts = json.loads(row["scores"]), json.loads(row["settings"]), synthetic.facts(row["path"])
         assert scores["stop"] == "updates" and len(facts["way"]) == 3 and scores["guide"] == max(facts["way"])
         assert scores["guide_plain"] == facts["way"][0] and facts["way"][scores["updates"]] == scores["guide"]
         assert settings["loss"] == "log_conf" and settings["batch"] == 2 and len(settings["guide"]) == 16
@@ -192,7 +182,7 @@ def test_a_tile_tells_what_was_drawn_before_it(model, tiles, updates):
         render(model, tiles, start("plain"), settings=dataclasses.replace(SETTINGS)),
     )
     for row, other in zip(rows.to_dict("records"), alone.to_dict("records"), strict=True):
-        facts = made.facts(row["path"])
+        facts = synthetic.facts(row["path"])
         assert guided.score(row, "draws") == 4 == len(facts["drawn"]) and guided.score(row, "guide_plain") == facts["drawn"][0]
         assert facts["way"][0] == max(facts["drawn"]) and guided.score(row, "guide") == max(facts["way"])
         assert guided.score(other, "draws") == 1 and guided.score(other, "guide_plain") == facts["drawn"][0]
@@ -243,9 +233,9 @@ def test_the_way_of_one_tile_can_be_looked_at_stopped_and_gone_again(model, tile
 
     def enough(k, n, shown):
         if k == 4:
-            raise studio.Cancelled
+            raise preview_worker.Cancelled
 
-    with pytest.raises(studio.Cancelled):
+    with pytest.raises(preview_worker.Cancelled):
         again(updates=1, on_step=enough)
     assert again.known(updates=1) is None and again.known() is not None
     stopped = guided.trajectory(model, guide, jobs.iloc[0], SETTINGS, on_frame=lambda k, frame, p: k == 1)
@@ -262,9 +252,9 @@ def panel(step):
 def test_a_guide_may_not_judge_what_it_steered(model, tiles):
     rows = render(model, tiles, start())
     with pytest.raises(ValueError, match="guide steered these tiles, so it cannot judge them"):
-        gate.refuse(panel("guide"), rows, "guide")
-    gate.refuse(panel("judge"), rows, "judge")
-    gate.refuse(panel("guide"), img2img.render(model, table(model, tiles), start("03_img2img"), tiles), "guide")
+        guide_check.refuse(panel("guide"), rows, "guide")
+    guide_check.refuse(panel("judge"), rows, "judge")
+    guide_check.refuse(panel("guide"), img2img.render(model, table(model, tiles), start("03_img2img"), tiles), "guide")
 
 
 def test_the_judge_is_asked_about_guided_tiles_and_their_twins(model, tiles):
@@ -273,16 +263,16 @@ def test_the_judge_is_asked_about_guided_tiles_and_their_twins(model, tiles):
     decisions = pd.DataFrame({"status": "kept", "reason": ""}, index=rows.index)
     decisions.loc[[0, 1], ["status", "reason"]] = ["rejected", "blurred: x; judge sees red: blue only 0.1, cut 0.5"]
     decisions.loc[2, ["status", "reason"]] = ["rejected", "blurred: x"]
-    found = gate.judged(rows, judge, decisions)
+    found = guide_check.judged(rows, judge, decisions)
     (row,) = found.to_dict("records")
     assert (row["tiles"], row["sure"], row["agreed"], row["kept"]) == (5, 5, 3, 2)
     column = squares.CLASSES.index("blue")
     assert row["judge"] == pytest.approx(np.median(judge[0].predict(pixels(rows))[:, column]), abs=1e-5)
     assert row["judge_plain"] == pytest.approx(np.median(judge[0].predict(guided.plain(rows))[:, column]), abs=1e-5)
-    (said,) = gate.remarks(found)
+    (said,) = guide_check.remarks(found)
     assert said.startswith("blue: of 5 tiles the guide was sure of, the judge agrees with 3, 60 % [") and "2 convinced only" in said
-    none = gate.judged(rows.assign(method="text2img"), judge, decisions)
-    assert none.empty and list(gate.remarks(none)) == ["No tile here was steered by a classifier."]
+    none = guide_check.judged(rows.assign(method="text2img"), judge, decisions)
+    assert none.empty and list(guide_check.remarks(none)) == ["No tile here was steered by a classifier."]
 
 
 def test_what_a_kept_tile_cost_is_told_and_remembered_where_nothing_is_left_to_make(model, tiles):
@@ -292,13 +282,13 @@ def test_what_a_kept_tile_cost_is_told_and_remembered_where_nothing_is_left_to_m
     rate = run.record["notes"]["images_per_s"]
     decisions = pd.DataFrame({"status": ["kept", "kept", "rejected", "rejected", "rejected"]}, index=rows.index)
     made_by = start("look").parents("04_guided").values()
-    (row,) = gate.cost(rows, decisions, made_by).to_dict("records")
+    (row,) = guide_check.cost(rows, decisions, made_by).to_dict("records")
     assert (row["class"], row["tiles"], row["kept"]) == ("blue", 5, 2)
     assert row["seconds"] == pytest.approx(1 / rate) and row["seconds_kept"] == pytest.approx(5 / rate / 2)
-    assert gate.cost(rows, decisions.assign(status="rejected"), made_by)["seconds_kept"].tolist() == [float("inf")]
-    unknown = gate.cost(rows.assign(run_id="other"), decisions, made_by)
+    assert guide_check.cost(rows, decisions.assign(status="rejected"), made_by)["seconds_kept"].tolist() == [float("inf")]
+    unknown = guide_check.cost(rows.assign(run_id="other"), decisions, made_by)
     assert unknown[["seconds", "seconds_kept"]].isna().all(axis=None) and unknown["kept"].tolist() == [2]
-    assert gate.cost(rows.head(0), decisions.head(0), made_by).empty
+    assert guide_check.cost(rows.head(0), decisions.head(0), made_by).empty
     again = start()  # the same once more: nothing is made, and the rate stays known
     assert len(render(model, tiles, again)) == 5
     assert again.record["notes"]["images_made"] == 0 and again.record["notes"]["images_per_s"] == rate

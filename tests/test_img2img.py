@@ -10,7 +10,11 @@ import torch
 from PIL import Image
 from tiny import tiny_model
 
-from histokit import adapters, backbone, data, files, img2img, latents, runs, sampling
+from histokit import runs
+from histokit.core import files
+from histokit.diffusion import adapters, backbone, latents, sampling
+from histokit.generate import img2img
+from histokit.tiles import data
 
 TERMS = {"blue": "blue gland"}
 FEW = {"strength": 0.5, "num_inference_steps": 4, "guidance_scale": 2.0}
@@ -306,7 +310,7 @@ def test_the_preview_is_the_first_batch_bit_for_bit(model, tiles):
     assert np.array_equal(preview.images, pixels(made)[:4]) and not np.array_equal(before.images, preview.images)
     assert np.array_equal(preview.sources, data.pixels(tiles.set_index("tile_id").loc[table["tile_id"].iloc[:4]], 32))
     assert np.array_equal(show().images, img2img.previewer(model, table, tiles)().images)
-    steps = show.ladder([0.25, 0.75], guidance_scale=3.0)
+    steps = show.sweep([0.25, 0.75], guidance_scale=3.0)
     assert abs(steps[1].astype(int) - preview.images[0]).max() <= 1
 
 
@@ -320,8 +324,8 @@ def test_a_preview_of_another_seed_is_the_batch_of_that_seed(model, tiles):
     assert list(preview.jobs["tile_id"]) == list(table(4)["tile_id"][:4]) != list(table(0)["tile_id"][:4])
     assert np.array_equal(show.known(seed=4, strength=0.75).images, preview.images)
     assert np.array_equal(show(seed=0).images, show().images)
-    (rung,) = show.ladder([0.75], job=1, seed=4)
-    assert abs(rung.astype(int) - preview.images[1]).max() <= 1
+    (point,) = show.sweep([0.75], job=1, seed=4)
+    assert abs(point.astype(int) - preview.images[1]).max() <= 1
     with pytest.raises(ValueError, match="another seed is another job table"):
         img2img.previewer(model, table(0), tiles)(seed=4)
 

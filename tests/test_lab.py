@@ -14,8 +14,9 @@ import stubs
 from lab import photograph, serving, wait_until
 from tiny import write_hub_layout
 
-from histokit import cli, files
-from histokit import recipe as recipes
+from histokit import cli
+from histokit.core import files
+from histokit.runs import recipe as recipes
 
 pytestmark = [pytest.mark.slow]
 RECIPE = """\
@@ -41,7 +42,7 @@ steps:
 
 def notebook(root, recipe="params/study.yaml"):
     lines = ["class_name: str = 'Müll <b>x</b>'  # class", "strength: float = 0.5  # share", "guidance_scale: float = 2.0  # weight"]
-    start = "import blend\nfrom histokit import runs, widgets\n\nrun = runs.start(**runs.parameters(globals()))"
+    start = "import blend\nfrom histokit import runs\nfrom histokit.show import widgets\n\nrun = runs.start(**runs.parameters(globals()))"
     gate = f"gate=blend.FileGate({str(root)!r})"
     panel = (
         f"widgets.tuner(blend.Blend(steps=10, {gate}), run, strength=(strength, 0, 1, 0.05), guidance_scale=(guidance_scale, 1, 12, 0.5))"
@@ -68,7 +69,7 @@ def wait_for_another(page, old):
 
 
 def filled(page):
-    """Waits until idle time has drawn every rung of the ladder."""
+    """Waits until idle time has drawn every point of the sweep."""
     page.wait_for_function("document.querySelectorAll('.hk-tuner .hk-blank').length == 0")
 
 
@@ -118,7 +119,7 @@ def test_a_slider_moves_the_preview_and_the_button_writes_the_recipe(root, lab, 
     closed.unlink()
     assert picture(page) == shown
 
-    # a rung takes the sliders there
+    # a point takes the sliders there
     panel.get_by_role("button", name="0.60 / 2.0").click()
     panel.get_by_text("strength 0.60, guidance scale 2.0").first.wait_for()
     panel.get_by_text("6 steps, ").first.wait_for()
@@ -146,7 +147,7 @@ def test_a_slider_moves_the_preview_and_the_button_writes_the_recipe(root, lab, 
     photograph(page, "wiped")
     page.mouse.move(0, 0)
 
-    # another source tile: another pair, and a ladder of its own
+    # another source tile: another pair, and a sweep of its own
     pair = picture(page)
     panel.locator("select").select_option(index=1)
     wait_for_another(page, pair)
@@ -244,7 +245,7 @@ def test_the_real_notebook_opened_from_its_recipe_writes_the_slider_into_it(root
 
 
 def test_the_notebook_of_the_test_is_what_a_runner_would_run(root):
-    from histokit import notebooks
+    from histokit.runs import notebooks
 
     assert set(notebooks.declared(notebook(root))) >= {"experiment", "step", "recipe", "seed", "class_name", "strength"}
     assert json.loads(notebook(root).read_text())["metadata"]["kernelspec"]["name"] == "python3"  # or Lab asks for a kernel

@@ -10,12 +10,16 @@ from lab import photograph, wait_until
 from PIL import Image
 from planted import experiment
 
-from histokit import cli, files, locks, reviews
+from histokit import cli
+from histokit.core import files, locks
+from histokit.select import reviews
 
 MADE = 15
 START = """\
 import json
-from histokit import data, gallery, runs
+from histokit import runs
+from histokit.select import gallery
+from histokit.tiles import data
 run = runs.start(**runs.parameters(globals()))
 named = lambda rows: rows.assign(label=rows["label"].replace("Polyp", "Polyp <b>x</b>"))
 tiles, dataset, made = named(data.load(run)), data.dataset(run), named(data.load(run, step="keep"))
@@ -24,7 +28,7 @@ made["scores"] = [json.dumps(json.loads(text) | {"nearest_feature": near}) for t
 SHOW = "gallery.show(run, made, tiles, dataset)"
 BUSY = """\
 import time
-from histokit import files
+from histokit.core import files
 (files.root() / "busy").touch()
 while not (files.root() / "free").exists():
     time.sleep(0.01)"""
@@ -58,11 +62,11 @@ def run(page, cells):
 
 
 def waited(page):
-    desk = page.locator(".hk-gallery")
-    desk.locator(".hk-count").wait_for()
-    desk.get_by_text("Your name").wait_for()
+    shown = page.locator(".hk-gallery")
+    shown.locator(".hk-count").wait_for()
+    shown.get_by_text("Your name").wait_for()
     page.wait_for_function("[...document.querySelectorAll('.hk-cell img')].every(image => image.naturalWidth)")
-    return desk
+    return shown
 
 
 def pressed(page, keys):
@@ -81,33 +85,33 @@ def shown(page):
 
 @pytest.mark.slow
 def test_verdicts_by_keyboard_appear_at_once_and_are_written_down(study, lab, page):
-    desk = opened(page, lab, cells=3)
+    shown = opened(page, lab, cells=3)
     page.keyboard.press("Shift+Enter")
     wait_until((study / "busy").exists)
-    count, said = desk.locator(".hk-count"), desk.locator(".hk-said")
+    count, said = shown.locator(".hk-count"), shown.locator(".hk-said")
     cells = page.locator(".jp-Notebook .jp-Cell").count()
-    desk.locator(".hk-frame").click()
+    shown.locator(".hk-frame").click()
     photograph(page, "gallery-start")
-    assert desk.locator(".hk-label").inner_text() == "Polyp <b>x</b>" and desk.locator(".hk-person").inner_text() == "not decided"
+    assert shown.locator(".hk-label").inner_text() == "Polyp <b>x</b>" and shown.locator(".hk-person").inner_text() == "not decided"
 
     # nothing is decided for nobody; a name is typed without deciding anything
     page.keyboard.press("a")
     assert said.inner_text().startswith("Type your name first") and count.inner_text() == f"tile 1 of {2 * MADE}, 0 decided"
     page.keyboard.type("Dr. Ada R. =1")
-    assert count.inner_text() == f"tile 1 of {2 * MADE}, 0 decided" and desk.locator(".hk-rater").input_value() == "Dr. Ada R. =1"
-    desk.locator(".hk-frame").click()
+    assert count.inner_text() == f"tile 1 of {2 * MADE}, 0 decided" and shown.locator(".hk-rater").input_value() == "Dr. Ada R. =1"
+    shown.locator(".hk-frame").click()
 
     # a cell is running and the reviews are held: decisions are shown, and not called saved
     with locks.alone(study / "params" / "reviews"):
         pressed(page, "raaraau")
         assert count.inner_text() == f"tile 6 of {2 * MADE}, 5 decided"
-        assert [c for c in desk.locator(".hk-cell").evaluate_all("all => all.map(c => c.className)") if "keep" in c or "reject" in c] == [
+        assert [c for c in shown.locator(".hk-cell").evaluate_all("all => all.map(c => c.className)") if "keep" in c or "reject" in c] == [
             f"hk-cell hk-{what}" for what in ("reject", "keep", "keep", "reject", "keep")
         ]
         assert said.inner_text().startswith("not saved yet: 7") and not (study / "params" / "reviews" / "x.csv").exists()
-        desk.get_by_text("the kernel is busy or gone").wait_for()
+        shown.get_by_text("the kernel is busy or gone").wait_for()
         photograph(page, "gallery-waiting")
-    desk.get_by_text("saved in params/reviews/x.csv").wait_for()
+    shown.get_by_text("saved in params/reviews/x.csv").wait_for()
     assert not (study / "free").exists(), "the cell is still running"
     table, keep = written(study), study / "outputs" / "x" / "keep"
     pictures = [keep / name for name in files.read_table(keep / "manifest.csv")["file_name"]]
@@ -117,7 +121,7 @@ def test_verdicts_by_keyboard_appear_at_once_and_are_written_down(study, lab, pa
 
     # a reason is a rejection; a second one joins it
     pressed(page, "25")
-    assert desk.locator(".hk-reasons .hk-on").all_inner_texts() == ["2 artefact", "5 blur"]
+    assert shown.locator(".hk-reasons .hk-on").all_inner_texts() == ["2 artefact", "5 blur"]
     wait_until(lambda: written(study)["note"].iloc[-1] == "artefact, blur")
 
     # the notebook's own keys are quiet, Ctrl+S is the notebook's
@@ -127,16 +131,16 @@ def test_verdicts_by_keyboard_appear_at_once_and_are_written_down(study, lab, pa
     wait_until(lambda: "widget-view" in (study / "notebooks" / "05_select.ipynb").read_text())
 
     # orders, the nearest real tile while N is held, all pixels
-    first = desk.locator(".hk-big").get_attribute("src")
-    desk.locator(".hk-sort").select_option("judge")
+    first = shown.locator(".hk-big").get_attribute("src")
+    shown.locator(".hk-sort").select_option("judge")
     assert (
-        desk.locator(".hk-cell").first.get_attribute("data-id") == f"{MADE - 1:04d}"
-        and desk.locator(".hk-big").get_attribute("src") == first
+        shown.locator(".hk-cell").first.get_attribute("data-id") == f"{MADE - 1:04d}"
+        and shown.locator(".hk-big").get_attribute("src") == first
     )
     page.keyboard.down("n")
-    assert "the nearest real tile" in desk.locator(".hk-why").inner_text() and desk.locator(".hk-big").get_attribute("src") != first
+    assert "the nearest real tile" in shown.locator(".hk-why").inner_text() and shown.locator(".hk-big").get_attribute("src") != first
     page.keyboard.up("n")
-    assert desk.locator(".hk-big").get_attribute("src") == first
+    assert shown.locator(".hk-big").get_attribute("src") == first
     page.keyboard.press("z")
     wait_until(lambda: shown(page)[0] == "image/png")
     with Image.open(pictures[5]) as picture:
@@ -147,11 +151,11 @@ def test_verdicts_by_keyboard_appear_at_once_and_are_written_down(study, lab, pa
     # a reload of the page finds everything again, also what another person wrote meanwhile
     reviews.add_review("x", shas[9], "keep", "<b>Ben</b>", "see slide 4")
     page.reload()
-    desk = waited(page)
-    assert desk.locator(".hk-count").inner_text() == f"tile 1 of {2 * MADE}, 7 decided"
-    assert desk.locator(".hk-rater").input_value() == "Dr. Ada R. =1"
-    desk.locator(".hk-cell").nth(9).click()
-    assert desk.locator(".hk-person").inner_text() == "accepted by <b>Ben</b>: see slide 4"
+    shown = waited(page)
+    assert shown.locator(".hk-count").inner_text() == f"tile 1 of {2 * MADE}, 7 decided"
+    assert shown.locator(".hk-rater").input_value() == "Dr. Ada R. =1"
+    shown.locator(".hk-cell").nth(9).click()
+    assert shown.locator(".hk-person").inner_text() == "accepted by <b>Ben</b>: see slide 4"
     pressed(page, "ru")  # what somebody else said stands again, in the same words
     wait_until(lambda: written(study)["sha256"].tolist().count(shas[9]) == 3)
     assert reviews.standing("x")[shas[9]] == {"verdict": "keep", "reviewer": "<b>Ben</b>", "note": "see slide 4"}
@@ -160,88 +164,88 @@ def test_verdicts_by_keyboard_appear_at_once_and_are_written_down(study, lab, pa
 
 @pytest.mark.slow
 def test_what_the_kernel_could_not_write_before_it_died_is_written_by_the_next_one(study, lab, page):
-    desk = opened(page, lab, cells=3)
-    desk.locator(".hk-rater").fill("Ada")
-    desk.locator(".hk-frame").click()
+    shown = opened(page, lab, cells=3)
+    shown.locator(".hk-rater").fill("Ada")
+    shown.locator(".hk-frame").click()
     page.keyboard.press("a")
-    desk.get_by_text("saved in").wait_for()
+    shown.get_by_text("saved in").wait_for()
     with locks.alone(study / "params" / "reviews"):
         pressed(page, "rr")
-        assert desk.locator(".hk-said").inner_text().startswith("not saved yet: 2")
+        assert shown.locator(".hk-said").inner_text().startswith("not saved yet: 2")
         page.locator("[data-jp-item-name=restart] jp-button").click()
         page.get_by_role("button", name="Confirm Kernel Restart").click()
         page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
-        desk.locator(".hk-frame").click()
+        shown.locator(".hk-frame").click()
         page.keyboard.press("a")  # nobody hears it
-        assert desk.locator(".hk-count").inner_text() == f"tile 5 of {2 * MADE}, 4 decided"
+        assert shown.locator(".hk-count").inner_text() == f"tile 5 of {2 * MADE}, 4 decided"
     assert len(written(study)) == 1
     run(page, 3)
     wait_until(lambda: len(written(study)) == 4)
-    desk = waited(page)
-    desk.get_by_text("saved in").wait_for()
-    assert desk.locator(".hk-count").inner_text() == f"tile 1 of {2 * MADE}, 4 decided"
+    shown = waited(page)
+    shown.get_by_text("saved in").wait_for()
+    assert shown.locator(".hk-count").inner_text() == f"tile 1 of {2 * MADE}, 4 decided"
     assert written(study)["verdict"].tolist() == ["keep", "reject", "reject", "keep"]
 
     # a file that cannot be written is said, and tried again when asked
     held = study / "params" / "reviews" / "x.csv"
     text = held.read_text()
     held.write_text(text.replace("keep", "perhaps"))
-    desk.locator(".hk-frame").click()
+    shown.locator(".hk-frame").click()
     pressed(page, ["ArrowRight"] * 4 + ["r"])
-    desk.get_by_text("verdict 'perhaps' on tile").wait_for()
-    assert desk.locator(".hk-said").inner_text().startswith("not saved yet: 1")
+    shown.get_by_text("verdict 'perhaps' on tile").wait_for()
+    assert shown.locator(".hk-said").inner_text().startswith("not saved yet: 1")
     photograph(page, "gallery-refused")
     held.write_text(text)
-    desk.get_by_role("button", name="Try again").click()
-    desk.get_by_text("saved in").wait_for()
+    shown.get_by_role("button", name="Try again").click()
+    shown.get_by_text("saved in").wait_for()
     assert written(study)["verdict"].tolist() == ["keep", "reject", "reject", "keep", "reject"]
 
 
 @pytest.mark.slow
 def test_blind_nothing_tells_real_from_made_and_no_review_is_written(study, lab, page, capsys):
-    desk = opened(page, lab, cells=3)
-    desk.locator(".hk-rater").fill("Ada")
-    desk.get_by_role("button", name="Blind").click()
-    desk.get_by_text("Some of these are real").wait_for()
-    desk = waited(page)
+    shown = opened(page, lab, cells=3)
+    shown.locator(".hk-rater").fill("Ada")
+    shown.get_by_role("button", name="Blind").click()
+    shown.get_by_text("Some of these are real").wait_for()
+    shown = waited(page)
     (path,) = (study / "outputs" / "x" / ".galleries").glob("*.json")
     truth = files.read_json(path)["tiles"]
-    kinds = [truth[i]["kind"] for i in desk.locator(".hk-cell").evaluate_all("all => all.map(c => c.dataset.id)")]
+    kinds = [truth[i]["kind"] for i in shown.locator(".hk-cell").evaluate_all("all => all.map(c => c.dataset.id)")]
     assert kinds.count("synthetic") == 2 * MADE and kinds.count("real") > 10
-    assert desk.locator(".hk-scores tr").count() == 0 and not desk.locator(".hk-side figure").first.is_visible()
-    assert not desk.locator(".hk-sort").is_visible() and desk.locator(".hk-why").inner_text() == ""
-    src = desk.locator(".hk-big").get_attribute("src")
-    desk.locator(".hk-frame").click()
+    assert shown.locator(".hk-scores tr").count() == 0 and not shown.locator(".hk-side figure").first.is_visible()
+    assert not shown.locator(".hk-sort").is_visible() and shown.locator(".hk-why").inner_text() == ""
+    src = shown.locator(".hk-big").get_attribute("src")
+    shown.locator(".hk-frame").click()
     page.keyboard.down("s")
-    assert desk.locator(".hk-big").get_attribute("src") == src, "no source"
+    assert shown.locator(".hk-big").get_attribute("src") == src, "no source"
     page.keyboard.up("s")
 
     # the first ten are all taken for real; how that went is said when asked, or when all are judged
     pressed(page, "a" * 10)
-    assert desk.locator(".hk-result").inner_text() == ""
-    desk.get_by_role("button", name="How did I do?").click()
-    desk.get_by_text(f"Ada told real from synthetic in {kinds[:10].count('real')} of 10 tiles").wait_for()
+    assert shown.locator(".hk-result").inner_text() == ""
+    shown.get_by_role("button", name="How did I do?").click()
+    shown.get_by_text(f"Ada told real from synthetic in {kinds[:10].count('real')} of 10 tiles").wait_for()
     photograph(page, "gallery-blind")
 
     # another person begins anew, and Ada goes on where she was
-    desk.locator(".hk-rater").fill("Ben")
-    desk.locator(".hk-rater").press("Tab")
-    desk.get_by_text("0 decided").wait_for()
-    desk.locator(".hk-rater").fill("Ada")
-    desk.locator(".hk-rater").press("Tab")
-    desk.get_by_text("10 decided").wait_for()
-    desk.locator(".hk-cell").nth(10).click()
+    shown.locator(".hk-rater").fill("Ben")
+    shown.locator(".hk-rater").press("Tab")
+    shown.get_by_text("0 decided").wait_for()
+    shown.locator(".hk-rater").fill("Ada")
+    shown.locator(".hk-rater").press("Tab")
+    shown.get_by_text("10 decided").wait_for()
+    shown.locator(".hk-cell").nth(10).click()
     pressed(page, ["a" if kind == "real" else "r" for kind in kinds[10:]])
     right = kinds[:10].count("real") + len(kinds) - 10
-    desk.get_by_text(f"Ada told real from synthetic in {right} of {len(kinds)} tiles").wait_for()
+    shown.get_by_text(f"Ada told real from synthetic in {right} of {len(kinds)} tiles").wait_for()
 
     # what `histokit import-verdicts` makes of it is the same
     (said,) = path.parent.glob(f"{path.stem}-*.json")
     assert cli.main(["import-verdicts", str(said)]) == 0
-    assert desk.locator(".hk-result").inner_text() in capsys.readouterr().out
+    assert shown.locator(".hk-result").inner_text() in capsys.readouterr().out
     assert not (study / "params" / "reviews" / "x.csv").exists()
-    desk.get_by_role("button", name="Back to scores").click()
-    desk.get_by_text("0 decided").wait_for()
+    shown.get_by_role("button", name="Back to scores").click()
+    shown.get_by_text("0 decided").wait_for()
 
 
 def test_without_a_front_end_it_is_one_line_and_the_notebook_stays_small(study):

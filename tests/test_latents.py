@@ -6,7 +6,10 @@ import squares
 import torch
 from tiny import tiny_model
 
-from histokit import backbone, data, files, latents, runs
+from histokit import runs
+from histokit.core import files
+from histokit.diffusion import backbone, latents
+from histokit.tiles import data
 
 
 @pytest.fixture(scope="module")

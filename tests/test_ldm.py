@@ -5,7 +5,10 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from histokit import backbone, corpus, encoders, ldm, losses, sampling, toy, training
+from histokit import toy
+from histokit.diffusion import backbone, losses, sampling
+from histokit.training import corpus, ldm, loop
+from histokit.vision import encoders
 
 
 def picture(side=40, seed=0):
@@ -66,7 +69,7 @@ def test_an_autoencoder_learns_its_pictures():
     vae = ldm.autoencoder((16, 16), tile_px=8)
     flat = np.repeat(np.array([40, 120, 200], np.uint8), 8 * 8 * 3).reshape(3, 8, 8, 3)
     player = ldm.autoencoder_player(vae, lr=1e-2)
-    history = training.fit([player], ldm.picture_batches(list(flat), [1] * 3, 8, 4, 0), 60, 0, log_every=10, schedule="one_cycle")
+    history = loop.fit([player], ldm.picture_batches(list(flat), [1] * 3, 8, 4, 0), 60, 0, log_every=10, schedule="one_cycle")
     assert history.squared_error.iloc[-1] < 0.3 * history.squared_error.iloc[0]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from histokit import longtail
+from histokit.arms import longtail
 
 
 def generator(seed=0):

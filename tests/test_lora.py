@@ -6,7 +6,10 @@ import torch
 from ordered import Ordered
 from tiny import tiny_model
 
-from histokit import adapters, backbone, data, lora, runs, tuning
+from histokit import runs
+from histokit.diffusion import adapters, backbone
+from histokit.tiles import data
+from histokit.training import finetuning, lora
 
 QUICK = {"steps": 3, "batch_size": 4, "rank": 2, "lr": 0.01, "n_vectors": 2, "sheet_every": 0, "seed": 0}
 TERMS = {"blue": "blue tissue", "red": "red tissue"}
@@ -73,7 +76,7 @@ def test_a_finished_folder_gives_the_trained_model_back(tiles, tmp_path):
 
 
 def test_clipping_bounds_the_gradient_of_every_trained_tensor(tiles, monkeypatch):
-    from histokit import training
+    from histokit.training import loop
 
     seen, clip = [], torch.nn.utils.clip_grad_norm_
 
@@ -83,7 +86,7 @@ def test_clipping_bounds_the_gradient_of_every_trained_tensor(tiles, monkeypatch
         seen.append((len(params), float(torch.cat([p.grad.flatten() for p in params if p.grad is not None]).norm()), float(total)))
         return total
 
-    monkeypatch.setattr(training.torch.nn.utils, "clip_grad_norm_", spy)
+    monkeypatch.setattr(loop.torch.nn.utils, "clip_grad_norm_", spy)
     lora.train(tiny_model(), tiles, TERMS, joint=True, clip=1e-4, **QUICK)
     assert len(seen) == QUICK["steps"]  # or nothing was clipped, and nothing below is said
     assert all(count > 30 for count, _, _ in seen)  # LoRA pairs and the token rows
@@ -96,7 +99,7 @@ def test_a_killed_joint_run_ends_as_an_uninterrupted_one(tiles, tmp_path, monkey
         _, words, _ = lora.train(model, tiles, TERMS, joint=True, folder=folder, checkpoint_every=2, **{**QUICK, "steps": 5})
         return {**adapters.lora_tensors(model), "rows": words.parameter}
 
-    whole, draw = train(tmp_path / "a"), tuning.draw
+    whole, draw = train(tmp_path / "a"), finetuning.draw
 
     def dies(*args, count=[0]):  # noqa: B006
         count[0] += 1
@@ -104,10 +107,10 @@ def test_a_killed_joint_run_ends_as_an_uninterrupted_one(tiles, tmp_path, monkey
             raise KeyboardInterrupt
         return draw(*args)
 
-    monkeypatch.setattr(tuning, "draw", dies)
+    monkeypatch.setattr(finetuning, "draw", dies)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "b")
-    monkeypatch.setattr(tuning, "draw", draw)
+    monkeypatch.setattr(finetuning, "draw", draw)
     again = train(tmp_path / "b")
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 

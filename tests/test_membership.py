@@ -9,7 +9,12 @@ import torch
 from sklearn.metrics import roc_auc_score
 from tiny import tiny_model, write_hub_layout
 
-from histokit import adapters, backbone, data, files, lora, membership, runs, sampling
+from histokit import runs
+from histokit.core import files
+from histokit.diffusion import adapters, backbone, sampling
+from histokit.fidelity import membership
+from histokit.tiles import data
+from histokit.training import lora
 
 
 @pytest.fixture(scope="module")

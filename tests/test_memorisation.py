@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from histokit import memorisation, set_metrics, stats
+from histokit.metrics import distributions, memorisation, stats
 
 CASES = np.repeat(np.arange(20), 5)
 
@@ -34,7 +34,7 @@ def test_a_detector_is_fit_for_the_copies_it_finds_and_no_others():
 
 @pytest.mark.parametrize("tiles, cases", [(19, 19), (40, 1)])
 def test_few_tiles_or_one_case_cannot_be_calibrated(tiles, cases):
-    with pytest.raises(set_metrics.TooSmall, match=f"{tiles} held-out tiles of {cases} case"):
+    with pytest.raises(distributions.TooSmall, match=f"{tiles} held-out tiles of {cases} case"):
         memorisation.calibrate("feature", distances(tiles), np.arange(tiles) % cases, {})
 
 

@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from histokit import backbone, corpus, data, decode, encoders, files, ldm, pretrain, toy
+from histokit import toy
+from histokit.core import files
+from histokit.diffusion import backbone
+from histokit.tiles import data, decode
+from histokit.training import corpus, ldm, pretrain
+from histokit.vision import encoders
 
 pytestmark = pytest.mark.skipif(not backbone.MINI.is_dir(), reason="histokit/mini is not there: `histokit run params/mini.yaml` trains it")
 LOOKS, TOY = "looks", "toy"

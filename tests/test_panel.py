@@ -10,12 +10,15 @@ from blend import Blend
 from test_widgets import GUIDANCE, RECIPE, STRENGTH, move, shown, tuner
 from tiny import tiny_model
 
-from histokit import data, img2img, runs, widgets
-from histokit.panel import Tuner
+from histokit import runs
+from histokit.generate import img2img
+from histokit.show import widgets
+from histokit.show.panel.slider_panel import Tuner
+from histokit.tiles import data
 
 
 class Reader:
-    """Readings that tell the mean grey of each picture, and count."""
+    """PreviewScores that tell the mean grey of each picture, and count."""
 
     remark = "Nobody judges here."
 
@@ -41,7 +44,7 @@ def test_what_is_read_of_a_picture_stands_beneath_it_once_it_is_there(root):
     greys = [float(image.mean()) for image in panel.drawn.preview.images]
     assert f"grey {greys[0]:.1f} &lt;kept&gt;" in panel.reading.value and "Nobody judges here." in panel.reading.value
     panel.chooser.value = 2
-    assert panel.studio.settle(chores=True) and f"grey {greys[2]:.1f}" in panel.reading.value
+    assert panel.worker.settle(chores=True) and f"grey {greys[2]:.1f}" in panel.reading.value
     assert read.calls == [3], "all sources are read at once"
     move(panel, strength=0.9)
     assert f"grey {panel.drawn.preview.images[2].mean():.1f}" in panel.reading.value and len(read.calls) == 2
@@ -58,19 +61,19 @@ def test_a_reading_that_fails_is_said_and_the_panel_goes_on(root):
 
 def test_the_reading_of_another_picture_never_stays(root):
     panel = shown(tuner(root, readings=Reader()))
-    panel.studio.chores = lambda wishes: None  # idle time never comes
+    panel.worker.chores = lambda wishes: None  # idle time never comes
     panel.sliders["strength"].value = 0.9
-    assert panel.studio.settle() and panel.drawn.values["strength"] == 0.9
+    assert panel.worker.settle() and panel.drawn.values["strength"] == 0.9
     assert "reading ..." in panel.reading.value and "grey" not in panel.reading.value
 
 
-def test_a_rung_that_cannot_be_drawn_says_so_and_is_not_tried_again(root):
+def test_a_point_that_cannot_be_drawn_says_so_and_is_not_tried_again(root):
     class Counting(Blend):
         tried = 0
 
-        def ladder(self, strengths, **others):
+        def sweep(self, strengths, **others):
             self.tried += strengths == [0.2]
-            return super().ladder(strengths, **others)
+            return super().sweep(strengths, **others)
 
     blend = Counting(steps=4)  # strength 0.2 is no step
     panel = shown(tuner(root, blend))
@@ -93,7 +96,7 @@ def test_another_seed_brings_its_own_sources(root):
             )
             return found
 
-        def ladder(self, strengths, job=0, **others):
+        def sweep(self, strengths, job=0, **others):
             return np.concatenate([self(strength=strength, **others).images[[job]] for strength in strengths])
 
     run = SimpleNamespace(recipe="", class_name="fat", step="plain")
@@ -140,7 +143,7 @@ def test_the_button_gives_the_gpu_back_where_there_is_one(root):
     panel = shown(tuner(root, Scarce()))
     assert panel.free.layout.display == "" and tuner(root).free.layout.display == "none"
     panel.free.click()
-    assert panel.studio.settle() and panel.previewer.rested == 1 and "is free" in panel.status.value
+    assert panel.worker.settle() and panel.previewer.rested == 1 and "is free" in panel.status.value
     move(panel, strength=0.9)
     assert panel.drawn.values["strength"] == 0.9, "a drawing takes it again"
 
@@ -164,13 +167,13 @@ def test_two_panels_on_one_model_draw_what_each_draws_alone(tiles, root, monkeyp
     monkeypatch.setattr(img2img.previews, "kept", lambda name: None)  # everything is drawn
     sliders = {"strength": widgets.Limits(*STRENGTH), "guidance_scale": widgets.Limits(*GUIDANCE)}
     alone = [img2img.previewer(model, jobs, tiles)(strength=0.75, guidance_scale=scale).images for scale in (3.0, 6.0)]
-    panels = [shown(Tuner(img2img.previewer(model, jobs, tiles), run, sliders, rungs=2, patience=0)) for _ in range(2)]
+    panels = [shown(Tuner(img2img.previewer(model, jobs, tiles), run, sliders, points=2, patience=0)) for _ in range(2)]
     for _ in range(3):  # both at once, again and again
         for panel, scale in zip(panels, (3.0, 6.0), strict=True):
             panel._go({"strength": 0.75, "guidance_scale": scale})
-        assert all(panel.studio.settle() for panel in panels)
+        assert all(panel.worker.settle() for panel in panels)
         for panel, expected in zip(panels, alone, strict=True):
             assert np.array_equal(panel.drawn.preview.images, expected)
         for panel in panels:
             panel._go({"strength": 0.5, "guidance_scale": 2.0})
-    assert all(panel.studio.settle() for panel in panels)
+    assert all(panel.worker.settle() for panel in panels)

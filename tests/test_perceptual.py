@@ -10,7 +10,10 @@ import squares
 import torch
 import torchvision
 
-from histokit import data, files, perceptual, runs
+from histokit import runs
+from histokit.core import files
+from histokit.fidelity import perceptual
+from histokit.tiles import data
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from histokit import charts, plots
+from histokit.show import arm_plots, plots
 
 
 @pytest.fixture(autouse=True)
@@ -87,10 +87,10 @@ def counted(arms, same=()):
 
 
 def test_arms_that_train_on_the_same_tiles_share_a_bar():
-    ax = charts.arm_tiles(counted(["real", "oversampled", "more", "augmented"], same=("real", "oversampled", "more")))
+    ax = arm_plots.arm_tiles(counted(["real", "oversampled", "more", "augmented"], same=("real", "oversampled", "more")))
     assert [text.get_text().strip() for text in ax.texts] == ["every arm: 100", "real, oversampled, more: 15", "augmented: 15 + 30"]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
-    many = charts.arm_tiles(counted([f"arm{i}" for i in range(17)], same=[f"arm{i}" for i in range(5)]))
+    many = arm_plots.arm_tiles(counted([f"arm{i}" for i in range(17)], same=[f"arm{i}" for i in range(5)]))
     assert [text.get_text().strip() for text in many.texts][1:] == [
         "arm0, arm1, arm2 and 2 more: 15",
         "arm5, arm6, arm7 and 9 more: 15 + 30",
@@ -103,11 +103,11 @@ def test_recall_and_curves_of_many_arms_stay_on_a_page(n):
     recall = pd.DataFrame(
         [(arm, s, label, 0.5, 9) for arm in arms for s in (0, 1) for label in "ab"], columns=["arm", "seed", "label", "recall", "tiles"]
     )
-    ax = charts.arm_recall(recall)
+    ax = arm_plots.arm_recall(recall)
     assert ax.figure.get_size_inches()[1] < 8 and bool(ax.images) == (n > 6)
     history = pd.DataFrame(
         [(arm, s, step, 0.5) for arm in arms for s in (0, 1) for step in (10, 20)], columns=["arm", "seed", "step", "val_balanced_accuracy"]
     )
-    ax = charts.arm_curves(history)
+    ax = arm_plots.arm_curves(history)
     means = [line for line in ax.lines if line.get_label() in arms]
     assert len({str(line.get_color()) for line in means}) == n, "an arm has a colour of its own"

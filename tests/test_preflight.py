@@ -7,7 +7,12 @@ import squares
 import torch
 from tiny import tiny_model
 
-from histokit import codecs, data, features, files, preflight, recolour, runs
+from histokit import runs
+from histokit.core import files
+from histokit.diffusion import codecs
+from histokit.evaluate import preflight
+from histokit.tiles import data, staining
+from histokit.vision import features
 
 
 def rows(name, cases, per_case):
@@ -38,7 +43,7 @@ def test_more_cases_see_more_and_more_tiles_of_the_same_case_hardly():
 
 def stained(haematoxylin, eosin, seed, px=32):
     """A tile without any shape: noise around one mixture of the two stains."""
-    from histokit import augment
+    from histokit.tiles import augment
 
     rng = np.random.default_rng(seed)
     density = haematoxylin * augment.STAINS[0].numpy() + eosin * augment.STAINS[1].numpy()
@@ -48,7 +53,7 @@ def stained(haematoxylin, eosin, seed, px=32):
 
 def test_stain_amounts_are_those_a_tile_was_made_of():
     made = [(0.3, 0.1), (0.1, 0.4), (0.5, 0.5)]
-    np.testing.assert_allclose(recolour.stains(np.stack([stained(*m, i) for i, m in enumerate(made)])), made, atol=0.02)
+    np.testing.assert_allclose(staining.stains(np.stack([stained(*m, i) for i, m in enumerate(made)])), made, atol=0.02)
 
 
 def test_colour_alone_is_caught_where_it_goes_with_class_and_not_where_it_goes_with_the_case():
@@ -60,9 +65,9 @@ def test_colour_alone_is_caught_where_it_goes_with_class_and_not_where_it_goes_w
             cases.append(f"c{k}")
             by_class.append(stained(0.2 if name == "a" else 0.4, 0.2, 100 * k + i))
             by_case.append(stained(own, 0.2, 100 * k + i))
-    caught, _ = preflight.colour_trap(recolour.colour(np.stack(by_class)), labels, cases)
+    caught, _ = preflight.colour_trap(staining.colour(np.stack(by_class)), labels, cases)
     assert caught > 0.95
-    accuracy, share = preflight.colour_trap(recolour.colour(np.stack(by_case)), labels, cases)
+    accuracy, share = preflight.colour_trap(staining.colour(np.stack(by_case)), labels, cases)
     assert accuracy < 0.8 and share == pytest.approx(max(0, 2 * accuracy - 1))  # without folds by case it would be near 1
     assert np.isnan(preflight.colour_trap(np.zeros((8, 2)), ["a"] * 4 + ["b"] * 4, [f"c{i}" for i in range(4)] + ["d"] * 4)[0])
 

@@ -8,7 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from histokit import backbone, batch, corpus, encoders, files, ldm, package_mini, pretrain, recipe, sampling
+from histokit.core import files
+from histokit.diffusion import backbone, sampling
+from histokit.engine import batch
+from histokit.runs import recipe
+from histokit.training import corpus, ldm, package_mini, pretrain
+from histokit.vision import encoders
 
 RECIPE = """\
 shared:

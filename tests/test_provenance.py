@@ -7,7 +7,10 @@ import shutil
 import pytest
 import squares
 
-from histokit import cli, data, files, places, provenance, runs
+from histokit import cli, runs
+from histokit.core import files
+from histokit.runs import places, provenance
+from histokit.tiles import data
 
 CASE = "train-blue-0"  # two tiles of the class that is rare
 

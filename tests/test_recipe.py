@@ -7,7 +7,11 @@ import shutil
 import pytest
 import stubs
 
-from histokit import batch, describe, files, jobs, notebooks, recipe, replicates, runs
+from histokit import runs
+from histokit.core import files
+from histokit.engine import batch, jobs, replicates
+from histokit.runs import notebooks, recipe
+from histokit.tiles import description
 
 
 @pytest.fixture
@@ -500,7 +504,7 @@ def replicable(house):
 
 def test_no_experiment_can_write_its_runs_among_the_drawn_tiles(root, repository):
     """Else a recipe named toy.yaml would find its data changed by every run."""
-    drawn = describe.describe(repository / "params/datasets/toy.yaml").root
+    drawn = description.describe(repository / "params/datasets/toy.yaml").root
     assert not recipe.EXPERIMENT.fullmatch(drawn.relative_to(root / "outputs").parts[0])
 
 

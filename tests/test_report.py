@@ -8,7 +8,14 @@ import numpy as np
 import pandas as pd
 import squares
 
-from histokit import calls, cli, closest, copying, data, files, places, predictions, report, runs, verdict
+from histokit import cli, runs
+from histokit.arms import predictions
+from histokit.core import files
+from histokit.evaluate import error_analysis, verdict
+from histokit.fidelity import closest_pairs, copy_detection
+from histokit.runs import places
+from histokit.show import report
+from histokit.tiles import data
 
 EVIL = '<img src=x onerror="alert(1)">'
 
@@ -47,21 +54,24 @@ def finished(root, names=("real", "augmented"), label="blue"):
     made = data.load(seven, step="keep")
     m, parts = verdict.measure(answers, dataset, resamples=20), verdict.cast(specs, answers.arms)
     files.write_table(seven.path("differences.csv"), verdict.difference_table(verdict.differences(m, "real")))
-    files.write_table(seven.path("confusion.csv"), calls.confusions(answers))
-    files.write_table(seven.path("tiles.csv"), calls.changes(answers, dataset.roles, parts))
-    none = copying.Report(
-        pd.DataFrame(columns=copying.ROW), {"blue": copying.memorisation.Gate("uncalibrated", [EVIL])}, pd.DataFrame(), {"blue": []}
+    files.write_table(seven.path("confusion.csv"), error_analysis.confusions(answers))
+    files.write_table(seven.path("tiles.csv"), error_analysis.changes(answers, dataset.roles, parts))
+    none = copy_detection.Report(
+        pd.DataFrame(columns=copy_detection.ROW),
+        {"blue": copy_detection.memorisation.Gate("uncalibrated", [EVIL])},
+        pd.DataFrame(),
+        {"blue": []},
     )
     near = {"tile_id": made["tile_id"].head(3), "nearest": data.training(tiles)["tile_id"].iloc[0], "space": "mini-sup", "distance": 0.1}
     pairs = pd.DataFrame(near | {"class": "blue", "other_space": "outline", "other_distance": 0.2, "rank": 0, "pull": np.nan})
-    files.write_table(seven.path("closest_pairs.csv"), pairs[closest.PAIR])
+    files.write_table(seven.path("closest_pairs.csv"), pairs[closest_pairs.PAIR])
     points = [
         ("blue", kind, arm, n, 0.5, 0.4, 0.6)
         for kind, arm, n in (("real", "real", 5), ("synthetic", "real", 0), ("synthetic", "augmented", 4))
     ]
     points = pd.DataFrame(points, columns=["class", "kind", "arm", "tiles", "value", "low", "high"])
     files.write_table(seven.path("tile_curves.csv"), points)
-    stained = calls.groups(answers, np.where(np.arange(len(y)) % 2, "inside", "outside"), dataset.tail)
+    stained = error_analysis.groups(answers, np.where(np.arange(len(y)) % 2, "inside", "outside"), dataset.tail)
     files.write_table(seven.path("stain_range.csv"), stained)
     abroad = {"lines": ["On another house, blue: found 1 of 2 with augmented."]}
     more = {"signs": [], "stain": [], "signs_said": ["blue: the labels are doubtful"], "external": abroad} | {

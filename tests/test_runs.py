@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -10,7 +11,9 @@ import time
 import pandas as pd
 import pytest
 
-from histokit import files, keys, locks, machine, places, runs
+from histokit import runs
+from histokit.core import files, locks, machine
+from histokit.runs import keys, places
 
 NOTEBOOK = """
 experiment: str = "demo"  # folder
@@ -21,7 +24,9 @@ strength: float = 0.5  # share
 arms: dict = {}  # arms
 seed: int = 0  # seed
 # %%
-from histokit import img2img, plots, runs
+from histokit import runs
+from histokit.generate import img2img
+from histokit.show import plots
 
 run = runs.start(**runs.parameters(globals()))
 # %%
@@ -45,13 +50,17 @@ def write_notebook(root, text=NOTEBOOK, name="03_img2img"):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A package folder of three modules, so that versions can change."""
+    """A package folder of a few modules, so that versions can change."""
     folder = tmp_path / "package"
-    files.write_text(folder / "img2img.py", "from histokit import sampling, plots\nVERSION = 1\n")
-    files.write_text(folder / "sampling.py", "def f():\n    from histokit.files import seed\nVERSION = 4\n")
-    files.write_text(folder / "files.py", "from histokit import batch\nVERSION = 2\n")
-    for name in ("plots", "runs", "batch"):
-        files.write_text(folder / f"{name}.py", "VERSION = 9\n" if name != "runs" else "")
+    files.write_text(
+        folder / "generate" / "img2img.py", "from histokit.diffusion import sampling\nfrom histokit.show import plots\nVERSION = 1\n"
+    )
+    files.write_text(folder / "diffusion" / "sampling.py", "def f():\n    from histokit.core.files import seed\nVERSION = 4\n")
+    files.write_text(folder / "core" / "files.py", "import histokit.engine.batch\nVERSION = 2\n")
+    files.write_text(folder / "runs" / "__init__.py", "from histokit.runs.run import start\n")
+    files.write_text(folder / "runs" / "run.py", "VERSION = 3\n")
+    for name in ("show/plots", "show/panel/sweep", "engine/batch", "select/gallery", "select/export"):
+        files.write_text(folder / f"{name}.py", "VERSION = 9\n")
     monkeypatch.setattr(keys, "PACKAGE", folder)
     return folder
 
@@ -64,7 +73,9 @@ def notebook(root, package):
 @pytest.fixture
 def plain_notebook(root):
     """One for the processes that a test starts: they see the real package."""
-    return write_notebook(root, NOTEBOOK.replace("img2img, plots, ", "").replace("img2img.render", "str"))
+    return write_notebook(
+        root, re.sub(r"from histokit\.\w+ import .*\n", "", NOTEBOOK).replace("img2img.render", "str").replace("plots.image_grid", "print")
+    )
 
 
 def start(**changes):
@@ -129,7 +140,12 @@ def test_a_run_goes_from_running_to_done_with_all_it_depended_on(root, notebook)
     assert record["status"] == "done" and not (run.folder / "run.lock").exists()
     assert record["outputs"].keys() == {"tiles/a.png", "manifest.csv"} and record["notes"] == {"batch_size": 4}
     assert record["key"]["parameters"] == {"class_name": "Größe, [1]", "seed": 3, "strength": 0.5, "lora": "", "arms": {}}
-    assert record["key"]["modules"] == {"histokit.files": 2, "histokit.img2img": 1, "histokit.sampling": 4}
+    assert record["key"]["modules"] == {
+        "histokit.core.files": 2,
+        "histokit.diffusion.sampling": 4,
+        "histokit.generate.img2img": 1,
+        "histokit.runs.run": 3,
+    }
     assert record["versions"]["python"] and record["memory_gib"]["ram"] > 0 and record["wall_s"] >= 0
     assert list(files.read_table(run.folder / "manifest.csv")) == ["tile_id"]  # absolute paths stay in memory
 
@@ -276,9 +292,9 @@ def test_the_innermost_change_is_named(root, notebook):
     [
         ("render(strength)", "render(strength, 2)", True),
         ("title=", "captions=None, title=", False),  # a plot
-        ("from histokit import img2img, plots, runs", "from histokit import img2img, plots, runs, widgets", False),
-        ('plots.image_grid(made, title="first")', "from histokit import widgets\nwidgets.tuner(img2img.previewer(made), run)", False),
-        ('plots.image_grid(made, title="first")', "from histokit import gallery\ngallery.show(run, made, made, run.device)", False),
+        ("from histokit.show import plots", "from histokit.show import plots, widgets", False),
+        ('plots.image_grid(made, title="first")', "from histokit.show import widgets\nwidgets.tuner(img2img.previewer(made), run)", False),
+        ('plots.image_grid(made, title="first")', "from histokit.select import gallery\ngallery.show(run, made, made, run.device)", False),
         ('plots.image_grid(made, title="first")', "from other import gallery\ngallery.show(run, made, made, run.device)", True),
         ('plots.image_grid(made, title="first")', "widgets.tuner(made)", True),  # not ours: nothing imports it
         (
@@ -306,20 +322,22 @@ def test_prose_is_outside_the_key(root, notebook):
 
 def test_a_changed_method_is_named_with_its_versions(root, notebook, package):
     run = finished()
-    files.write_text(package / "sampling.py", (package / "sampling.py").read_text().replace("= 4", "= 5"))
-    assert state(run, notebook) == ("stale", "histokit.sampling version 4 -> 5")
+    files.write_text(package / "diffusion" / "sampling.py", (package / "diffusion" / "sampling.py").read_text().replace("= 4", "= 5"))
+    assert state(run, notebook) == ("stale", "histokit.diffusion.sampling version 4 -> 5")
 
 
 def test_pictures_have_no_version(root, notebook, package):
     run = finished()
-    for name in ("plots", "batch"):
+    for name in ("show/plots", "engine/batch"):
         files.write_text(package / f"{name}.py", "VERSION = 10\n")
     assert state(run, notebook)[0] == "done"
 
 
 def test_the_real_modules_are_read(root, repository):
-    found = keys.modules(write_notebook(root, "a: int = 1\n# %%\nfrom histokit import runs, files\nimport histokit.files"))
-    assert found == {"histokit.files": files.VERSION}
+    found = keys.modules(
+        write_notebook(root, "a: int = 1\n# %%\nfrom histokit import runs\nfrom histokit.core import files\nimport histokit.core.files")
+    )
+    assert found == {"histokit.core.files": files.VERSION}
 
 
 def test_a_notebook_with_magics_is_refused_by_cell(root, notebook):
@@ -699,13 +717,13 @@ def test_an_idle_gpu_is_told_in_one_line(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(machine, "_driver_sees", lambda: "NVIDIA H200")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    line = runs.notice()
+    line = machine.notice()
     assert "NVIDIA H200" in line and "cannot use it" in line and "\n" not in line
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert runs.notice() == ""
+    assert machine.notice() == ""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert runs.notice() == ""  # hidden on purpose
+    assert machine.notice() == ""  # hidden on purpose
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(machine, "_driver_sees", lambda: "")
-    assert runs.notice() == ""
+    assert machine.notice() == ""

@@ -5,7 +5,8 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from histokit import backbone, ldm, sampling
+from histokit.diffusion import backbone, sampling
+from histokit.training import ldm
 
 
 @pytest.fixture(scope="module")

@@ -11,22 +11,13 @@ import squares
 import stubs
 import torch
 
-from histokit import (
-    augment,
-    classifiers,
-    comparison,
-    data,
-    encoders,
-    features,
-    files,
-    readings,
-    reviews,
-    runs,
-    scoring,
-    screening,
-    selection,
-    trials,
-)
+from histokit import runs
+from histokit.arms import comparison, trials
+from histokit.core import files
+from histokit.select import reviews, scoring, screening, selection
+from histokit.show.panel import preview_scores
+from histokit.tiles import augment, data
+from histokit.vision import classifiers, encoders, features
 
 
 def test_a_copy_of_a_training_image_finds_its_original():
@@ -471,7 +462,7 @@ steps:
 
 
 def panel_of(root, recipe="params/study.yaml", guide=None):
-    """Readings of a notebook of the step `made`, opened with a recipe."""
+    """PreviewScores of a notebook of the step `made`, opened with a recipe."""
     lines = ["class_name: str = 'blue'  # class", "source: str = '03_img2img'  # step", "judge: str = ''  # step"]
     lines += ["judge_arm: str = ''  # arm", "encoder: str = 'mini-ssl'  # of distances", "thresholds: dict = {}  # cuts"]
     stubs.notebook(root, "05_select", lines)
@@ -480,7 +471,7 @@ def panel_of(root, recipe="params/study.yaml", guide=None):
     stubs.notebook(root, "00_dataset", ["dataset: str = 'x'  # description"])
     stubs.recipe(root, RECIPE)
     run = runs.start(experiment="exp", step="made", class_name="blue", recipe=recipe)
-    return readings.Readings(run, data.load(run), guide)
+    return preview_scores.PreviewScores(run, data.load(run), guide)
 
 
 def test_what_a_panel_reads_of_a_picture_is_what_05_says_of_the_tile(study):

@@ -7,7 +7,9 @@ import pytest
 import squares
 from PIL import Image
 
-from histokit import data, decode, runs, shortcuts
+from histokit import runs
+from histokit.fidelity import shortcuts
+from histokit.tiles import data, decode
 
 
 def manifests(n=40):

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from histokit import splits
+from histokit.tiles import splits
 
 FRACTIONS = {"train": 0.6, "val": 0.15, "test": 0.25}
 

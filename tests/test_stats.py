@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from histokit import metrics, stats
+from histokit.metrics import classification, stats
 
 
 def study(cases, seeds=6, tiles=6, effect=0.0, noise=0.3, seed=0, draws=1, generators=1, luck=0.0):
@@ -32,7 +32,7 @@ def study(cases, seeds=6, tiles=6, effect=0.0, noise=0.3, seed=0, draws=1, gener
 
 
 def balanced(confusion):
-    return metrics.balanced_accuracy(confusion)[..., None]
+    return classification.balanced_accuracy(confusion)[..., None]
 
 
 def compare(y, case, pred, n=300, seed=0, runs=None):
@@ -108,21 +108,23 @@ def test_replicates_equal_a_loop_over_drawn_cases_and_seeds():
     y, case, pred = study((4, 3), seeds=3)
     weights = stats.resample(stats.strata(y, case), stats.crossed(seeds=3), n=5, seed=1)
     table = stats.confusion_by_case(y, pred[0], case, 2)
-    fast = stats.replicates(table, weights, lambda c: np.stack([metrics.recall(c)[..., 0], metrics.macro_f1(c)], -1), 2, budget=1)
+    fast = stats.replicates(
+        table, weights, lambda c: np.stack([classification.recall(c)[..., 0], classification.macro_f1(c)], -1), 2, budget=1
+    )
     for b in range(5):
         by_seed = []
         for s in range(3):
             matrix = np.zeros((2, 2))
             for tile in range(len(y)):
                 matrix[y[tile], pred[0, s, tile]] += weights.cases[b, case[tile]]
-            by_seed.append([metrics.recall(matrix)[0], metrics.macro_f1(matrix)])
+            by_seed.append([classification.recall(matrix)[0], classification.macro_f1(matrix)])
         np.testing.assert_allclose(fast[b], np.average(by_seed, axis=0, weights=weights.runs[b]), rtol=1e-6)
 
 
 def test_one_weight_each_gives_back_the_plain_metric():
     y, case, pred = study((5, 4), seeds=2)
     table = stats.confusion_by_case(y, pred[1], case, 2)
-    plain = np.mean([metrics.balanced_accuracy(metrics.confusion(y, p, 2)) for p in pred[1]])
+    plain = np.mean([classification.balanced_accuracy(classification.confusion(y, p, 2)) for p in pred[1]])
     np.testing.assert_allclose(stats.estimate(table, balanced, 2), [plain])
 
 

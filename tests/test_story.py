@@ -12,7 +12,7 @@ import folders
 import pytest
 from tiny import write_hub_layout
 
-from histokit import files
+from histokit.core import files
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from histokit import morphometry, slide, toy, toy_words
+from histokit import toy
+from histokit.toy import canvas, dataset, morphometry
 
 NAMES = list(toy.CLASSES)
 TAILS = [name for name, about in toy.CLASSES.items() if about["role"] == "tail"]
@@ -21,7 +22,7 @@ def drawn():
 
 
 @pytest.fixture(scope="module")
-def dataset():
+def whole():
     """The pixels of the whole dataset at 64 px (half scale), with its plan."""
     table = toy.plan()
     images = [half(toy.tile(row.label, row.case_id, row.index)[0]) for row in table.itertuples()]
@@ -123,9 +124,9 @@ def test_the_plan_follows_from_its_seed():
 def test_masks_agree_with_truth(drawn):
     for name, _, mask, truth in drawn:
         for key, what in [("lumen_area", "lumen"), ("fat_area", "fat"), ("mucin_area", "mucin")]:
-            assert truth[key] == pytest.approx((mask == toy.MASK_VALUES[what]).mean()), name
+            assert truth[key] == pytest.approx((mask == dataset.MASK_VALUES[what]).mean()), name
         # nuclei touch, and some end at the border, so the area of all is the firmer comparison
-        drawn_area = (mask == toy.MASK_VALUES["nuclei"]).sum()
+        drawn_area = (mask == dataset.MASK_VALUES["nuclei"]).sum()
         assert 0.5 < drawn_area / (truth["nuclei_count"] * truth["nuclei_size"]) < 1.4, name
 
 
@@ -141,20 +142,20 @@ def test_every_class_holds_what_it_is_named_for(drawn):
 def test_other_looks_belong_to_no_class():
     rng = np.random.default_rng(0)
     for _ in range(300):
-        look = toy.other_look(rng)
-        assert not any(toy.belongs(look, name) for name in NAMES)
+        look = dataset.other_look(rng)
+        assert not any(dataset.belongs(look, name) for name in NAMES)
 
 
 def test_a_look_of_a_class_belongs_to_it():
     for name in NAMES:
         for case in range(20):
             rng = np.random.default_rng(case)
-            assert toy.belongs(toy.class_look(name, rng, rng), name)
+            assert dataset.belongs(dataset.class_look(name, rng, rng), name)
 
 
 def test_other_looks_never_hold_what_defines_a_tail_class():
     rng = np.random.default_rng(1)
-    looks = [toy.other_look(rng) for _ in range(500)]
+    looks = [dataset.other_look(rng) for _ in range(500)]
     assert not any(look.mucin or look.gland == "cribriform" for look in looks)
     assert not any(look.sheet and look.fat for look in looks)  # holes in solid epithelium
     for index in range(30):
@@ -167,10 +168,10 @@ def test_captions_use_a_small_vocabulary():
     rng = np.random.default_rng(2)
     words = set()
     for _ in range(1500):
-        text = toy_words.describe(toy.other_look(rng), slide.random_stain(rng), rng)
+        text = words.describe(dataset.other_look(rng), canvas.random_stain(rng), rng)
         words |= set(text.replace(",", "").split())
     for name in NAMES:
-        texts = {toy_words.caption(name, rng) for _ in range(60)}
+        texts = {words.caption(name, rng) for _ in range(60)}
         assert len(texts) > 5
         words |= set(" ".join(texts).replace(",", "").split())
     assert len(words) < 150
@@ -218,9 +219,9 @@ def test_measure_takes_an_empty_tile():
 # ---------------------------------------------------------------------------------------------- is it a fair task?
 
 
-def test_colour_alone_does_not_solve_it(dataset):
+def test_colour_alone_does_not_solve_it(whole):
     linear_model = pytest.importorskip("sklearn.linear_model")
-    table, images = dataset
+    table, images = whole
     x, y = np.stack([colours(image) for image in images]), table.label.map(NAMES.index).to_numpy()
     train, test = (table.split == "train").to_numpy(), (table.split == "test").to_numpy()
     x = (x - x[train].mean(0)) / x[train].std(0).clip(1e-6)
@@ -240,9 +241,9 @@ def balanced_accuracy(y_true, y_pred):
     return np.mean([(y_pred[y_true == c] == c).mean() for c in np.unique(y_true)])
 
 
-def test_the_head_classes_are_learnable_and_ten_tiles_are_not_enough(dataset):
+def test_the_head_classes_are_learnable_and_ten_tiles_are_not_enough(whole):
     """A small CNN on 60 and more tiles of each head class, and on ten of each from three cases."""
-    table, images = dataset
+    table, images = whole
     heads = ~table.label.isin(TAILS)
     train, test = table[heads & (table.split == "train")], table[heads & (table.split == "test")]
     few = pd.concat([rows[rows.case_id.isin(rows.case_id.unique()[:3])].head(10) for _, rows in train.groupby("label")])

@@ -11,7 +11,12 @@ import planted
 import pytest
 from planted import CLASSES, dataset, predict, predicted, tiles
 
-from histokit import calls, claims, data, files, likeness, metrics, predictions, set_metrics, stats, verdict
+from histokit.arms import predictions
+from histokit.core import files
+from histokit.evaluate import error_analysis, verdict, wording
+from histokit.fidelity import likeness
+from histokit.metrics import classification, distributions, stats
+from histokit.tiles import data
 
 ROWS = tiles([20, 15, 12, 10])
 
@@ -131,11 +136,11 @@ def test_tiles_without_case_ids_say_so():
 def test_endpoints_equal_their_plain_definitions():
     read = predicted(ROWS, {"real": {}, "augmented": {"Polyp": 1}}, seeds=3)
     m = verdict.measure(read, dataset(), resamples=10)
-    matrices = np.stack([metrics.confusion(read.y, called, 4) for called in read.called[read.arms.index("real")]])
-    expected = [*metrics.recall(matrices).mean(0), metrics.balanced_accuracy(matrices, [2, 3]).mean()]
-    expected += [metrics.balanced_accuracy(matrices, [0, 1]).mean(), metrics.macro_f1(matrices).mean()]
+    matrices = np.stack([classification.confusion(read.y, called, 4) for called in read.called[read.arms.index("real")]])
+    expected = [*classification.recall(matrices).mean(0), classification.balanced_accuracy(matrices, [2, 3]).mean()]
+    expected += [classification.balanced_accuracy(matrices, [0, 1]).mean(), classification.macro_f1(matrices).mean()]
     np.testing.assert_allclose(m.value["real"], expected)
-    shares = calls.confusion(read, "real")
+    shares = error_analysis.confusion(read, "real")
     np.testing.assert_allclose(np.diag(shares), expected[:4])
     np.testing.assert_allclose(shares.sum(1), 1)
 
@@ -147,7 +152,7 @@ def test_tables_show_every_endpoint_of_every_arm():
     assert levels.loc["Serrated", "real"] == "no test tile" and levels.loc["Polyp", "real"].startswith("found ")
     assert "% [" in levels.loc["Normal", "augmented"]
     table = verdict.difference_table(verdict.differences(m, "real"))
-    assert len(table) == 2 * len(m.endpoints) and set(table["reading"]) <= {*claims.READING.values(), "higher", "lower"}
+    assert len(table) == 2 * len(m.endpoints) and set(table["reading"]) <= {*wording.READING.values(), "higher", "lower"}
 
 
 def test_a_class_named_like_a_figure_is_refused():
@@ -345,7 +350,7 @@ def test_a_tile_without_a_score_has_none():
 
 
 def test_a_picture_of_few_tiles_is_refused():
-    with pytest.raises(set_metrics.TooSmall, match="9 real tiles"):
+    with pytest.raises(distributions.TooSmall, match="9 real tiles"):
         likeness.umap(np.ones((9, 3)), np.ones((2, 3)))
 
 
@@ -363,17 +368,17 @@ def test_groups_are_compared_over_the_classes_they_share():
     group = np.where(truth, group, "A")  # no tile of the first class in B
     called = np.where((group == "B")[None, None] & (np.arange(len(ROWS)) % 2 == 0)[None, None], (read.y + 1) % 4, read.y)
     read = replace(read, group=group, called=np.broadcast_to(called, read.called.shape))
-    table = calls.groups(read).set_index("group")
+    table = error_analysis.groups(read).set_index("group")
     assert table["classes"].tolist() == [3] * 4 and table.loc["A", "real"] == 1 and table.loc["worst", "real"] == table.loc["B", "real"]
     in_b = [(called[0, 0] == read.y)[(group == "B") & (read.y == c)].mean() for c in (1, 2, 3)]
     assert table.loc["B", "augmented"] == pytest.approx(np.mean(in_b))
     assert table.loc["gap", "real"] == pytest.approx(1 - np.mean(in_b))
-    assert len(calls.groups(replace(read, group=np.full(len(ROWS), "A")))) == 0
+    assert len(error_analysis.groups(replace(read, group=np.full(len(ROWS), "A")))) == 0
 
 
 def test_the_confusion_table_holds_every_arm():
     read = predicted(ROWS, {"real": {}, "augmented": {"Polyp": 1.0}})
-    table = calls.confusions(read)
+    table = error_analysis.confusions(read)
     assert len(table) == 2 * 4 * 4
     assert table.groupby(["arm", "true"])["share"].sum().to_numpy() == pytest.approx(1)
     diagonal = table[table["true"].eq(table["called"]) & table["arm"].eq("augmented")]["share"].to_numpy()
@@ -386,12 +391,12 @@ def test_alarms_are_counted_per_thousand_common_tiles_and_by_hand():
     normal = np.flatnonzero(read.y == 1)
     called[1][:, normal[: len(normal) // 2]] = 2  # half of one of two common classes is called rare
     called[0][:, np.flatnonzero(read.y == 2)] = 3  # rare for rare still counts as flagged
-    table = calls.alarms(replace(read, called=called), dataset().roles).set_index("arm")
+    table = error_analysis.alarms(replace(read, called=called), dataset().roles).set_index("arm")
     assert table.loc["real", ["flagged", "false_alarms", "ppv"]].tolist() == [1, 0, 1]
     share = (len(normal) // 2) / len(normal) / 2
     assert table.loc["augmented", "false_alarms"] == pytest.approx(1000 * share)
     assert table.loc["augmented", "ppv"] == pytest.approx(0.01 / (0.01 + 0.99 * share))
-    never = calls.alarms(replace(read, called=np.zeros_like(called)), dataset().roles)
+    never = error_analysis.alarms(replace(read, called=np.zeros_like(called)), dataset().roles)
     assert never["ppv"].isna().all()
 
 
@@ -403,7 +408,7 @@ def test_every_tile_that_changed_is_named_by_how():
     called[1][:2, normal[0]] = 2  # two of six runs
     called[1][:1, normal[1]] = 2  # one of six: noise
     parts = verdict.cast({"real": {}, "augmented": {"synthetic": "keep"}}, read.arms)
-    table = calls.changes(replace(read, called=called), dataset().roles, parts)
+    table = error_analysis.changes(replace(read, called=called), dataset().roles, parts)
     names = read.tile_id[[*polyp[:3], normal[0]]]
     found = table[table["change"].ne("")].set_index("tile_id")["change"].to_dict()
     assert found == dict(zip(names, ["newly found", "still missed", "lost", "newly flagged"], strict=True))

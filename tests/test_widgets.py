@@ -11,9 +11,13 @@ import stubs
 from blend import Blend
 from PIL import Image
 
-from histokit import amend, drafts, pictures, studio, widgets
-from histokit.panel import Tuner
-from histokit.panel_parts import decimals
+from histokit.core import pictures
+from histokit.generate import previews
+from histokit.runs import recipe_edit
+from histokit.show import widgets
+from histokit.show.panel import preview_worker
+from histokit.show.panel.panel_html import decimals
+from histokit.show.panel.slider_panel import Tuner
 
 RECIPE = "steps:\n  - plain: {strength: 0.5}  # for all\n"
 STRENGTH, GUIDANCE = (0.5, 0, 1, 0.05), (2.0, 1, 12, 0.5)
@@ -28,10 +32,10 @@ def tuner(root, previewer=None, recipe="params/study.yaml", class_name="fat", **
 
 
 def shown(tuned, chores=True):
-    """The panel as a front end has it once it is on the page, its ladder drawn."""
+    """The panel as a front end has it once it is on the page, its sweep drawn."""
     tuned.plain = None
     tuned.widget._view_count = 1
-    assert tuned.studio.settle(chores=chores)
+    assert tuned.worker.settle(chores=chores)
     return tuned
 
 
@@ -39,27 +43,27 @@ def move(tuned, **values):
     """Move sliders, and wait for the picture."""
     for name, value in values.items():
         tuned.sliders[name].value = value
-    assert tuned.studio.settle(chores=True)
+    assert tuned.worker.settle(chores=True)
 
 
-def test_it_draws_once_at_the_starting_values_and_a_ladder_over_strength(root):
+def test_it_draws_once_at_the_starting_values_and_a_sweep_over_strength(root):
     blend = Blend()
     panel = tuner(root, blend)
     strengths = [call["strength"] for call in blend.calls]
     assert strengths == [0.5, 0.2, 0.4, 0.6, 0.8, 1.0] and {call["guidance_scale"] for call in blend.calls} == {2.0}
-    assert [rung.true_steps for rung in panel.rungs_at_start] == ["4 steps", "8 steps", "12 steps", "16 steps", "20 steps"]
+    assert [point.true_steps for point in panel.points_at_start] == ["4 steps", "8 steps", "12 steps", "16 steps", "20 steps"]
     data, width = panel.picture()
     picture = Image.open(io.BytesIO(data))
-    assert picture.format == "PNG" and picture.width == width == 8 + 7 * (128 + 8)  # source, start, five rungs
+    assert picture.format == "PNG" and picture.width == width == 8 + 7 * (128 + 8)  # source, start, five points
     assert len(blend.calls) == 6  # showing draws nothing again
 
 
-def test_a_rung_equal_to_the_start_is_shown_once_and_one_without_a_step_is_left_out(root):
-    panel = tuner(root, rungs=2)
-    assert [rung.values["strength"] for rung in panel.rungs_at_start] == [0.5, 1.0]
+def test_a_point_equal_to_the_start_is_shown_once_and_one_without_a_step_is_left_out(root):
+    panel = tuner(root, points=2)
+    assert [point.values["strength"] for point in panel.points_at_start] == [0.5, 1.0]
     assert panel.picture()[1] == 8 + 3 * (128 + 8)
     panel = tuner(root, Blend(steps=3))
-    assert [rung.values["strength"] for rung in panel.rungs_at_start] == [0.4, 0.6, 0.8, 1.0]
+    assert [point.values["strength"] for point in panel.points_at_start] == [0.4, 0.6, 0.8, 1.0]
 
 
 def test_the_plain_picture_holds_source_and_preview_pixel_for_pixel_at_128_px(root):
@@ -73,24 +77,24 @@ def test_a_move_draws_once_shows_the_true_steps_and_changes_nothing_else(root):
     panel = shown(tuner(root, blend))
     before, drawn = panel.right.value, len(blend.calls)
     move(panel, strength=0.35000000000000003)
-    assert blend.calls[drawn:] == [{"strength": 0.35, "guidance_scale": 2.0}]  # and every rung is there already
+    assert blend.calls[drawn:] == [{"strength": 0.35, "guidance_scale": 2.0}]  # and every point is there already
     assert "7 steps" in panel.status.value and "strength 0.35, guidance scale 2.0" in panel.right.value
     assert panel.right.value != before and "hk-busy" not in panel.widget._dom_classes and panel.stop.disabled
 
 
-def test_another_source_is_shown_without_drawing_it_and_gets_a_ladder_of_its_own(root):
+def test_another_source_is_shown_without_drawing_it_and_gets_a_sweep_of_its_own(root):
     blend = Blend()
     panel = shown(tuner(root, blend))
     drawn = len(blend.calls)
     panel.chooser.value = 2
     assert "tile-2" in panel.left.value and "source 3" in panel.title.value and "<b>source 1</b>" in panel.others.value
-    assert panel.studio.settle(chores=True) and len(blend.calls) == drawn + 15
+    assert panel.worker.settle(chores=True) and len(blend.calls) == drawn + 15
 
 
-# ---- the ladder in idle time
+# ---- the sweep in idle time
 
 
-def test_idle_time_fills_the_ladder_the_row_at_hand_first_and_in_it_the_cheapest(root):
+def test_idle_time_fills_the_sweep_the_row_at_hand_first_and_in_it_the_cheapest(root):
     blend = Blend()
     panel = shown(tuner(root, blend, recipe=""))
     later = blend.calls[6:]
@@ -101,12 +105,12 @@ def test_idle_time_fills_the_ladder_the_row_at_hand_first_and_in_it_the_cheapest
     assert rows == [3.0] * 6 + [7.5] * 5, "the picture, the row at hand, then the other; that at 2.0 is there already"
 
 
-def test_a_rung_takes_the_sliders_there(root):
+def test_a_point_takes_the_sliders_there(root):
     panel = shown(tuner(root, recipe=""))
     cell = panel.row.children[9]
     assert cell.children[1].description == "1.00 / 1.5" and "<img" in cell.children[0].value
     cell.children[1].click()
-    assert panel.studio.settle()
+    assert panel.worker.settle()
     assert (panel.sliders["strength"].value, panel.sliders["guidance_scale"].value) == (1.0, 1.5)
     assert panel.drawn.values == {"strength": 1.0, "guidance_scale": 1.5}
 
@@ -120,7 +124,7 @@ def test_a_pinned_picture_stays_and_brings_its_settings_back(root):
     labels = [cell.children[1].description for cell in panel.pins.children]
     assert labels == ["0.40 / 2.0", "0.50 / 2.0", "0.60 / 2.0", "0.70 / 2.0"]
     panel.pins.children[0].children[1].click()
-    assert panel.studio.settle() and panel.drawn.values["strength"] == 0.4
+    assert panel.worker.settle() and panel.drawn.values["strength"] == 0.4
 
 
 # ---- one thread that draws
@@ -140,7 +144,7 @@ class Gate:
 
 
 def gated(root, **more):
-    """A panel whose ladder is there, and the gate of its next drawings."""
+    """A panel whose sweep is there, and the gate of its next drawings."""
     gate = Gate()
     blend = Blend(gate=gate)
     panel = shown(tuner(root, blend, **more))
@@ -157,7 +161,7 @@ def test_ten_quick_moves_are_two_drawings_the_first_and_the_last(root):
         panel.sliders["strength"].value = strength
     gate.open = True
     gate.free.release()
-    assert panel.studio.settle()
+    assert panel.worker.settle()
     assert [call["strength"] for call in blend.calls[drawn:]] == [0.25, 0.9] and panel.drawn.values["strength"] == 0.9
     assert "18 steps" in panel.status.value
 
@@ -168,9 +172,9 @@ def test_moves_within_the_patience_are_one_drawing(root):
     for strength in (0.3, 0.35, 0.45):
         panel.sliders["strength"].value = strength
     assert len(blend.calls) == drawn and panel.asked is not None
-    panel.studio.patience = 0
+    panel.worker.patience = 0
     panel.sliders["strength"].value = 0.55
-    assert panel.studio.settle() and [call["strength"] for call in blend.calls[drawn:]] == [0.55]
+    assert panel.worker.settle() and [call["strength"] for call in blend.calls[drawn:]] == [0.55]
 
 
 def test_a_move_dims_the_old_picture_and_counts_the_steps(root):
@@ -183,7 +187,7 @@ def test_a_move_dims_the_old_picture_and_counts_the_steps(root):
         gate.free.release()
     gate.open = True
     gate.free.release()
-    assert panel.studio.settle() and "5 steps, " in panel.status.value
+    assert panel.worker.settle() and "5 steps, " in panel.status.value
 
 
 def test_cancel_ends_the_drawing_at_its_next_step_and_keeps_the_old_picture(root):
@@ -194,23 +198,23 @@ def test_cancel_ends_the_drawing_at_its_next_step_and_keeps_the_old_picture(root
     panel.stop.click()
     assert "Stopped; back at strength 0.50" in panel.status.value and "hk-busy" not in panel.widget._dom_classes
     gate.free.release()  # one step, and no more is asked for
-    assert panel.studio.settle() and not gate.begun.acquire(blocking=False)
+    assert panel.worker.settle() and not gate.begun.acquire(blocking=False)
     assert panel.right.value == before and len(blend.calls) == drawn + 1
     assert panel.sliders["strength"].value == 0.5 and panel.write()[0].startswith("Written"), "what is seen is what is written"
 
 
-def test_a_drawing_goes_before_the_ladder_which_is_taken_up_again(root):
+def test_a_drawing_goes_before_the_sweep_which_is_taken_up_again(root):
     gate = Gate()
     blend = Blend(gate=gate)
     panel = tuner(root, blend)
     gate.open = False
     panel.plain = None
     panel.widget._view_count = 1
-    assert gate.begun.acquire(timeout=30)  # the ladder is at the first step of a rung
+    assert gate.begun.acquire(timeout=30)  # the sweep is at the first step of a point
     panel.sliders["strength"].value = 0.25
     gate.open = True
     gate.free.release()
-    assert panel.studio.settle(chores=True)
+    assert panel.worker.settle(chores=True)
     order = [(call["strength"], call["guidance_scale"]) for call in blend.calls[6:]]
     assert order[1] == (0.25, 2.0) and order[2] == order[0] and len(order) == 1 + 1 + 10
     assert all("<img" in cell.children[0].value for cell in panel.row.children)
@@ -240,7 +244,7 @@ def test_a_way_is_ended_at_the_picture_that_pleases(root):
         if k == 2:
             panel.enough.click()
         gate.free.release()
-    assert panel.studio.settle() and panel.drawn.values == {"updates": 3} and panel.sliders["updates"].value == 3
+    assert panel.worker.settle() and panel.drawn.values == {"updates": 3} and panel.sliders["updates"].value == 3
     assert panel.enough.disabled and "updates 3" in panel.right.value and tuner(root).enough.layout.display == "none"
 
 
@@ -251,7 +255,7 @@ def test_what_was_drawn_before_comes_at_once(root):
 
     panel = shown(tuner(root, blend := Remembering(), patience=30.0))
     drawn = list(blend.calls)
-    panel.sliders["strength"].value = 0.4  # a rung, which Blend counts as drawn
+    panel.sliders["strength"].value = 0.4  # a point, which Blend counts as drawn
     assert panel.drawn.values["strength"] == 0.4 and panel.asked is None and "drawn before" in panel.status.value
     assert blend.calls[: len(drawn)] == drawn
 
@@ -279,15 +283,15 @@ def test_colours_of_a_draft_are_those_of_the_tiles():
     latents, mix = torch.randn(2, 4, 6, 6, generator=generator), torch.tensor([[0.2, 0, 0], [0, 0.2, 0], [0, 0, 0.2], [0.1, 0.1, 0.1]])
     colours = torch.einsum("nchw,cd->ndhw", latents, mix).clamp(-1, 1)
     tiles = ((colours / 2 + 0.5) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).repeat_interleave(4, 1).repeat_interleave(4, 2).numpy()
-    found = drafts.picture(drafts.fit(latents, tiles), latents[1])
+    found = previews.draft(previews.fit_draft(latents, tiles), latents[1])
     assert found.shape == (6, 6, 3) and np.abs(found.astype(int) - tiles[1, ::4, ::4]).max() <= 2
 
 
 def test_an_error_in_showing_does_not_end_the_thread():
-    shop, said = studio.Studio(patience=0), []
-    shop.ask(studio.Wish(lambda on_step: 1, lambda found: 1 / 0, said.append))
+    shop, said = preview_worker.PreviewWorker(patience=0), []
+    shop.ask(preview_worker.Wish(lambda on_step: 1, lambda found: 1 / 0, said.append))
     assert shop.settle() and isinstance(said[0], ZeroDivisionError)
-    shop.ask(studio.Wish(lambda on_step: 2, said.append))
+    shop.ask(preview_worker.Wish(lambda on_step: 2, said.append))
     assert shop.settle() and said[1] == 2
 
 
@@ -353,7 +357,7 @@ def test_limits_that_make_no_slider_are_refused(limits):
         widgets.tuner(Blend(), None, strength=limits, guidance_scale=GUIDANCE)
 
 
-def test_the_ladder_goes_over_a_slider():
+def test_the_sweep_goes_over_a_slider():
     with pytest.raises(ValueError, match="no slider; there is: guidance_scale"):
         widgets.tuner(Blend(), None, guidance_scale=GUIDANCE)
 
@@ -366,7 +370,9 @@ def test_it_takes_the_previewer_of_img2img(root):
     import squares
     from tiny import tiny_model
 
-    from histokit import data, img2img, runs
+    from histokit import runs
+    from histokit.generate import img2img
+    from histokit.tiles import data
 
     squares.dataset({"train": dict.fromkeys(squares.CLASSES, 6), "val": {}, "test": {}})
     run = runs.start(experiment="exp", step="plain", class_name="blue")
@@ -374,13 +380,13 @@ def test_it_takes_the_previewer_of_img2img(root):
     jobs = img2img.job_table(model, tiles, {"blue": "blue gland"}, 5, strength=0.5, num_inference_steps=4)
     sliders = {"strength": widgets.Limits(*STRENGTH), "guidance_scale": widgets.Limits(*GUIDANCE)}
     panel = shown(Tuner(img2img.previewer(model, jobs, tiles), run, sliders, across="guidance_scale", patience=0))
-    assert [rung.true_steps for rung in panel.rungs_at_start] == ["1 step", "2 steps", "3 steps", "4 steps"]  # none at 0.2
+    assert [point.true_steps for point in panel.points_at_start] == ["1 step", "2 steps", "3 steps", "4 steps"]  # none at 0.2
     assert panel.names == jobs["tile_id"].tolist()[:4] and "a histology image of blue gland" in panel.status.value
     move(panel, strength=0.75)
     assert "3 steps" in panel.status.value
     panel.chooser.value = 3
-    assert panel.studio.settle(chores=True)
-    alone = panel.ladder.rung({"strength": 0.8, "guidance_scale": 2.0}, panel._job()).image.astype(int)  # as many steps
+    assert panel.worker.settle(chores=True)
+    alone = panel.sweep.point({"strength": 0.8, "guidance_scale": 2.0}, panel._job()).image.astype(int)  # as many steps
     assert abs(alone - panel.drawn.preview.images[3]).max() <= 1
     invented = img2img.job_table(model, tiles, {"blue": "blue gland"}, 2, policy="none", num_inference_steps=2)
     panel = shown(Tuner(img2img.previewer(model, invented, tiles), run, sliders, patience=0))
@@ -417,18 +423,18 @@ def test_what_was_written_can_be_undone_but_not_what_was_edited_since(root):
 
 def test_without_a_recipe_the_button_says_so(root):
     panel = tuner(root, recipe="")
-    assert panel.button.disabled and panel.button.description == "No recipe" and "opened by hand" in panel.pen.refused()[1]
+    assert panel.button.disabled and panel.button.description == "No recipe" and "opened by hand" in panel.writer.refused()[1]
 
 
 @pytest.mark.parametrize("name", ["", "all"])
 def test_a_run_over_all_classes_writes_into_its_step(root, name):
     panel = shown(tuner(root, class_name=name))
     move(panel, strength=0.35)
-    assert panel.write()[0].startswith("Written into params/study.yaml") and panel.pen.place() == "params/study.yaml, plain"
+    assert panel.write()[0].startswith("Written into params/study.yaml") and panel.writer.place() == "params/study.yaml, plain"
     text = (root / "params/study.yaml").read_text()
     assert text == RECIPE.replace("{strength: 0.5}", "{strength: 0.35, guidance_scale: 2.0}")
     assert panel.write()[0] == "params/study.yaml says so already: strength 0.35, guidance scale 2.0 for all classes."
-    panel.pen.undo()
+    panel.writer.undo()
     assert (root / "params/study.yaml").read_text() == RECIPE
 
 
@@ -445,7 +451,7 @@ def test_a_disk_that_refuses_is_a_sentence_too(root, monkeypatch):
     def full(path, text):
         raise OSError(28, "No space left on device; nothing was written there", str(path))
 
-    monkeypatch.setattr(amend.files, "write_text", full)
+    monkeypatch.setattr(recipe_edit.files, "write_text", full)
     sentence, lines = tuner(root).write()
     assert sentence == "params/study.yaml: No space left on device; nothing was written there. To add by hand:" and "fat" in lines
 
@@ -486,7 +492,7 @@ def test_a_class_name_that_looks_like_html_is_text(root):
 def test_headless_the_executed_notebook_holds_a_plain_picture(root):
     import papermill
 
-    start = "import blend\nfrom types import SimpleNamespace\nfrom histokit import widgets\n"
+    start = "import blend\nfrom types import SimpleNamespace\nfrom histokit.show import widgets\n"
     start += "run = SimpleNamespace(recipe='', class_name='<b>fat</b>', step='plain')"
     panel = "widgets.tuner(blend.Blend(), run, strength=(strength, 0, 1, 0.05), guidance_scale=(2.0, 1, 12, 0.5))"
     path = stubs.notebook(root, "03_img2img", ["strength: float = 0.5  # share"], start, panel, "print('strength', strength)")

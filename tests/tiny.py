@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from histokit import backbone, files
+from histokit.core import files
+from histokit.diffusion import backbone
 
 WORDS = "a an the of and image histology patch tissue colon gland necrosis mucinous tumour stroma normal skin light dark photo".split()
 

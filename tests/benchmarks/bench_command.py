@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from histokit import calibration, forecast, jobs, machine, places
-from histokit import recipe as recipes
+from histokit.core import machine
+from histokit.engine import forecast, jobs, speed
+from histokit.runs import places
+from histokit.runs import recipe as recipes
 
-MEASURE = calibration.measure_all  # which no test may
+MEASURE = speed.measure_all  # which no test may
 ROOT = Path(__file__).resolve().parents[2]  # where `make demo` was run, not the empty root of a test
 HISTOKIT = [sys.executable, "-m", "histokit"]
 PYTHON = [sys.executable, "-c", "pass"]
@@ -67,7 +69,7 @@ def test_a_dry_run_foretells_the_demo(demo, monkeypatch):
     recipe = recipes.read(ROOT / "params" / "demo.yaml")
     found = jobs.expand(recipe)
     start = time.perf_counter()
-    rates = MEASURE("mini", 8, ["mini-ssl", "mini-sup"], machine.device(), calibration.SECONDS)
+    rates = MEASURE("mini", 8, ["mini-ssl", "mini-sup"], machine.device(), speed.SECONDS)
     took = time.perf_counter() - start
     units = forecast.once([forecast.work(job, found, forecast.counts(recipe, job)) for job in found])
     said = {job.name: forecast.cost(unit, rates)[0] - rates.start for job, unit in zip(found, units, strict=True)}
@@ -75,4 +77,4 @@ def test_a_dry_run_foretells_the_demo(demo, monkeypatch):
     each = ", ".join(f"{name} {said[name]:.0f} for {real.get(name, 0):.0f}" for name in said)
     ratio = sum(said.values()) / sum(real.values())
     print(f"\ndry run: foretells {ratio:.2f} of the demo's seconds ({each}), from a calibration of {took:.0f} s", flush=True)
-    assert 1 / 3 <= ratio <= 3 and took <= 2 * calibration.SECONDS
+    assert 1 / 3 <= ratio <= 3 and took <= 2 * speed.SECONDS

@@ -11,7 +11,8 @@ import time
 import numpy as np
 from scipy import fft
 
-from histokit import audit, copies, data, files, splits
+from histokit.core import files
+from histokit.tiles import audit, data, near_duplicates, splits
 
 
 def clock(work):
@@ -64,18 +65,18 @@ def test_near_copies_among_20_000_tiles(n=20_000, planted=200):
     """Thumbnails of tissue-like noise (1/f), with planted flips."""
     before = peak()
     rng = np.random.default_rng(0)
-    steps = np.arange(copies.SIDE)
+    steps = np.arange(near_duplicates.SIDE)
     fall = 1 / (1 + np.hypot(steps[:, None], steps))
-    thumbnails = np.empty((n, copies.SIDE, copies.SIDE), np.uint8)
+    thumbnails = np.empty((n, near_duplicates.SIDE, near_duplicates.SIDE), np.uint8)
     for start in range(0, n, 1000):
-        waves = rng.normal(size=(min(1000, n - start), copies.SIDE, copies.SIDE)) * fall
+        waves = rng.normal(size=(min(1000, n - start), near_duplicates.SIDE, near_duplicates.SIDE)) * fall
         waves[:, 0, 0] = 0
         field = fft.idctn(waves, axes=(1, 2), norm="ortho")
         thumbnails[start : start + 1000] = (128 + 30 * field / field.std(axis=(1, 2), keepdims=True)).clip(0, 255)
     thumbnails[-planted:] = thumbnails[:planted, ::-1]
-    square = rng.normal(size=(n, copies.LOW**2)).astype(np.float32)
+    square = rng.normal(size=(n, near_duplicates.LOW**2)).astype(np.float32)
     floor, _ = clock(lambda: [square[i : i + 2048] @ square[i:].T for i in range(0, n, 2048)])
-    seconds, (i, *_) = clock(lambda: copies.pairs(copies.signatures(thumbnails)))
+    seconds, (i, *_) = clock(lambda: near_duplicates.pairs(near_duplicates.signatures(thumbnails)))
     assert len(i) == planted
     show(f"near copies of {n:,} tiles, 8 symmetries, {planted} planted and found", seconds, 300, floor, "one matrix product")
     assert peak() - before < 4

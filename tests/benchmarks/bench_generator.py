@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from histokit import adapters, backbone, latents, losses, machine, runs, sampling, toy, training, tuning
+from histokit import runs, toy
+from histokit.core import machine
+from histokit.diffusion import adapters, backbone, latents, losses, sampling
+from histokit.training import finetuning, loop
 
 ROUNDS = 5
 BASE = os.environ.get("HISTOKIT_BENCH_BASE", "mini")
@@ -56,8 +59,8 @@ def test_lora_steps_from_caches(model, tiles, steps=12, batch_size=8):
         p.requires_grad_(True)
     cache, prompts = latents.Latents(model, tiles), latents.Prompts(model)
     texts = [[f"a histology image of {label}"] for label in tiles["label"]]
-    batches = tuning.batches(cache, texts, tuning.weights(tiles), batch_size, 0, tuning.strata(tiles))
-    loss = tuning.loss(model, prompts)
+    batches = finetuning.batches(cache, texts, finetuning.weights(tiles), batch_size, 0, finetuning.strata(tiles))
+    loss = finetuning.loss(model, prompts)
     fixed, generator = batches(0), torch.Generator()
     context = prompts(fixed["captions"])
 
@@ -70,7 +73,7 @@ def test_lora_steps_from_caches(model, tiles, steps=12, batch_size=8):
                 p.grad = None
 
     def cached():
-        training.fit([training.Player("lora", [{"params": params, "lr": 1e-4}], loss)], batches, steps, 0)
+        loop.fit([loop.Player("lora", [{"params": params, "lr": 1e-4}], loss)], batches, steps, 0)
 
     def uncached():
         def anew(k):
@@ -79,8 +82,8 @@ def test_lora_steps_from_caches(model, tiles, steps=12, batch_size=8):
             mean, logvar = backbone.encode(model, cache._images(rows))
             return batch | {"latents": backbone.latents(mean, logvar, model.scaling, generator)}
 
-        with_text = tuning.loss(model, lambda p: backbone.embed(model, p))
-        training.fit([training.Player("lora", [{"params": params, "lr": 1e-4}], with_text)], anew, steps, 0)
+        with_text = finetuning.loss(model, lambda p: backbone.embed(model, p))
+        loop.fit([loop.Player("lora", [{"params": params, "lr": 1e-4}], with_text)], anew, steps, 0)
 
     seconds = in_turns(ceiling=ceiling, cached=cached, uncached=uncached)
     adapters.unload(model)

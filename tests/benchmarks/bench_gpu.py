@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from bench_generator import clock, in_turns
 from torch.utils.flop_counter import FlopCounterMode
 
-from histokit import adapters, backbone, ldm, losses, runs, sampling, training, tuning
+from histokit import runs
+from histokit.diffusion import adapters, backbone, losses, sampling
+from histokit.training import finetuning, ldm, loop
 
 SMALL = bool(os.environ.get("HISTOKIT_BENCH_SMALL"))
 pytestmark = [] if SMALL else [pytest.mark.gpu]
@@ -106,9 +108,9 @@ def test_lora_step(model, params, rate, batch_size):
     captions = [f"a histology image of class {i}" for i in range(batch_size)]
     context = backbone.embed(model, captions).detach()
     autocast = torch.bfloat16
-    loss = tuning.loss(model, lambda texts: context)
-    player = training.Player("lora", [{"params": params, "lr": 1e-4}], loss)
-    fit = lambda: training.fit([player], lambda k: {"latents": z, "captions": captions}, STEPS, 0, autocast=autocast)  # noqa: E731
+    loss = finetuning.loss(model, lambda texts: context)
+    player = loop.Player("lora", [{"params": params, "lr": 1e-4}], loss)
+    fit = lambda: loop.fit([player], lambda k: {"latents": z, "captions": captions}, STEPS, 0, autocast=autocast)  # noqa: E731
 
     optimiser = torch.optim.AdamW(params, lr=1e-4)
 

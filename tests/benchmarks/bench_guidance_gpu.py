@@ -16,7 +16,8 @@ import torchvision
 from bench_generator import clock
 from bench_gpu import SMALL, flops, model, peak, rate  # noqa: F401  (fixtures)
 
-from histokit import classifiers, encoders, guidance, guides
+from histokit.generate import guidance, guides
+from histokit.vision import classifiers, encoders
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plain_guidance

@@ -21,7 +21,11 @@ import numpy as np
 import pytest
 import torch
 
-from histokit import adapters, backbone, data, guidance, guided, guides, places, policies, readings, recipe
+from histokit.diffusion import adapters, backbone
+from histokit.generate import guidance, guided, guides, policies
+from histokit.runs import places, recipe
+from histokit.show.panel import preview_scores
+from histokit.tiles import data
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plain_guidance
@@ -64,7 +68,7 @@ def make(way):
     start = time.perf_counter()
     images = plainly(model, guide, jobs) if WAYS[way] is None else ours(model, guide, jobs, WAYS[way])
     seconds = time.perf_counter() - start
-    said = readings.Readings(run, tiles, guide).table([images[job.name] for job in jobs], table)
+    said = preview_scores.Readings(run, tiles, guide).table([images[job.name] for job in jobs], table)
     assert said["judge"].notna().all(), "the judge of the recipe was not asked"
     return {"seconds": seconds, "kept": said["status"].eq("kept").tolist()}
 

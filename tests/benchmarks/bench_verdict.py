@@ -8,7 +8,13 @@ import pandas as pd
 import planted
 import pytest
 
-from histokit import comparison, data, features, files, predictions, runs, set_metrics, stats, trials, verdict
+from histokit import runs
+from histokit.arms import comparison, predictions, trials
+from histokit.core import files
+from histokit.evaluate import verdict
+from histokit.metrics import distributions, stats
+from histokit.tiles import data
+from histokit.vision import features
 
 
 def clock(work):
@@ -24,8 +30,8 @@ def peak():
 
 def test_frechet_distance_of_few_tiles(n=50, d=2048):
     x, y = (np.random.default_rng(s).normal(size=(n, d)) for s in (0, 1))
-    set_metrics.frechet(x, y)
-    ours, value = clock(lambda: set_metrics.frechet(x, y))
+    distributions.frechet(x, y)
+    ours, value = clock(lambda: distributions.frechet(x, y))
     covariances = [np.cov(z, rowvar=False) for z in (x, y)]
     plain, product = clock(lambda: np.linalg.eigvals(covariances[0] @ covariances[1]))
     second = ((x.mean(0) - y.mean(0)) ** 2).sum() + sum(np.trace(c) for c in covariances) - 2 * np.sqrt(product.real.clip(0)).sum()
@@ -36,7 +42,7 @@ def test_frechet_distance_of_few_tiles(n=50, d=2048):
 def test_density_and_coverage_of_20_000_tiles(n=20_000, d=768):
     real, made = (np.random.default_rng(s).normal(size=(n, d)).astype(np.float32) for s in (0, 1))
     before = peak()
-    seconds, found = clock(lambda: set_metrics.precision_recall_density_coverage(real, made))
+    seconds, found = clock(lambda: distributions.precision_recall_density_coverage(real, made))
     floor, _ = clock(lambda: [real[:2000].astype(np.float64) @ made.T.astype(np.float64) for _ in range(1)])
     ratio = seconds / (3 * floor * n / 2000)  # real-real, made-made, real-made
     print(f"\nprecision, recall, density, coverage of {n} x {n} x {d}: {seconds:.0f} s, {ratio:.1f} x the three products alone, ", end="")

@@ -1,0 +1,1 @@
+"""The compared trainings: which tiles, how they are trained, what they predicted."""

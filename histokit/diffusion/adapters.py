@@ -1,0 +1,391 @@
+"""Learned tokens and LoRA: into a model, out of it, onto disk and back.
+
+Both kinds of file are those of stock diffusers (`load_textual_inversion`, `load_lora_weights`); beside them lies
+`adapter.json`, which says on what base and from which cases they were trained, so that `load` can refuse. How they
+are trained is in `textual_inversion` and `lora`.
+"""
+
+import copy
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from histokit.core import files
+from histokit.diffusion import backbone
+
+VERSION = 2
+
+CARD = "adapter.json"
+LORA = "pytorch_lora_weights.safetensors"  # the name stock diffusers looks for
+PLACEHOLDER = re.compile(r"<[a-z0-9]+(-[a-z0-9]+)*>")
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+TARGETS = {
+    "attn": ATTENTION,
+    "attn+ff": (*ATTENTION, "ff.net.0.proj", "ff.net.2"),
+    "attn+conv": (*ATTENTION, "conv1", "conv2", "conv_shortcut", "proj_in", "proj_out"),
+}
+
+
+# --- tokens ----------------------------------------------------------------------------------------------------------
+
+
+class TokenTable(nn.Module):
+    """The text encoder's token embedding with rows of its own for new ids; the table below them is never written."""
+
+    def __init__(self, table, tokenizer):
+        super().__init__()
+        self.table, self.first_id = table, len(tokenizer)
+        self.tokenizer = tokenizer  # as it was, for `unload`
+        self.blocks, self.norms = nn.ParameterList(), []
+
+    @property
+    def weight(self):
+        return self.table.weight
+
+    def rows(self, k):
+        """Rows [n, D] of block k as the encoder sees them, held at a fixed norm where that was asked for."""
+        block, norm = self.blocks[k], self.norms[k]
+        return block if norm is None else F.normalize(block, dim=-1) * norm
+
+    def forward(self, ids):
+        rows = torch.cat([self.rows(k) for k in range(len(self.blocks))]).to(self.table.weight.dtype)  # [n, D]
+        new = ids >= self.first_id
+        old = self.table(ids.masked_fill(new, 0))  # [B, L, D]
+        # not rows[...]: its gradient adds up what falls on one row in whatever order the threads arrive, and no run would repeat another
+        return torch.where(new[..., None], F.embedding((ids - self.first_id).clamp(min=0), rows), old)
+
+
+@dataclass
+class Tokens:
+    """Tokens added together: `parameter` [sum of vectors, D] is what inversion trains."""
+
+    counts: dict  # placeholder -> number of vectors
+    table: TokenTable
+    block: int
+
+    @property
+    def parameter(self):
+        return self.table.blocks[self.block]
+
+    def vectors(self):
+        """{placeholder: [n, D] float32 on the CPU}, as they are saved."""
+        rows = self.table.rows(self.block).detach().float().cpu()
+        return dict(zip(self.counts, rows.split(list(self.counts.values())), strict=True))
+
+
+def placeholder(class_name):
+    """The token of a class: lower case and in brackets, because CLIP folds case and stock diffusers replaces text."""
+    return f"<hk-{files.slug(class_name)}>"
+
+
+def initial_rows(model, phrase, n_vectors, how="spread"):
+    """Rows [n_vectors, D] to start from, out of the words of any phrase.
+
+    Args:
+        phrase: text, such as the name of the class; its tokens' embeddings are the material.
+        how: "mean" gives every vector the mean of the phrase; "spread" deals the tokens out in order, each vector the mean
+            of its share (repeating tokens when there are fewer than vectors).
+    """
+    if how not in ("mean", "spread"):
+        raise ValueError(f"initialiser {how!r} is unknown; use mean or spread")
+    ids = model.tokenizer(phrase, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise ValueError(f"the initialiser {phrase!r} has no token; give a word or a phrase such as 'mucinous tissue'")
+    table = model.text_encoder.get_input_embeddings()
+    with torch.no_grad():
+        words = table(torch.tensor(ids, device=model.device)[None])[0].float()  # [m, D]
+    if how == "mean":
+        return words.mean(0, keepdim=True).repeat(n_vectors, 1)
+    if len(words) < n_vectors:
+        return words[torch.arange(n_vectors) % len(words)]
+    return torch.stack([share.mean(0) for share in words.tensor_split(n_vectors)])
+
+
+def add_tokens(model, initial, n_vectors=1, how="spread", fixed_norm=False):
+    """Give `model` new tokens and return what can be trained of them.
+
+    Args:
+        model: backbone.Model; its tokenizer is replaced by an extended copy, its token embedding wrapped.
+        initial: {placeholder: phrase to start from, or tensor [n, D]}.
+        n_vectors: vectors of each token that starts from a phrase.
+        how: "spread" or "mean", see `initial_rows`.
+        fixed_norm: train directions only and keep each vector at its initial length.
+
+    Returns:
+        Tokens, with `parameter` float32 that requires no gradient yet.
+
+    Raises ValueError for a placeholder that is not like `<hk-name>`, or that the vocabulary already holds.
+    """
+    model.need("tokenizer", "text_encoder")
+    rows = {}
+    for name, start in initial.items():
+        if not PLACEHOLDER.fullmatch(name):
+            raise ValueError(f"placeholder {name!r} must be lower case, in brackets, of letters, digits and '-', such as '<hk-mucinous>'")
+        rows[name] = start.detach().float() if torch.is_tensor(start) else initial_rows(model, start, n_vectors, how)
+        if rows[name].ndim != 2 or rows[name].shape[1] != model.text_encoder.config.hidden_size:
+            raise ValueError(f"{name}: rows {list(rows[name].shape)} do not fit a text width of {model.text_encoder.config.hidden_size}")
+    names = {name: [name] + [f"{name}_{k}" for k in range(1, len(block))] for name, block in rows.items()}
+    pieces = [piece for group in names.values() for piece in group]
+    taken = sorted(set(pieces) & set(model.tokenizer.get_vocab()))
+    if taken:
+        raise ValueError(f"the vocabulary already holds {', '.join(taken)}; unload the adapter that brought it, or rename the class")
+
+    before, tokenizer = len(model.tokenizer), copy.deepcopy(model.tokenizer)
+    tokenizer.add_tokens(pieces)
+    for group in names.values():  # what the prompt will really contain, not what was asked for
+        got, want = tokenizer(" ".join(group), add_special_tokens=False)["input_ids"], [before + pieces.index(p) for p in group]
+        if got != want:
+            raise ValueError(f"{group[0]!r} reads as token ids {got}, expected {want}; choose another class name")
+    table = model.text_encoder.get_input_embeddings()
+    if not isinstance(table, TokenTable):
+        table = TokenTable(table, model.tokenizer)
+        model.text_encoder.set_input_embeddings(table)
+    block = torch.cat(list(rows.values())).to(model.device)
+    table.blocks.append(nn.Parameter(block.clone(), requires_grad=False))
+    table.norms.append(block.norm(dim=-1, keepdim=True) if fixed_norm else None)
+    model.tokenizer = tokenizer
+    model.placeholders = {**model.placeholders, **names}
+    return Tokens({name: len(block) for name, block in rows.items()}, table, len(table.blocks) - 1)
+
+
+# --- LoRA ------------------------------------------------------------------------------------------------------------
+
+
+def add_lora(model, rank=16, alpha=None, targets="attn", dora=False, seed=0):
+    """Put a LoRA of zero effect into the UNet and return its parameters, float32, as a list.
+
+    Args:
+        rank: of each update.
+        alpha: the update is scaled by alpha / rank; None means alpha = rank.
+        targets: "attn", "attn+ff" or "attn+conv".
+        dora: weight-decomposed variant (Liu et al. 2024, arXiv:2402.09353); about twice the time of a step.
+        seed: of the random half of the weights.
+    """
+    from peft import LoraConfig
+
+    if targets not in TARGETS:
+        raise ValueError(f"targets {targets!r} is unknown; use {', '.join(TARGETS)}")
+    if rank < 1:
+        raise ValueError(f"rank must be at least 1, got {rank}")
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha or rank, target_modules=list(TARGETS[targets]), init_lora_weights="gaussian", use_dora=dora
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(files.seed(seed, "lora"))
+        return _inject(model, config)
+
+
+def _inject(model, config):
+    if getattr(model.need("unet").unet, "peft_config", None):
+        raise ValueError("the model already carries a LoRA; adapters.unload(model) first, two of them would add up")
+    model.unet.add_adapter(config, adapter_name="default")
+    params = [p for name, p in model.unet.named_parameters() if "lora_" in name]
+    for p in params:  # a half-precision UNet makes half-precision updates, which do not train
+        p.data = p.data.to(model.device, torch.float32)
+        p.requires_grad_(False)
+    return params
+
+
+def lora_tensors(model):
+    """{name: tensor} of the LoRA in the UNet, under the names of stock diffusers."""
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(model.unet, adapter_name="default")
+    return {f"unet.{name}": value.detach().float().cpu() for name, value in state.items()}
+
+
+def save_lora(folder, model):
+    """Write the UNet's LoRA for `load_lora_weights`, rank, alpha and targets in its header; without them alpha would read as rank."""
+    config = model.unet.peft_config["default"].to_dict()
+    facts = {
+        f"unet.{key}": sorted(value) if isinstance(value, set) else getattr(value, "value", value) for key, value in sorted(config.items())
+    }
+    header = {"format": "pt", "lora_adapter_metadata": json.dumps(facts, sort_keys=True)}
+    return files.write_tensors(Path(folder) / LORA, lora_tensors(model), header)
+
+
+def save_tokens(folder, tokens):
+    """Write one file per token for `load_textual_inversion`: tokens/<name>.safetensors holding {placeholder: [n, D]}."""
+    return [
+        files.write_tensors(Path(folder) / "tokens" / f"{name.strip('<>')}.safetensors", {name: rows}, {"format": "pt"})
+        for name, rows in tokens.items()
+    ]
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def save(folder, model, classes, tiles, *, dataset="", tokens=None, lora=False, settings=None):
+    """Write a finished adapter: its files and the card that says where it comes from.
+
+    Args:
+        folder: run folder of 01 or 02.
+        model: the Model that was trained.
+        classes: {class name: placeholder, or "" where the class is named by words}.
+        tiles: manifest rows it learned from; their cases and content are remembered, so a later test set can be checked.
+        dataset: name of the dataset; case ids mean the same tissue only within one.
+        tokens: {placeholder: [n, D]}; LoRA folders keep the tokens they were trained with.
+        lora: write the UNet's LoRA too.
+        settings: whatever a reader may want to know.
+    """
+    tokens = tokens or {}
+    save_tokens(folder, tokens)
+    if lora:
+        save_lora(folder, model)
+    card = {
+        "base": {"name": model.name, "identity": model.identity},
+        "classes": classes,
+        "tokens": {name: {"vectors": len(rows), "width": rows.shape[1]} for name, rows in tokens.items()},
+        "lora": bool(lora),
+        "training": {
+            "dataset": dataset,
+            "cases": sorted(set(tiles["case_id"].astype(str))),
+            "patients": sorted(set(tiles["patient"].astype(str)) - {""}) if "patient" in tiles else [],
+            "tiles": sorted({sha[:16] for sha in tiles["sha256"].astype(str) if sha}),
+        },
+        "settings": settings or {},
+    }
+    return files.write_json(Path(folder) / CARD, card)
+
+
+def load(model, *folders, tiles=None, dataset=""):
+    """`model` with the tokens and the LoRA of finished 01 or 02 folders, ready to sample.
+
+    Args:
+        model: backbone.Model without a LoRA.
+        folders: run folders; a token that two of them share is taken once.
+        tiles: this experiment's manifest; an adapter trained on a case or a picture of its val or test part is refused.
+        dataset: name of this experiment's dataset.
+
+    Raises FileNotFoundError for a folder that holds no adapter, ValueError for another base, for leaked cases, for tokens
+    that contradict each other and for a second LoRA.
+    """
+    cards = {Path(folder): _card(Path(folder)) for folder in folders}
+    for folder, card in cards.items():
+        _same_base(model, card, folder)
+        if tiles is not None:
+            _no_leak(tiles, dataset, card, folder)
+    tokens, classes = {}, {}
+    for folder, card in cards.items():
+        for name in card["tokens"]:
+            path = folder / "tokens" / f"{name.strip('<>')}.safetensors"
+            rows = files.read_tensors(path)[name]
+            if name in tokens and not torch.equal(tokens[name][0], rows):
+                raise ValueError(f"{folder} and {tokens[name][1].parent.parent} hold different vectors of {name}; load only the later one")
+            tokens[name] = (rows, path)
+        classes |= {k: v for k, v in card["classes"].items() if v or k not in classes}
+    if tokens:
+        add_tokens(model, {name: rows for name, (rows, _) in tokens.items()})
+    for folder, card in cards.items():
+        if card["lora"]:
+            _load_lora(model, folder)
+            model.adapters.append({"kind": "lora", "folder": str(folder), "sha": files.sha256(folder / LORA)})
+    shas = {name: files.sha256(path) for name, (_, path) in tokens.items()}
+    said = [text for card in cards.values() for text in _captions(card["settings"])]
+    model.adapters.append({"kind": "tokens", "classes": classes, "sha": shas, "captions": said})
+    return model
+
+
+def read_tokens(model, *folders, tiles=None, dataset=""):
+    """{class name: (placeholder, rows [n, D])} of finished folders; a later folder wins. Refuses what `load` refuses."""
+    found = {}
+    for folder in map(Path, folders):
+        card = _card(folder)
+        _same_base(model, card, folder)
+        if tiles is not None:
+            _no_leak(tiles, dataset, card, folder)
+        for class_name, name in card["classes"].items():
+            if name:
+                found[class_name] = (name, files.read_tensors(folder / "tokens" / f"{name.strip('<>')}.safetensors")[name])
+    return found
+
+
+def digest_rows(tokens):
+    """Hash of Tokens as they stand, "" for None."""
+    return files.digest({name: rows.tolist() for name, rows in tokens.vectors().items()})[:16] if tokens else ""
+
+
+def unload(model):
+    """Take every adapter out: the UNet's modules, the token table and the tokenizer are as `backbone.load` left them."""
+    if model.unet is not None and getattr(model.unet, "peft_config", None):
+        model.unet.unload_lora()
+    table = model.text_encoder.get_input_embeddings() if model.text_encoder is not None else None
+    if isinstance(table, TokenTable):
+        model.text_encoder.set_input_embeddings(table.table)
+        model.tokenizer = table.tokenizer
+    model.adapters, model.placeholders = [], {}
+    return model
+
+
+def words(model, class_name, term=""):
+    """How a prompt names a class: by its learned token where one is loaded, else by `term`."""
+    for adapter in model.adapters:
+        if adapter["kind"] == "tokens" and adapter["classes"].get(class_name):
+            return adapter["classes"][class_name]
+    return term or class_name
+
+
+def shas(model, prompt):
+    """(lora_sha, token_sha) of what shapes an image of `prompt`; "" where there is none."""
+    lora = "".join(a["sha"] for a in model.adapters if a["kind"] == "lora")
+    known = {name: sha for a in model.adapters if a["kind"] == "tokens" for name, sha in a["sha"].items()}
+    used = [known[name] for name in sorted(known) if name in prompt]
+    return lora, used[0] if len(used) == 1 else files.digest(used) if used else ""
+
+
+def _card(folder):
+    if not (folder / CARD).is_file():
+        raise FileNotFoundError(f"{folder} holds no {CARD}; name a finished step of 01_textual_inversion or 02_lora")
+    return files.read_json(folder / CARD)
+
+
+def _captions(settings):
+    """The templates an adapter was trained on, from its card."""
+    return [settings["prompt"]] if settings.get("prompt") else list(settings.get("templates", []))
+
+
+def _same_base(model, card, folder):
+    theirs, ours = card["base"]["identity"], model.identity
+    differ = [part for part in backbone.PARTS if part in theirs and theirs[part] != ours.get(part)]
+    if differ:
+        raise ValueError(
+            f"{folder} was trained on base {card['base']['name']!r}; {', '.join(differ)} of {model.name!r} differ from it. "
+            "Adapters do not carry over: load that base, or train again on this one"
+        )
+
+
+def _no_leak(tiles, dataset, card, folder):
+    held, learned = tiles[tiles["split"].isin(["val", "test"])], card["training"]
+    seen = held["sha256"].astype(str).str[:16].isin(set(learned["tiles"])) & held["sha256"].astype(str).ne("")
+    if learned["dataset"] == dataset:
+        seen |= held["case_id"].astype(str).isin(set(learned["cases"]))
+        if "patient" in held:
+            seen |= held["patient"].astype(str).isin(set(learned["patients"]))
+    if seen.any():
+        row = held[seen].iloc[0]
+        raise ValueError(
+            f"{folder} learned from {seen.sum()} tiles or their cases that are {'/'.join(sorted(set(held[seen]['split'])))} here "
+            f"(first: case {row['case_id']!r}, tile {row['tile_id']!r}); results would be flattered. Train it again in this experiment"
+        )
+
+
+def _load_lora(model, folder):
+    from peft import LoraConfig, set_peft_model_state_dict
+
+    facts = json.loads(files.read_metadata(folder / LORA).get("lora_adapter_metadata", "{}"))
+    if not facts:
+        raise ValueError(f"{folder / LORA} says neither rank nor alpha; save it again with its metadata")
+    config = {key.removeprefix("unet."): value for key, value in facts.items() if key.startswith("unet.")}
+    keep = ("r", "lora_alpha", "target_modules", "use_dora", "use_rslora", "rank_pattern", "alpha_pattern")
+    _inject(model, LoraConfig(**{key: config[key] for key in keep if key in config}))
+    state = {key.removeprefix("unet."): value.to(model.device) for key, value in files.read_tensors(folder / LORA).items()}
+    expected = {key.removeprefix("unet.") for key in lora_tensors(model)}
+    if expected != set(state):
+        odd = sorted(expected ^ set(state))
+        raise ValueError(f"{folder / LORA} does not fit this UNet: {len(odd)} weights missing or unknown, first {odd[0]!r}")
+    set_peft_model_state_dict(model.unet, state, adapter_name="default")

@@ -1,0 +1,47 @@
+"""Denoising losses: what a diffusion model is trained and judged by, given latents, noise and timesteps."""
+
+import torch
+
+from histokit.core import files
+
+VERSION = 1
+
+
+def min_snr_weight(alphas_cumprod, timesteps, gamma, prediction_type="epsilon"):
+    """Loss weight [B] of each timestep: min(SNR, gamma) / SNR, or / (SNR + 1) for v-prediction; gamma 0 gives ones.
+
+    Hang et al. (2023), arXiv:2303.09556, equation 5 and its v-prediction form.
+    """
+    if not gamma:
+        return torch.ones(len(timesteps), device=timesteps.device)
+    a = alphas_cumprod.to(timesteps.device)[timesteps]
+    snr = a / (1 - a)
+    return snr.clamp(max=gamma) / (snr + 1 if prediction_type == "v_prediction" else snr)
+
+
+def diffusion_loss(unet, scheduler, latents, context, timesteps, noise, *, min_snr_gamma=5.0, weight=None, kind="l2"):
+    """Mean denoising error of latents [B, 4, h, w] at timesteps [B] under context [B, L, D]; lower is better.
+
+    The target is the noise, or the velocity where the scheduler says `v_prediction` (Ho et al. 2020, equation 14;
+    Salimans & Ho 2022). `kind`: `l2` or `l1`. Weighted by min-SNR, or by `weight` [B].
+    """
+    error = diffusion_errors(unet, scheduler, latents, context, timesteps, noise, kind)
+    if weight is None:
+        weight = min_snr_weight(scheduler.alphas_cumprod, timesteps, min_snr_gamma, scheduler.config.prediction_type)
+    return (error * weight).mean()
+
+
+def diffusion_errors(unet, scheduler, latents, context, timesteps, noise, kind="l2"):
+    """Denoising error [B] of each latent, unweighted; see `diffusion_loss`."""
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    v = scheduler.config.prediction_type == "v_prediction"
+    target = scheduler.get_velocity(latents, noise, timesteps) if v else noise
+    error = unet(noisy, timesteps, context).sample.float() - target
+    return (error.abs() if kind == "l1" else error.square()).mean(dim=(1, 2, 3))
+
+
+def fixed_noise(count, shape, scheduler, seed):
+    """Timesteps [count] spread evenly over the schedule and noise [count, *shape], the same at every validation."""
+    total = scheduler.config.num_train_timesteps
+    timesteps = ((torch.arange(count) + 0.5) / count * total).long()
+    return timesteps, torch.randn(count, *shape, generator=torch.Generator().manual_seed(files.seed(seed, "validation")))

@@ -1,0 +1,289 @@
+"""How long jobs take, how much disk they fill and how many files they write, said before any of them has run.
+
+The parameters of a job say how many training steps, denoising passes and features it takes; `speed` says what one of each costs on
+this machine. A guess to plan a night by, not a promise; a finished run of the same parameters knows better and is asked first.
+"""
+
+import contextlib
+import functools
+from collections import Counter
+from dataclasses import asdict, dataclass
+
+from histokit.core import files
+from histokit.engine import jobs, speed
+
+FIGURES = 6.0  # seconds that drawing and statistics of a page take
+VERDICT = 25.0  # the same of 07: resamples, permutations, a map
+HOUSEKEEPING = 6  # files of a run folder beside what it is for
+CHECK = 64  # tiles of a held-out loss, `finetuning.validation`
+SHEET = (4, 20)  # images per prompt and steps of a sample sheet, `finetuning.sheet`
+SUSPECTS = 320  # tiles times noise levels of `label_errors.denoising`, for each caption
+PLANTED = 7 * 60  # planted copies of 07, `copy_detection.planted`
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Real tiles of a dataset: `train` and `held` (val and test), those of rare classes for training, names of rare classes."""
+
+    train: int
+    held: int
+    tail_train: int
+    tail: tuple
+    classes: int
+    tile_px: int
+
+
+# --- work ------------------------------------------------------------------------------------------------------------
+
+
+def work(job, found, counts):
+    """Counter of what a job takes, in the units of `speed.Rates`; None for a notebook that is not known here.
+
+    Tuples are views of tiles through an encoder: ("see", encoder), and ("real", encoder) and the like that are seen once and kept.
+
+    Args:
+        job: jobs.Job.
+        found: all jobs of the recipe.
+        counts: of its dataset.
+    """
+    rule = RULES.get(job.notebook.stem)
+    if rule is None or counts is None:
+        return None
+    try:
+        units = rule(job.parameters, counts, job, found)
+    except KeyError:  # somebody's own notebook of that name
+        return None
+    units["start"] += 1
+    units["files"] += HOUSEKEEPING
+    return Counter({name: number * (1 if job.known else max(1, len(counts.tail))) for name, number in units.items()})
+
+
+def _dataset(p, c, job, found):
+    n = c.train + c.held
+    units = Counter({"read": 2 * n, "seconds": FIGURES, "bytes": 600 * n + 2e6})
+    if p["base_model"]:
+        val = min(c.held // 3, 60 * c.classes)
+        units += Counter({"code": 2 * val, ("see", p["encoder"]): val + min(c.train, 240 * c.classes) + val})
+    return units
+
+
+def _adapter(p, c, job, found):
+    steps, options = p["steps"], p.get("options") or {}
+    classes = len(c.tail) if job.class_name == "all" else 1
+    checks = steps / options.get("validate_every", max(1, steps // 10))
+    drawn = steps / options.get("sheet_every", max(1, steps // 4))
+    sheets = drawn * SHEET[0] * classes
+    latents = 8 * c.tail_train * classes / max(1, len(c.tail))
+    units = Counter({"train": steps * p["batch_size"] + (checks + drawn) * CHECK / 3, "denoise": sheets * SHEET[1] * 2})
+    units += Counter({"denoise": SUSPECTS * max(2, classes), "seconds": FIGURES})  # the tiles least like their label, and the figures
+    lora = 3 * p.get("rank", 0) / 16  # what is kept, and a checkpoint with two moments
+    return units + Counter({"code": latents + sheets, "latents": latents, "loras": lora, "bytes": 1e5 * sheets, "files": 6})
+
+
+def _images(p, c, job, found):
+    n, passes = p["num_images"], int(p["num_inference_steps"] * p["strength"]) * (1 if p["guidance_scale"] == 1 else 2)
+    return Counter({"denoise": n * passes, "code": 2 * n, "read": n, "seconds": FIGURES, "bytes": 2 * n * c.tile_px**2, "files": n})
+
+
+def _guided(p, c, job, found):
+    """As if no image were sure enough before its last update: a step costs a pass to draw it, one to draw it again, one back.
+
+    Candidates cost a pass for a step and are as many as there may be.
+    """
+    n, options = p["num_images"], p.get("options") or {}
+    pictures, both = n * (p["updates"] + 1 if p["updates"] else 0), 1 if p["guidance_scale"] == 1 else 2
+    steps = options.get("last_steps") or p["num_inference_steps"]
+    looks = 2 * pictures * options.get("loss_steps", 3)
+    eye = next((other.parameters["encoder"] for other in found if other.step == p["classifier"]), "mini-sup")
+    drawn = n * (p["candidates"] if p["candidates"] > 1 or not pictures else 0)
+    passes = 3 * pictures * steps + n * (p["num_inference_steps"] - steps) + drawn * steps
+    units = Counter({"denoise": both * passes, "code": looks + drawn, ("see", eye): looks + drawn})
+    return units + Counter({"read": 2 * n, "seconds": FIGURES, "bytes": 4 * n * c.tile_px**2, "files": 2 * n})
+
+
+def _made(step, found, c, class_name=""):
+    """Synthetic tiles that a step holds, of one class or of all."""
+    total = 0
+    for job in found:
+        if job.step == step and (not class_name or not job.known or job.class_name in (class_name, "all")):
+            if job.notebook.stem == "05_select":
+                total += _made(job.parameters["source"], found, c, job.class_name if job.known else "")
+            else:
+                total += job.parameters.get("num_images", 0) * (1 if job.known or class_name else max(1, len(c.tail)))
+    return total
+
+
+def _selection(p, c, job, found):
+    made = _made(p["source"], found, c, job.class_name if job.known else c.tail[0] if c.tail else "")
+    seen = Counter({("see", p["encoder"]): 8 * made + c.tail_train / max(1, len(c.tail)), ("real", p["encoder"]): c.train})
+    return seen + Counter({"read": 2 * made, "seconds": FIGURES, "bytes": 2000 * made + 1e6})
+
+
+def _classifiers(p, c, job, found):
+    units = Counter({"seconds": FIGURES, "bytes": 1e6})
+    for arm in p["arms"].values():
+        encoder, mode = arm.get("encoder") or p["encoder"], arm.get("mode") or p["mode"]
+        added = _made(arm["synthetic"], found, c) if arm.get("synthetic") else 0
+        painted = arm.get("per_class", 0) * len(c.tail) if arm.get("recolour", "none") != "none" else 0
+        updates = p["seeds"] * (p["steps"] if mode in ("linear", "full") else 0)
+        if mode == "full":
+            units[("see", encoder)] += 3 * updates * p["batch_size"] + p["seeds"] * 10 * c.held / 3
+        else:
+            units["head"] += updates
+            units[("see", encoder)] += 8 * painted
+            units[("made", encoder, arm.get("synthetic", ""))] = 8 * added
+            units[("real", encoder)] = max(units[("real", encoder)], 8 * c.train + c.held)
+        if arm.get("real_through", "none") != "none":
+            units[("coded", encoder)] = 8 * c.train
+            units["code"] = 2 * c.train
+        units["read"] += painted
+        units["bytes"] += p["seeds"] * c.held * (100 + 8 * c.classes) + 2 * painted * c.tile_px**2
+        units["files"] += p["seeds"] * 5 + painted
+    return units
+
+
+def _verdict(p, c, job, found):
+    arms = next((other.parameters["arms"] for other in found if other.step == p["arms_of"]), {})
+    step = next((arm["synthetic"] for arm in arms.values() if arm.get("synthetic")), "")
+    made, held = _made(step, found, c) if step else 0, c.held * len(c.tail) / max(1, c.classes)
+    views = 9 * made + 8 * held + 8 * PLANTED * bool(made) + min(c.train + c.held, 3000)
+    code = 2 * PLANTED / 7 if p["base_model"] and made else 0
+    return Counter({("see", p["encoder"]): views, "code": code, "read": made, "seconds": VERDICT, "bytes": 5e6, "files": 12})
+
+
+RULES = {
+    "00_dataset": _dataset,
+    "01_textual_inversion": _adapter,
+    "02_lora": _adapter,
+    "03_img2img": _images,
+    "04_guided": _guided,
+    "05_select": _selection,
+    "06_classifier": _classifiers,
+    "07_evaluate": _verdict,
+}
+
+
+# --- what it costs here ----------------------------------------------------------------------------------------------
+
+
+def cost(units, rates):
+    """(seconds, bytes, files) of a Counter of `work`; seconds None where a rate is lacking."""
+    each = {**asdict(rates), "seconds": 1.0} | {("see", name): rate for name, rate in rates.see.items()}
+    plain, seconds = {"bytes", "files", "latents", "loras"}, 0.0
+    for name, number in units.items():
+        if name in plain or not number:
+            continue
+        rate = each.get(("see", name[1]) if isinstance(name, tuple) else name)
+        if rate is None:
+            seconds = None
+            break
+        seconds += number * rate
+    size = units["bytes"] + units["latents"] * rates.latent_bytes + units["loras"] * rates.lora_bytes
+    return seconds, int(size), int(units["files"])
+
+
+def once(all_units):
+    """The same Counters, in order, without views of tiles that an earlier job has put into the cache."""
+    known, out = set(), []
+    for units in all_units:
+        kept = Counter()
+        for name, number in (units or {}).items():
+            shared = isinstance(name, tuple) and name[0] in ("real", "made", "coded")
+            kept[name] = 0 if shared and name in known else number
+            known |= {name} if shared else set()
+        out.append(kept if units is not None else None)
+    return out
+
+
+def counts(recipe, job, root=None):
+    """Counts of the dataset a job reads, from its manifest, else from a look at the folder; None where there is neither."""
+    id, given = _dataset_step(recipe, job)
+    try:  # the last part of a study with replicates is a verdict alone: its tiles are where all steps look for them
+        return _frozen((root or files.root()) / "outputs" / recipe.source / (id or "00_dataset"))
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return _described(given)
+
+
+def _dataset_step(recipe, job):
+    """Id and parameters of the step whose tiles a job reads, ("", {}) where it reads none."""
+    from histokit.runs import recipe as recipes
+
+    id = recipe.steps[job.step].dataset or (job.step if job.notebook.stem == "00_dataset" else "")
+    whose = recipe if id in recipe.steps else recipe.inherits
+    return (id, recipes.parameters(whose, whose.steps[id])) if id and whose else ("", {})
+
+
+def _rare(recipe, job):
+    """How many classes the description calls rare, without a look at the tiles."""
+    from histokit.tiles import description
+
+    _, given = _dataset_step(recipe, job)
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        told = description.describe(given["dataset"], given.get("data_root", ""), given.get("budget"))
+        return len({*told.budget, *(name for name, role in told.roles.items() if role == "tail")})
+    return 0
+
+
+def _frozen(home):
+    from histokit.tiles import data
+
+    held = data.read_frozen(home / "dataset.json")
+    tiles = files.read_table(next(iter(sorted(home.glob("manifest.*"))), home / "manifest.csv"))
+    tiles = tiles[tiles["use"].eq("labelled")]
+    train = tiles.loc[tiles["split"].eq("train"), "label"].value_counts().to_dict()
+    return _counts(train, int(tiles["split"].isin(["val", "test"]).sum()), held.roles, held.tile_px)
+
+
+def _described(given):
+    """Before 00 has run: six tiles in ten for training, and of a class made rare what its budget leaves."""
+    from histokit import toy
+    from histokit.tiles import data, description
+
+    told = description.describe(given["dataset"], given.get("data_root", ""), given.get("budget"))
+    every = (toy.plan() if told.procedural else data.scan(told))["label"].value_counts()
+    train = {name: min(int(0.6 * n), told.budget.get(name, {}).get("tiles", n)) for name, n in every.items()}
+    guess = {name: "tail" if n < told.tail_below else "head" for name, n in train.items()}
+    return _counts(train, int(0.4 * every.sum()), guess | told.roles, told.tile_px or 256)
+
+
+def _counts(train, held, roles, tile_px):
+    tail = tuple(name for name, role in roles.items() if role == "tail")
+    return Counts(int(sum(train.values())), held, int(sum(train.get(name, 0) for name in tail)), tail, len(roles), int(tile_px))
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What a job will take: seconds (None where nothing is known), bytes, files."""
+
+    seconds: float | None
+    bytes: int
+    files: int
+
+
+def expect(recipe, found, todo, *, measure=True, say=print):
+    """({job id: Guess} of every job, why some are unknown or "").
+
+    Args:
+        found: jobs.Job of the recipe.
+        todo: ids of those that will run; nothing is measured for the others.
+        measure: False takes an earlier calibration or none.
+    """
+    unknown, size = Guess(None, 0, 0), functools.cache(lambda id: counts(recipe, next(job for job in found if job.id == id)))
+    guesses = {}
+    for job in found:
+        earlier = jobs.expected(job)
+        times = 1 if job.known or not earlier else max(1, _rare(recipe, job))
+        guesses[job.id] = Guess(*(times * part for part in earlier)) if earlier else unknown
+    asked = [job for job in found if job.id in todo and guesses[job.id] is unknown and job.notebook.stem in RULES]
+    parameters = [job.parameters for job in found if job.notebook.stem in RULES]
+    if not asked or not (measure or speed.rates(parameters, measure=False)):
+        return guesses, ""
+    units = once([work(job, found, size(job.id)) for job in found])
+    if not any(unit for job, unit in zip(found, units, strict=True) if job in asked):
+        return guesses, ""
+    known = speed.rates(parameters, say=say)
+    for job, unit in zip(found, units, strict=True):
+        if job in asked and unit:
+            guesses[job.id] = Guess(*cost(unit, known))
+    return guesses, known.lacking

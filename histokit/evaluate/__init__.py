@@ -1,0 +1,1 @@
+"""From predictions to a verdict, and what this data can show at all."""

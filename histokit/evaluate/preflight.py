@@ -1,0 +1,167 @@
+"""What this data and this base can show at all, asked before any GPU hour.
+
+Three questions: how large must a difference be to be seen at these test cases; how much of the task is stain alone; how well are real tiles
+still recognised after the base's autoencoder, a ceiling for whatever it generates. Real tiles only; nothing here is a verdict.
+"""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from histokit.core import files
+from histokit.metrics import classification
+from histokit.tiles import data, splits, staining
+from histokit.vision import features, probes
+
+VERSION = 1
+DISAGREE = 0.1  # variance of a tile's difference between two arms, mean over six seeds; 0.02 to 0.15 on EBHI-Seg and toy
+ALIKE = 0.2  # correlation of those differences within a case; there -0.3 to 0.5 in a class, median 0.16
+SEEN_BY_COLOUR = 0.5  # of the way from chance to certainty, from which on stain alone explains too much to be passed over
+
+
+def detectable(test, classes, few=8):
+    """Least difference of recall that a paired comparison sees in four of five studies, one row per class.
+
+    Two-sided 5 %, normal: (1.96 + 0.84) sqrt(d (1 + (m - 1) rho) / n) for n tiles, m to a case (mean weighted by size), with d the
+    variance of a tile's difference (for single classifiers the share of tiles on which they disagree; Connett et al. 1987) and the
+    design effect of Donner & Klar (2000), section 1.3. The luck of one generator and one draw of the rare tiles comes on top.
+
+    Args:
+        test: labelled test rows, with `label` and `case_id`.
+
+    Returns:
+        DataFrame class, tiles, cases, detectable (share; NaN below `few` cases, where no interval is given).
+    """
+    rows = []
+    for name in classes:
+        sizes = test.loc[test["label"].eq(name), "case_id"].value_counts().to_numpy()
+        n, effect = sizes.sum(), 1 + ((sizes**2).sum() / max(1, sizes.sum()) - 1) * ALIKE
+        least = (1.959964 + 0.841621) * np.sqrt(DISAGREE * effect / n) if len(sizes) >= few else np.nan
+        rows.append({"class": name, "tiles": int(n), "cases": len(sizes), "detectable": min(least, 1.0) if least == least else np.nan})
+    return pd.DataFrame(rows, columns=["class", "tiles", "cases", "detectable"])
+
+
+def colour_trap(feats, labels, cases, seed=0, folds=5):
+    """Balanced accuracy of a linear classifier on colour alone, under folds that keep cases together; chance is 1 / classes.
+
+    Args:
+        feats: [N, D]. labels, cases: [N] str.
+
+    Returns:
+        Balanced accuracy in [0, 1] and its share of the way from chance to 1, or NaN for both where a class has a single case.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    labels, cases = np.asarray(labels, str), np.asarray(cases, str)
+    names, y = np.unique(labels, return_inverse=True)
+    folds = min([folds, *(len(set(cases[y == c])) for c in range(len(names)))])
+    if folds < 2 or len(names) < 2:
+        return np.nan, np.nan
+    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=2000))
+    split = StratifiedGroupKFold(folds, shuffle=True, random_state=files.seed("colour", seed) % 2**32)
+    found = cross_val_predict(model, np.asarray(feats, float), y, groups=cases, cv=split)
+    accuracy = float(classification.balanced_accuracy(classification.confusion(y, found, len(names)), range(len(names))))
+    return accuracy, max(0.0, (accuracy - 1 / len(names)) / (1 - 1 / len(names)))
+
+
+def ceiling(train, labels, real, coded, truth, classes):
+    """Recall of a judge on real tiles, and on the same tiles after the base's autoencoder: one row per class.
+
+    The judge is a balanced logistic regression on frozen features of the real training tiles, as the arms of 06 are.
+
+    Args:
+        train: [N, D] features; labels: [N].
+        real, coded: [M, D] features of held-out tiles as they are and after the autoencoder; truth: [M].
+
+    Returns:
+        DataFrame class, tiles, real, coded (recall in [0, 1]; NaN for a class without held-out tiles).
+    """
+    asked = probes.judge(train, labels)
+    truth, rows = np.asarray(truth), []
+    called = {name: asked.predict(feats) for name, feats in (("real", real), ("coded", coded))}
+    for name in classes:
+        own = truth == name
+        recall = {kind: float((found[own] == name).mean()) if own.any() else np.nan for kind, found in called.items()}
+        rows.append({"class": name, "tiles": int(own.sum()), **recall})
+    return pd.DataFrame(rows)
+
+
+def warnings(limits, trap, top, tail):
+    """What these tables say cannot be shown, in plain sentences; empty when nothing stands in the way.
+
+    Args:
+        limits: of `detectable`; trap: of `colour_trap`; top: of `ceiling` or None; tail: the rare classes.
+    """
+    for row in limits[limits["class"].isin(tail)].to_dict("records"):
+        if np.isnan(row["detectable"]):
+            yield f"{row['class']}: {row['cases']} test cases carry counts and a range, no interval: no run on this split can show help."
+        elif row["detectable"] > 0.2:
+            n = f"{row['tiles']} test tiles of {row['cases']} cases"
+            yield f"{row['class']}: with {n} a difference below {100 * row['detectable']:.0f} points would mostly go unseen."
+    accuracy, share = trap
+    if np.isnan(accuracy):
+        yield "How much of the task is stain alone cannot be asked: a class has a single case."
+    elif share > SEEN_BY_COLOUR:
+        yield (
+            f"Colour alone, without a single shape, reaches a balanced accuracy of {100 * accuracy:.0f} %: stain and class go together "
+            "here, and a generator that shifts stain will seem to change tissue. Add arms with `augment: stain`."
+        )
+    for row in top.to_dict("records") if top is not None else ():
+        if row["class"] in tail and row["real"] > 0 and row["coded"] < 0.5 * row["real"]:
+            yield (
+                f"{row['class']}: a judge that names {100 * row['real']:.0f} % of its real tiles names {100 * row['coded']:.0f} % after "
+                "this base's autoencoder: the base cannot show what tells the class apart."
+            )
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What `survey` found."""
+
+    limits: pd.DataFrame  # of `detectable`, on test tiles
+    trap: tuple  # of `colour_trap`
+    stains: pd.DataFrame  # case_id, label, haematoxylin, eosin: mean of the case's tiles
+    top: pd.DataFrame | None  # of `ceiling`, on validation tiles
+    warnings: list
+
+    def plain(self):
+        """As results.json holds it."""
+        parts = {"detectable": self.limits, "ceiling": self.top if self.top is not None else self.limits.head(0)}
+        tables = {name: json.loads(table.to_json(orient="records")) for name, table in parts.items()}
+        colour = {"balanced_accuracy": self.trap[0], "share": self.trap[1]}
+        return tables | {"colour_alone": files.plain(colour), "warnings": self.warnings}
+
+
+def survey(tiles, held, encoder, codec=None, *, per_class=60, seed=0):
+    """Everything above, of one dataset; test tiles are counted and their stain is looked at, never what a classifier says of them.
+
+    Args:
+        tiles: frozen manifest with paths; held: its Dataset.
+        encoder: features.Encoder of the judge that asks for the ceiling.
+        codec: `codecs.VaeRoundTrip` of the base; None leaves the ceiling out.
+        per_class: tiles of a class at most, spread over its cases.
+    """
+    real = tiles[tiles["use"].eq("labelled") & tiles["source"].eq("real")]
+    if real["label"].nunique() < 2:
+        none = pd.DataFrame(columns=["label", "case_id", "haematoxylin", "eosin"])
+        return Survey(detectable(real, []), (np.nan, np.nan), none, None, ["Without two labelled classes there is nothing to tell apart."])
+    rows = _spread(real, per_class, seed)
+    pixels = data.pixels(rows)
+    amounts = pd.DataFrame(staining.stains(pixels), columns=["haematoxylin", "eosin"], index=rows.index)
+    cases = pd.concat([rows[["case_id", "label"]], amounts], axis=1).groupby(["label", "case_id"], as_index=False).mean()
+    trap = colour_trap(staining.colour(pixels), rows["label"], rows["case_id"], seed)
+    limits, top = detectable(real[real["split"].eq("test")], held.classes), None
+    train, val = (_spread(real[real["split"].eq(split)], n, seed) for split, n in (("train", 4 * per_class), ("val", per_class)))
+    if codec is not None and len(val):
+        feats = [features.embed(encoder, part) for part in (train, val)]
+        top = ceiling(feats[0], train["label"], feats[1], features.embed(encoder, val, codec=codec), val["label"], held.classes)
+    return Survey(limits, trap, cases, top, list(warnings(limits, trap, top, held.tail)))
+
+
+def _spread(rows, n, seed):
+    return pd.concat([splits.spread(group, n, seed) for _, group in rows.groupby("label")]) if len(rows) else rows

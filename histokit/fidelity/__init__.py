@@ -1,0 +1,1 @@
+"""Synthetic tiles beside real ones: likeness, diversity, shortcuts, copies, membership."""

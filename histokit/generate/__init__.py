@@ -1,0 +1,1 @@
+"""From a job table to pictures and manifest rows: img2img, guided."""

@@ -1,0 +1,192 @@
+"""Which real tile each new image starts from, and what its prompt asks for: one row per image, before any is made.
+
+Tables in, a table out. The two kinds of transfer stay apart by name: `same_class`, `diverse` and `majority_to_minority` keep
+the label of their source, `cross_class` and `nearest` take it from the prompt alone; `nearest` with minority groups is
+`majority_to_minority`, most alike first.
+"""
+
+import numpy as np
+import pandas as pd
+import torch
+
+from histokit.core import files
+from histokit.diffusion import adapters, prompting, sampling
+from histokit.tiles import data
+
+VERSION = 2
+
+POLICIES = {
+    "same_class": "tiles of the class itself, all equally often",
+    "diverse": "tiles of the class itself, those that differ most first",
+    "cross_class": "tiles of other (head) classes; the label comes from the prompt alone, so 05_select must check it",
+    "nearest": "tiles of other classes that look most like this one; with minority groups, majority tiles of the class that look most so",
+    "majority_to_minority": "tiles of the class in a majority group; the prompt asks for a minority group",
+    "none": "no source: text-to-image",
+}
+LEAST = 0.6  # strength below which a tile of another class stays too much what it was for its label to come from the words
+SETTINGS = ("strength", "guidance_scale", "num_inference_steps")
+COLUMNS = [
+    "job", "tile_id", "source_class", "source_group", "class", "target_group", "prompt", *SETTINGS, "true_steps", "number", "seed",
+    "policy", "lora_sha", "token_sha",
+]  # fmt: skip
+
+
+def job_table(
+    model,
+    tiles,
+    terms,
+    num_images,
+    *,
+    policy="same_class",
+    prompt=prompting.TEMPLATES[0],
+    strength=0.5,
+    guidance_scale=2.0,
+    num_inference_steps=25,
+    seed=0,
+    fill_to=0,
+    head=(),
+    majority=(),
+    minority=(),
+    group_terms=None,
+    embed=None,
+):
+    """One row per image to make; the first n rows of a class are the same whatever `num_images` is.
+
+    Args:
+        model: backbone.Model, with its adapters loaded.
+        tiles: manifest (`data.load`); only labelled real tiles of the training part become sources.
+        terms: {class name: words for it} of the classes to make; a learned token takes the place of the words.
+        num_images: images per class; with `fill_to`, as many as bring a class to that many real and synthetic tiles.
+        policy: see `POLICIES`.
+        prompt: with {label}, and {group} for the group of the source or, in majority_to_minority, the one asked for.
+        head: classes that lend their tiles in cross_class and nearest; () means all others.
+        majority, minority: groups; majority () means all that are not minority.
+        group_terms: {group: words for it}, the group itself where there are none.
+        embed: `embed(rows)` -> [n, D], for diverse and nearest.
+
+    Returns:
+        DataFrame job, tile_id (source), source_class, source_group, class, target_group, prompt, strength, guidance_scale,
+        num_inference_steps, true_steps, number, seed, policy, lora_sha, token_sha.
+    """
+    if policy not in POLICIES:
+        raise ValueError(f"policy {policy!r} is unknown; use {', '.join(POLICIES)}")
+    strength = 1.0 if policy == "none" else float(strength)
+    transfer = policy == "majority_to_minority" or (policy == "nearest" and bool(minority))
+    if transfer:
+        _can_transfer(model, policy, prompt, minority)
+    elif policy in ("cross_class", "nearest") and strength < LEAST:
+        raise ValueError(
+            f"policy {policy} takes the label from the prompt alone, and at strength {strength:g} a tile of another class stays what it "
+            f"was; use {LEAST} or more, and let 05_select check the label"
+        )
+    if strength:
+        sampling.schedule(model.scheduler, num_inference_steps, strength)
+    real = data.training(tiles)
+    steps, rows = sampling.true_steps(num_inference_steps, strength), []
+    settings = {"strength": strength, "guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps, "true_steps": steps}
+    for name, term in terms.items():
+        own = real[real["label"].eq(name)]
+        count = max(0, fill_to - len(own)) if fill_to else num_images
+        pool = _pool(real, own, name, policy, list(head), list(majority), list(minority))
+        order = _order(pool, own, policy, embed, list(minority)) if len(pool) else None
+        word, wanted = adapters.words(model, name, term), _shuffled(list(minority), seed, name, "groups")
+        for i in range(count):
+            source = pool.iloc[_turn(order, i, policy, seed, name)] if order is not None else None
+            group = source["group"] if source is not None else ""
+            if transfer and group not in minority:
+                group = wanted[i % len(wanted)]
+            text = prompting.caption(prompt, word, prompting.group_words(group_terms, group))
+            lora_sha, token_sha = adapters.shas(model, text)
+            rows.append(
+                {
+                    "job": f"{files.slug(name)}-{i:05d}",
+                    "tile_id": source["tile_id"] if source is not None else "",
+                    "source_class": source["label"] if source is not None else "",
+                    "source_group": source["group"] if source is not None else "",
+                    "class": name,
+                    "target_group": group,
+                    "prompt": text,
+                    **settings,
+                    "number": i,
+                    "seed": files.seed(seed, name, i),
+                    "policy": policy,
+                    "lora_sha": lora_sha,
+                    "token_sha": token_sha,
+                }
+            )
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _can_transfer(model, policy, prompt, minority):
+    if not (minority and "{group}" in prompt):
+        raise ValueError(f"policy {policy} from majority to minority needs `minority` groups and a prompt that names the {{group}}")
+    learned = [text for adapter in model.adapters if adapter["kind"] == "tokens" for text in adapter.get("captions", [])]
+    if learned and not any("{group}" in text for text in learned):
+        raise ValueError(
+            f"the adapter learned the captions {learned[0]!r}, which name no {{group}}, so it cannot tell groups apart; train it "
+            f"again with prompt: {prompt!r} (in 01_textual_inversion: options: {{templates: [...]}})"
+        )
+
+
+def _pool(real, own, name, policy, head, majority, minority):
+    """The training tiles a policy may start from; none for text-to-image."""
+    if policy == "none":
+        return real.iloc[:0]
+    if policy in ("same_class", "diverse"):
+        pool, what = own, f"of {name!r}"
+    elif policy == "majority_to_minority" or (policy == "nearest" and minority):
+        chosen = own["group"].isin(majority) if majority else ~own["group"].isin(minority)
+        pool, what = own[chosen], f"of {name!r} in {majority or 'any majority group'}; its groups are {sorted(set(own['group']))}"
+    else:
+        lenders = [other for other in head if other != name] or sorted(set(real["label"]) - {name})
+        pool, what = real[real["label"].isin(lenders)], f"of {lenders or 'another class'}"
+    if pool.empty:
+        raise ValueError(f"policy {policy} finds no training tile {what}")
+    return pool.sort_values("tile_id")
+
+
+def _order(pool, own, policy, embed, minority):
+    """Indices into the pool in the order of their use: by likeness for nearest, farthest first for diverse, else as they lie."""
+    if policy not in ("nearest", "diverse"):
+        return np.arange(len(pool))
+    if embed is None:
+        raise ValueError(f"policy {policy} compares tiles and needs `embed`")
+    feats = _unit(embed(pool))
+    if policy == "diverse":
+        return farthest_first(feats)
+    anchors = own[own["group"].isin(minority)] if minority and own["group"].isin(minority).any() else own
+    likeness = (feats @ _unit(embed(anchors)).T).max(axis=1)
+    return np.argsort(-likeness, kind="stable")[: max(8, len(anchors))]
+
+
+def _unit(feats):
+    feats = np.asarray(feats, dtype=np.float64)
+    return feats / np.linalg.norm(feats, axis=1, keepdims=True).clip(1e-12)
+
+
+def farthest_first(feats, most=2000):
+    """Indices [N] of unit features [N, D]: first the one nearest the mean, then always the one farthest from those before it.
+
+    The greedy k-centre of Gonzalez (1985); beyond `most` the rest follow as they lie.
+    """
+    order = [int((feats @ feats.mean(axis=0)).argmax())]
+    nearest = feats @ feats[order[0]]
+    nearest[order[0]] = np.inf
+    while len(order) < min(len(feats), most):
+        order.append(int(nearest.argmin()))
+        nearest = np.maximum(nearest, feats @ feats[order[-1]])
+        nearest[order] = np.inf
+    return np.array(order + sorted(set(range(len(feats))) - set(order)))
+
+
+def _turn(order, i, policy, seed, name):
+    """Which tile of the pool image i starts from: all in turn, in a new random order each round unless the order means something."""
+    lap, place = divmod(i, len(order))
+    if policy in ("nearest", "diverse"):
+        return order[place]
+    return order[_shuffled(range(len(order)), seed, name, "sources", lap)[place]]
+
+
+def _shuffled(values, *seeds):
+    values = list(values)
+    return [values[k] for k in torch.randperm(len(values), generator=torch.Generator().manual_seed(files.seed(*seeds))).tolist()]

@@ -1,0 +1,1 @@
+"""Arrays in, numbers out: classification, masks, sets of features, resamples, copies."""

@@ -1,0 +1,5 @@
+"""What a run is: its folder, its key, its recipe, and what can be asked of it later."""
+
+from histokit.runs.run import Run, check, folder, mark_failed, parameters, start
+
+__all__ = ["Run", "check", "folder", "mark_failed", "parameters", "start"]

@@ -1,0 +1,232 @@
+"""Cuts and decisions: which synthetic tiles are worth training on, given the scores of `scoring`.
+
+The cuts come after the scores, so that a reader sees these before anything is rejected. Cuts that nobody set are taken from what
+real tiles are like. Tables in, tables out; no model is loaded here.
+"""
+
+import json
+
+import numpy as np
+import pandas as pd
+
+from histokit.tiles import near_duplicates
+
+VERSION = 4
+THRESHOLDS = {
+    "judge_rank": 0, "judge_p": 0.0, "copy": 0.0, "duplicate": 0.0, "picture": near_duplicates.THRESHOLD, "contrast": 0.0, "stain": 0.0,
+    "focus": 0.0, "centroid_rank": 0, "realism": 0.0,
+}  # fmt: skip
+QUOTAS = ("keep", "ratio", "top_p", "balance")
+RANKS = {"judge": False, "centroid": True, "centroid_margin": False, "realism": False}  # score -> whether less is better
+TYPICAL = 0.99  # share of real tiles that a calibrated cut lets pass
+CAUGHT = 0.95  # share of known copies that it still finds
+PASSED = 0.75  # share of real validation tiles of the class that the judge's cut lets pass
+ENOUGH = 20  # real tiles below which a cut cannot be calibrated on one class
+
+
+# --- cuts ------------------------------------------------------------------------------------------------------------
+
+
+def calibrate(thresholds, real):
+    """Cuts as a table: name, cut, and where it comes from.
+
+    A threshold of 0 for `copy`, `duplicate` or `contrast`, and 0 for both `judge_p` and `judge_rank`, asks what real tiles are like.
+    A judge of a class with ten tiles names few real ones, so a synthetic tile passes where three in four real validation tiles do
+    (a conformal p-value of 0.25 of the class, Vovk et al. 2005, section 4.5); the source tells how many tiles of other classes would
+    pass too: where they are as many, the judge is blind. A copy is nearer to a training tile than
+    99 % of real tiles are to one of another case, and as near as 95 % of known copies are to their originals; a duplicate the
+    same, with any other real tile instead. A tile is blank with less than half the contrast of the palest real one, blurred with less than
+    half the sharpness of the blurriest real tiles, stained unlike real ones beyond 99 % of them. `centroid_rank` (1: the mean of the asked
+    class must be the nearest) and `realism` (1: inside the ball of a real tile) are shown and cut nothing until somebody asks.
+
+    Args:
+        thresholds: dict, any of `THRESHOLDS`; an unknown key raises ValueError.
+        real: DataFrame, one row per real tile: similarity `across_cases`, `anywhere` and `known_copy`, `stain` and `focus`, and
+            `contrast` of the class's own tiles; of validation tiles the judge's probability of the asked class, `judge` where they are
+            of that class, `judge_of_others` where they are not; NaN where a tile has no such number.
+    """
+    unknown = [key for key in thresholds if key not in THRESHOLDS]
+    if unknown:
+        raise ValueError(f"thresholds has no {unknown[0]!r}; expected any of {', '.join(THRESHOLDS)}")
+    given = {**THRESHOLDS, **thresholds}
+    rows = _agreement(given, real)
+    rows.append(
+        ("picture", given["picture"], "correlation of outlines; different real tiles stay below 0.55, copies of all kinds above 0.95")
+    )
+    for name, column, whose in (("copy", "across_cases", "one of another case"), ("duplicate", "anywhere", "any other")):
+        values, known = real[column].dropna(), real["known_copy"].dropna()
+        if given[name]:
+            rows.append((name, given[name], "set by hand"))
+        elif min(len(values), len(known)) < ENOUGH:
+            rows.append((name, 0.999, f"only {len(values)} real tiles to calibrate on: none but the nearly identical"))
+        else:
+            cuts = float(values.quantile(TYPICAL)), float(known.quantile(1 - CAUGHT))
+            sources = (
+                f"{TYPICAL:.0%} of {len(values)} real tiles are less like {whose}",
+                f"{CAUGHT:.0%} of {len(known)} known copies are nearer",
+            )
+            found = f"; it finds {known.ge(max(cuts)).mean():.0%} of known copies"  # a low share: this encoder is no copy detector
+            rows.append((name, max(cuts), sources[int(np.argmax(cuts))] + found))
+    contrast = real["contrast"].dropna()
+    palest = float(contrast.min()) / 2 if len(contrast) else 4.0
+    rows.append(("contrast", given["contrast"] or palest, "set by hand" if given["contrast"] else "half that of the palest real tile"))
+    rows += [_typical(name, given[name], real) for name in ("stain", "focus")]
+    rows += [(name, given[name], "set by hand" if given[name] else "shown, not asked for") for name in ("centroid_rank", "realism")]
+    return pd.DataFrame(rows, columns=["name", "cut", "source"])
+
+
+def _typical(name, given, real):
+    values = real[name].dropna() if name in real else pd.Series(dtype=float)
+    if given:
+        return name, given, "set by hand"
+    if len(values) < ENOUGH:
+        return name, np.inf if name == "stain" else 0.0, f"only {len(values)} real tiles to calibrate on: nothing is cut"
+    if name == "stain":
+        return name, float(values.quantile(TYPICAL)), f"{TYPICAL:.0%} of {len(values)} real tiles are stained less unlike the others"
+    return name, float(values.quantile(1 - TYPICAL)) / 2, f"half the sharpness that {TYPICAL:.0%} of {len(values)} real tiles have"
+
+
+def _agreement(given, real, few=5):
+    """The two rows of the judge: least place and least probability of the asked class, 0 where not asked for."""
+    if given["judge_rank"] or given["judge_p"]:
+        return [(name, given[name], "set by hand" if given[name] else "not asked for") for name in ("judge_rank", "judge_p")]
+    own, others = (real[name].dropna() if name in real else pd.Series(dtype=float) for name in ("judge", "judge_of_others"))
+    if len(own) < few:
+        why = f"only {len(own)} real validation tiles to calibrate on"
+        return [("judge_rank", 1, f"{why}: the judge's first answer"), ("judge_p", 0.0, why)]
+    least = float(np.quantile(own, 1 - PASSED, method="inverted_cdf"))
+    passed = f"{own.ge(least).mean():.0%} of {len(own)} real validation tiles of the class pass"
+    wrong = f", and {others.ge(least).mean():.0%} of {len(others)} of other classes" if len(others) else ""
+    return [("judge_rank", 0, "not asked for"), ("judge_p", least, passed + wrong)]
+
+
+def decide(scores, cuts, asked, reviews=None):
+    """Status and reason of every tile; a tile may fail for several reasons, and each is kept.
+
+    Args:
+        scores: DataFrame with sha256, judge (probability of the asked class), judge_class, judge_rank, contrast, stain, focus,
+            centroid_rank, realism (NaN where unknown, which cuts nothing), and for the spaces "feature" and "picture": similarity_*,
+            nearest_* (a training tile), twin_* (similarity to a better synthetic tile), twin_of_*.
+        cuts: from `calibrate`.
+        asked: class name the tiles were made for.
+        reviews: {sha256: (verdict, note)} of a person, "keep" or "reject"; they win over every score.
+
+    Returns:
+        DataFrame status (kept | rejected | quarantined), reason ("" where kept by the scores).
+    """
+    cut = dict(zip(cuts["name"], cuts["cut"], strict=True))
+    rows = []
+    for row in scores.to_dict("records"):
+        why, copy = [], False
+        if row["contrast"] < cut["contrast"]:
+            why.append(f"blank or black: contrast {row['contrast']:.1f} below {cut['contrast']:.1f}")
+        for space, copied, repeated in (("feature", cut["copy"], cut["duplicate"]), ("picture", cut["picture"], cut["picture"])):
+            alike, twin = row[f"similarity_{space}"], row[f"twin_{space}"]
+            if alike >= copied:
+                copy = True
+                why.append(f"copy of {row[f'nearest_{space}']}: {space} {alike:.3f}, cut {copied:.3f}")
+            if twin >= repeated:
+                why.append(f"repeats {row[f'twin_of_{space}']}: {space} {twin:.3f}, cut {repeated:.3f}")
+        if cut["judge_rank"] and row["judge_rank"] > cut["judge_rank"]:
+            why.append(f"judge sees {row['judge_class']}: {asked} in place {row['judge_rank']}, cut {cut['judge_rank']:.0f}")
+        elif row["judge"] < cut["judge_p"]:
+            seen = "judge unsure" if row["judge_class"] == asked else f"judge sees {row['judge_class']}"
+            why.append(f"{seen}: {asked} only {row['judge']:.2g}, cut {cut['judge_p']:.2g}")
+        if row["stain"] > cut["stain"]:
+            why.append(f"stain: {row['stain']:.1f} deviations from real tiles, cut {cut['stain']:.1f}")
+        if row["focus"] < cut["focus"]:
+            why.append(f"blurred: sharpness {row['focus']:.1f}, cut {cut['focus']:.1f}")
+        if cut["centroid_rank"] and row["centroid_rank"] > cut["centroid_rank"]:
+            why.append(f"centroid: {asked} in place {row['centroid_rank']:.0f}, cut {cut['centroid_rank']:.0f}")
+        if row["realism"] < cut["realism"]:
+            why.append(f"realism: {row['realism']:.2f}, cut {cut['realism']:.2f}")
+        status = "quarantined" if copy else "rejected" if why else "kept"
+        verdict, note = (reviews or {}).get(row["sha256"], ("", ""))
+        if verdict:
+            status = "kept" if verdict == "keep" else "rejected"
+            why = [f"person: {verdict}" + (f", {note}" if note else ""), *why]
+        rows.append((status, "; ".join(why)))
+    return pd.DataFrame(rows, columns=["status", "reason"], index=scores.index)
+
+
+def limit(decisions, scores, quota, real_tiles, most_real=0):
+    """Keep the best of the tiles that passed, where a quota says how many; the others are rejected for it.
+
+    Args:
+        decisions: from `decide`, of one class.
+        scores: the same tiles; a person's "keep" (reason "person: ...") comes before every score and is never cut.
+        quota: {} for no limit; one of {"keep": 50}, {"ratio": 2.0} (synthetic per real training tile), {"top_p": 0.5} (share of those
+            made), {"balance": True} (as many as the largest class has more); and {"by": "judge"}, or centroid, centroid_margin, realism.
+        real_tiles: real training tiles of the class; most_real: of the largest class.
+
+    Raises ValueError for an unknown key or value.
+    """
+    asked = {key: value for key, value in (quota or {}).items() if key != "by"}
+    by = (quota or {}).get("by", "judge")
+    if not quota:
+        return decisions
+    if len(asked) != 1 or next(iter(asked)) not in QUOTAS or by not in RANKS:
+        raise ValueError(f"quota is {quota}; expected one of {', '.join(QUOTAS)}, and `by` one of {', '.join(RANKS)}")
+    ((kind, value),) = asked.items()
+    expected = {"balance": "true", "top_p": "a share from 0 to 1"}.get(kind, "a number from 0 on")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not True if kind == "balance" else not number or not 0 <= value <= (1 if kind == "top_p" else np.inf):
+        raise ValueError(f"quota {kind} is {value!r}; expected {expected}")
+    sizes = {"keep": value, "ratio": value * real_tiles, "top_p": value * len(decisions), "balance": max(0, most_real - real_tiles)}
+    most = round(sizes[kind])
+    table = decisions.assign(person=~decisions["reason"].str.startswith("person: keep"), score=scores[by] * (1 if RANKS[by] else -1))
+    order = table[table["status"].eq("kept")].sort_values(["person", "score"], kind="stable")
+    over = order.index[[i >= most and later for i, later in enumerate(order["person"])]]
+    out, place = decisions.copy(), {i: n for n, i in enumerate(order.index, start=1)}
+    for i in over:
+        out.loc[i, ["status", "reason"]] = "rejected", f"quota: place {place[i]} by {by}, {most} are kept"
+    return out
+
+
+def merged(manifest, scores, decisions):
+    """The manifest of 05: the rows of the source with their scores (JSON, after any the generator gave), status and reason."""
+    columns = [name for name in scores if name != "sha256"]
+    texts = []
+    for earlier, row in zip(manifest.get("scores", pd.Series("", manifest.index)), scores[columns].to_dict("records"), strict=True):
+        held = json.loads(earlier) if isinstance(earlier, str) and earlier else {}
+        texts.append(json.dumps({**held, **{key: _plain(value) for key, value in row.items()}}, ensure_ascii=False, allow_nan=False))
+    return manifest.assign(scores=texts, status=decisions["status"].to_numpy(), reason=decisions["reason"].to_numpy())
+
+
+def _plain(value):
+    if isinstance(value, str):
+        return value
+    value = value.item() if hasattr(value, "item") else value
+    return None if value != value else round(value, 5) if isinstance(value, float) else value
+
+
+def acceptance(decisions):
+    """One row per status and kind of reason: how many tiles, and which share of all; a tile with two reasons counts in both."""
+    total = max(1, len(decisions))
+    rows = [("kept", "", int(decisions["status"].eq("kept").sum()))]
+    for status in ("quarantined", "rejected"):
+        reasons = decisions.loc[decisions["status"].eq(status), "reason"]
+        kinds = [_kind(part) for text in reasons for part in dict.fromkeys(text.split("; "))]
+        rows += [(status, kind, n) for kind, n in pd.Series(kinds, dtype=object).value_counts().items()]
+    return pd.DataFrame([(*row, row[2] / total) for row in rows], columns=["status", "why", "tiles", "share"])
+
+
+def _kind(reason):
+    known = {
+        "blank": "blank or black",
+        "copy": "copy of a training tile",
+        "repeats": "repeats another",
+        "judge": "judge disagrees",
+        "person": "a person's verdict",
+        "stain": "stained unlike real tiles",
+        "blurred": "blurred",
+        "centroid": "nearer to another class",
+        "realism": "outside the real tiles",
+        "quota": "beyond the quota",
+    }
+    return known.get(reason.split()[0].rstrip(":"), reason)
+
+
+def short(reason):
+    """A reason as a caption: the kinds of what was found, one a line, without names and numbers."""
+    return "\n".join(dict.fromkeys(_kind(part) for part in reason.split("; ")))

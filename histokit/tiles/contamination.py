@@ -1,0 +1,56 @@
+"""Whether a base or an encoder has learned from tiles that an experiment tests on or keeps back.
+
+20_pretrain writes the sha256 of every picture it trained on into trained_on.csv, and `mini` carries its own. Weights without such a list
+(Stable Diffusion, a pathology encoder) cannot be checked.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from histokit.core import files
+from histokit.tiles import decode
+
+VERSION = 1
+LIST = "trained_on.csv"
+
+
+def pixels_hash(image):
+    """sha256 of a picture's size and RGB bytes; the same whatever file format holds it."""
+    return sha256(f"{image.shape[0]}x{image.shape[1]}".encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
+
+
+def refuse(weights, tiles, name):
+    """Raise ValueError where the model `name` learned from a picture that `tiles` hold back from training.
+
+    Args:
+        weights: folder or file of the weights; trained_on.csv lies beside them.
+        tiles: manifest (`data.load`); validation, test and withheld tiles count, the sizes and formats of their files do not.
+    """
+    place = Path(weights)
+    place = (place if place.is_dir() else place.parent) / LIST
+    if not place.is_file():
+        return
+    kept = tiles[(tiles["split"].isin(["val", "test"]) | tiles["use"].eq("withheld")) & tiles["source"].eq("real")]
+    rows = kept[_known(kept, set(files.read_table(place)["pixels_sha256"]), files.sha256(place))]
+    if len(rows):
+        first = rows.iloc[0]
+        where = first["split"] if first["use"] != "withheld" else "withheld here to make its class rare"
+        raise ValueError(
+            f"{name} has learned from {len(rows)} tiles that this experiment keeps from training (first: {first['tile_id']!r}, {where}); "
+            "results would be flattered. Give the dataset a split column that both follow, or use other weights"
+        )
+
+
+def _known(tiles, hashes, of):
+    """Which of the tiles, [N] bool, are among `hashes`; remembered by the contents of tiles and list."""
+    shas = [sha or files.sha256(path) for sha, path in zip(tiles["sha256"].astype(str), tiles["path"], strict=True)]
+    note = files.cache("seen") / f"{files.digest(VERSION, decode.VERSION, of, shas)}.json"
+    if not note.is_file():
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda path: pixels_hash(np.asarray(decode.rgb(path)[0])) in hashes, tiles["path"]))
+        files.write_json(note, {"rows": np.flatnonzero(found).tolist()})
+    rows = files.read_json(note)["rows"]
+    return np.isin(np.arange(len(tiles)), rows)

@@ -1,0 +1,196 @@
+"""What inversion and LoRA share: tiles and captions into batches, the denoising loss, the held-out loss, the sample sheet.
+
+`loop.fit` does the training; `textual_inversion` and `lora` say what is trained. Nothing here changes a model.
+"""
+
+import numpy as np
+import torch
+
+from histokit.core import files
+from histokit.diffusion import latents, losses, sampling
+from histokit.training import loop
+
+VERSION = 3
+
+PER_PROMPT, GAP = 4, 4  # samples per prompt on a sheet, white px between them
+SMALL = 20  # training tiles below which a class spares none for validation
+
+
+def hold_out(tiles, share=0.125, seed=0, small=SMALL):
+    """(tiles to learn from, tiles to validate on), cut by case and inside each class.
+
+    A class with fewer than `small` tiles or three cases keeps all of them, so the second part may be empty; training then
+    runs a fixed number of steps. All are training tiles of the experiment: neither part ever holds its val or test.
+    """
+    held = []
+    for name, rows in tiles.groupby("label", sort=True):
+        cases = sorted(rows["case_id"].unique())
+        if len(rows) < small or len(cases) < 3 or not share:
+            continue
+        order = torch.randperm(len(cases), generator=torch.Generator().manual_seed(files.seed(seed, "held out", name)))
+        count = 0
+        for k in order.tolist()[: len(cases) // 2]:
+            if count >= share * len(rows):
+                break
+            held.append(rows[rows["case_id"].eq(cases[k])])
+            count += len(held[-1])
+    chosen = tiles.index.isin([i for rows in held for i in rows.index])
+    return tiles[~chosen].reset_index(drop=True), tiles[chosen].reset_index(drop=True)
+
+
+def weights(tiles, balance="class+group"):
+    """Probability [N] of each tile being drawn; "class" makes classes equally likely, "class+group" also the groups inside each."""
+    if balance not in ("none", "class", "class+group"):
+        raise ValueError(f"balance {balance!r} is unknown; use none, class or class+group")
+    weight = np.ones(len(tiles))
+    if balance != "none":
+        weight /= tiles.groupby("label")["label"].transform("size").to_numpy()
+    if balance == "class+group" and "group" in tiles:
+        cells = tiles.groupby(["label", "group"])["label"].transform("size").to_numpy()
+        groups = tiles.groupby("label")["group"].transform("nunique").to_numpy()
+        weight = 1 / (cells * groups)
+    return weight / weight.sum()
+
+
+def strata(tiles):
+    """Number [N] of the class and group each tile belongs to."""
+    columns = [name for name in ("label", "group") if name in tiles]
+    return tiles.groupby(columns, sort=True).ngroup().to_numpy()
+
+
+def draw(weight, count, generator, stratum=None):
+    """`count` indices drawn by `weight` [N], spread evenly (systematic): every batch holds each stratum in proportion, to within one."""
+    order = torch.randperm(len(weight), generator=generator).numpy()
+    if stratum is not None:  # strata in random order, and tiles in random order inside each
+        place = torch.randperm(int(stratum.max()) + 1, generator=generator).numpy()
+        order = order[np.argsort(place[stratum[order]], kind="stable")]
+    at = (np.arange(count) + torch.rand((), generator=generator).item()) / count
+    return order[np.searchsorted(np.cumsum(weight[order]), at).clip(max=len(weight) - 1)]
+
+
+def batches(cache, captions, weight, batch_size, seed, stratum=None):
+    """`batches(k)` for `loop.fit`: {"latents": [B, 4, h, w] scaled, in random symmetries, "captions": list of B}.
+
+    Args:
+        cache: `latents.Latents` of the N tiles.
+        captions: list of N lists of str; one of a tile's own is drawn each time.
+        weight: [N], see `weights`.
+        stratum: [N], see `strata`.
+    """
+
+    def batch(k):
+        generator = torch.Generator().manual_seed(files.seed(seed, "batch", k))
+        rows = draw(weight, batch_size, generator, stratum)
+        picks = torch.randint(2**31, (batch_size,), generator=generator).tolist()
+        texts = [captions[row][pick % len(captions[row])] for row, pick in zip(rows, picks, strict=True)]
+        return {"latents": cache.sample(rows, generator), "captions": texts}
+
+    return batch
+
+
+def loss(model, embed, *, caption_dropout=0.1, min_snr_gamma=5.0, kind="l2"):
+    """`loss(batch, step, generator)`: the denoising error under captions, each emptied with probability `caption_dropout`.
+
+    `embed(prompts)` -> [B, L, D]: `backbone.embed` where tokens are trained, `latents.Prompts` where they are not.
+    """
+
+    def of(batch, step, generator):
+        z = batch["latents"]
+        drop = torch.rand(len(z), generator=generator) < caption_dropout
+        timesteps = torch.randint(model.scheduler.config.num_train_timesteps, (len(z),), generator=generator).to(z.device)
+        noise = torch.randn(z.shape, generator=generator).to(z.device)
+        texts = ["" if gone else text for gone, text in zip(drop.tolist(), batch["captions"], strict=True)]
+        context = spread(embed, texts)
+        return losses.diffusion_loss(model.unet, model.scheduler, z, context, timesteps, noise, min_snr_gamma=min_snr_gamma, kind=kind)
+
+    return of
+
+
+def spread(embed, texts):
+    """Embeddings [B, L, D] of texts, each different one embedded once."""
+    unique = list(dict.fromkeys(texts))
+    known = dict(zip(unique, embed(unique), strict=True))
+    return torch.stack([known[text] for text in texts])  # an index would add up gradients in no fixed order, see `adapters.TokenTable`
+
+
+def validation(model, embed, cache, captions, seed, *, draws=64, batch_size=8, kind="l2"):
+    """`validate()` -> denoising error of held-out tiles on fixed noise and timesteps, lower is better, unweighted.
+
+    Tiles as they lie and the mean of their latents, so that the number moves with the model alone.
+    """
+    rows = [i % len(cache) for i in range(max(draws, len(cache)))]
+    mean, _ = cache.batch(rows, [0] * len(rows))
+    z = mean * model.scaling
+    timesteps, noise = losses.fixed_noise(len(rows), z.shape[1:], model.scheduler, seed)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(files.seed(seed, "levels")))
+    timesteps = timesteps[order].to(z.device)  # or a tile would always meet the same share of the schedule
+    noise = noise.to(z.device)
+
+    def validate():
+        total = 0.0
+        for start in range(0, len(rows), batch_size):
+            part = slice(start, start + batch_size)
+            context = spread(embed, [captions[row][0] for row in rows[part]])
+            with model.autocast():
+                error = losses.diffusion_loss(
+                    model.unet, model.scheduler, z[part], context, timesteps[part], noise[part], min_snr_gamma=0, kind=kind
+                )
+            total += float(error) * len(z[part])
+        return total / len(rows)
+
+    return validate
+
+
+def sheet(model, prompts, seed, *, per_prompt=PER_PROMPT, guidance_scale=2.0, num_inference_steps=20, gap=GAP):
+    """`sheet(step)` -> uint8 [H, W, 3]: a row of samples per prompt at fixed seeds, by the sampler of later inference."""
+    texts = [prompt for prompt in prompts for _ in range(per_prompt)]
+
+    def drawn(step):
+        generators = [torch.Generator().manual_seed(files.seed(seed, "sheet", i)) for i in range(len(texts))]
+        images = sampling.sample(model, texts, generators, guidance_scale=guidance_scale, num_inference_steps=num_inference_steps)
+        framed = np.pad(images, ((0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
+        return np.concatenate([np.concatenate(list(framed[i : i + per_prompt]), axis=1) for i in range(0, len(framed), per_prompt)])
+
+    return drawn
+
+
+def cut(sheet, per_prompt=PER_PROMPT, gap=GAP):
+    """The samples uint8 [prompts, per_prompt, H, W, 3] of a sheet."""
+    side = sheet.shape[1] // per_prompt
+    return sheet.reshape(-1, side, per_prompt, side, 3).swapaxes(1, 2)[:, :, : side - gap, : side - gap]
+
+
+def run(
+    model, players, embed, tiles, texts, *, steps, seed, folder, batch_size, balance, settings, held=None, prompts=(), kind="l2", **options
+):
+    """Train `players` on `tiles` and return the history of `loop.fit`.
+
+    Args:
+        texts: `texts(row)` -> list of captions of one manifest row.
+        held: tiles for the held-out loss, or None; with them the best step is kept, without them the last.
+        prompts: what the sample sheets show.
+        kind: "l2" or "l1", of the held-out loss.
+        settings: dict of what the result depends on, for resuming.
+        options: handed to `loop.fit`, such as `checkpoint_every`, `sheet_every`, `take`, `tensorboard`, `ema`.
+    """
+    cache = latents.Latents(model, tiles)
+    options = {"validate_every": max(1, steps // 10), "sheet_every": max(1, steps // 4), "keep": True, **options}
+    if held is not None and len(held):
+        own = latents.Latents(model, held, symmetries=1)
+        options["validate"] = validation(model, embed, own, [texts(row) for _, row in held.iterrows()], seed, kind=kind)
+    identity = {
+        "base": model.identity,
+        "tiles": files.digest([[row.tile_id, row.sha256] for row in tiles.itertuples()]),
+        **settings,
+    }
+    return loop.fit(
+        players,
+        batches(cache, [texts(row) for _, row in tiles.iterrows()], weights(tiles, balance), batch_size, seed, strata(tiles)),
+        steps,
+        seed,
+        folder=folder,
+        identity=identity,
+        autocast=model.arithmetic,
+        sheet=sheet(model, prompts, seed) if prompts else None,
+        **options,
+    )

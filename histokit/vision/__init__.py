@@ -1,0 +1,1 @@
+"""Networks that look at tiles: encoders, their cached features, classifiers."""

@@ -1,0 +1,129 @@
+"""Work side by side comes through whole, and ends: whoever fails, whoever leaves, nobody is left waiting."""
+
+import collections
+import gc
+import itertools
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from histokit.core import parallel
+
+PATIENCE = 30  # seconds after which a test says that it hangs
+
+
+def soon(work):
+    """What `work()` returns or raises, from a thread of its own; a test that hangs fails."""
+    found = []
+
+    def run():
+        try:
+            found.append((work(), None))
+        except BaseException as error:
+            found.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    assert found, "it hangs"
+    assert not any("_work" in other.name for other in threading.enumerate()), "a thread is left over"
+    value, error = found[0]
+    if error is not None:
+        raise error
+    return value
+
+
+def numbered(k):
+    return ((k, i) for i in range(20 * k))
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_every_value_comes_through_and_those_of_a_piece_in_their_order(n):
+    cores = torch.get_num_threads()
+    found = soon(lambda: list(parallel.merged([numbered(k) for k in range(n)])))
+    assert sorted(found) == [(k, i) for k in range(n) for i in range(20 * k)]
+    assert all([i for k, i in found if k == piece] == list(range(20 * piece)) for piece in range(n))
+    assert torch.get_num_threads() == cores and soon(lambda: list(parallel.merged([]))) == []
+
+
+def test_values_that_mean_something_elsewhere_are_values_here():
+    odd = [None, StopIteration(), ValueError("a value"), ("end", None)]
+    assert soon(lambda: list(parallel.merged([odd, []]))) == odd
+
+
+@pytest.mark.parametrize("error", [ValueError("broken"), KeyboardInterrupt(), StopIteration("no end")], ids=repr)
+def test_what_one_raises_is_raised_while_others_wait_for_the_caller(error):
+    class Broken:
+        def __iter__(self):
+            raise error
+
+    pieces = [itertools.count(), itertools.count(), Broken()]
+    with pytest.raises((type(error), RuntimeError)) as caught:  # Python makes a RuntimeError of a StopIteration inside a generator
+        soon(lambda: collections.deque(parallel.merged(pieces), maxlen=0))
+    assert error in (caught.value, caught.value.__cause__)
+
+
+def test_a_caller_that_leaves_ends_those_that_wait_for_it_and_those_at_work():
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def at_work():
+        begun.set()
+        goes_on.wait(PATIENCE)
+        yield "late"
+
+    def leave():
+        made = parallel.merged([itertools.count(), at_work(), itertools.count()])
+        first = next(made)
+        begun.wait(PATIENCE)
+        threading.Timer(0, goes_on.set).start()
+        made.close()
+        return first, list(made)
+
+    assert soon(leave) == (0, [])
+
+
+def test_pieces_do_not_run_ahead_of_a_caller_that_holds_a_value():
+    taken, made = [0, 0], None
+
+    def counted(k):
+        for i in itertools.count():
+            taken[k] += 1
+            yield i
+
+    def hold():
+        nonlocal made
+        made = parallel.merged([counted(0), counted(1)])
+        ahead = [sum(taken) - number for number, _ in zip(range(200), made, strict=False)]
+        made.close()
+        return max(ahead)
+
+    assert soon(hold) <= 2 * 2 + 1  # two waiting values of each piece, and the one in hand
+
+
+def test_a_piece_is_closed_when_the_caller_leaves():
+    closed = []
+
+    def piece():
+        try:
+            yield from itertools.count()
+        finally:
+            closed.append(1)
+
+    def leave():
+        made = parallel.merged([piece(), piece()])
+        next(made)
+        made.close()
+        gc.collect()
+
+    soon(leave)
+    assert closed == [1, 1]
+
+
+def test_a_process_that_ends_with_work_in_hand_ends():
+    code = (
+        "import itertools; from histokit.core import parallel; made = parallel.merged([itertools.count(), itertools.count()]); next(made)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=PATIENCE * 2).returncode == 0
