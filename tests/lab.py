@@ -13,10 +13,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from patience import HANGS
 
 from histokit.core import files
 
-PATIENCE = 90_000  # milliseconds; a kernel starts in a few seconds on an idle machine
+PATIENCE = 1000 * HANGS  # milliseconds
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def _wait_for(address, server, log):
     while time.monotonic() < until:
         assert server.poll() is None, log.read_text()
         try:
-            with urllib.request.urlopen(f"{address}/api", timeout=5):
+            with urllib.request.urlopen(f"{address}/api", timeout=HANGS):
                 return
         except OSError:
             time.sleep(0.1)

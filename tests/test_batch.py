@@ -11,6 +11,7 @@ import types
 
 import pytest
 import stubs
+from patience import HANGS
 
 from histokit import runs
 from histokit.core import files, machine
@@ -325,10 +326,10 @@ def test_a_killed_runner_takes_its_kernel_with_it_and_the_next_run_goes_on(root,
     assert files.read_json(record)["attempt"] == 2
 
 
-def wait(for_what, seconds=300):
-    end = time.time() + seconds
+def wait(for_what):
+    end = time.time() + HANGS
     while not for_what():
-        assert time.time() < end
+        assert time.time() < end, "it hangs"
         time.sleep(0.05)
 
 

@@ -87,7 +87,8 @@ def test_the_worked_example_of_logex():
     score = np.array([0.05, 0.10, 0.20, 0.60, 0.55, 0.30, 0.90, 0.70])  # probability of the rare classes: four common tiles, four rare ones
     is_tail = np.arange(8) >= 4
     assert classification.head_threshold(score, is_tail, method="linear") == pytest.approx(0.54)
-    assert classification.tail_missed(score, is_tail, method="linear") == 0.25 and classification.tail_ranking(score, is_tail)[0] == 0.875
+    assert classification.tail_missed(score, is_tail, method="linear") == 0.25
+    assert classification.average_precision(score, is_tail) == pytest.approx((1 + 1 + 3 / 4 + 4 / 5) / 4)
     assert classification.tail_missed(score, is_tail) == 0.5, "without going between tiles the threshold is 0.6"
 
 
@@ -105,8 +106,8 @@ def test_operating_points_at_their_limits():
     apart = np.array([0.1, 0.2, 0.3, 0.7, 0.8, 0.9])
     assert classification.tail_missed(apart, is_tail) == classification.head_flagged(apart, is_tail) == 0
     assert classification.tail_missed(1 - apart, is_tail) == classification.head_flagged(1 - apart, is_tail) == 1
-    assert classification.tail_ranking(apart, is_tail) == (1, 1)
-    for number in (classification.tail_missed, classification.head_flagged):
+    assert classification.average_precision(apart, is_tail) == 1
+    for number in (classification.tail_missed, classification.head_flagged, classification.average_precision):
         assert np.isnan(number(apart, np.zeros(6, bool))) and np.isnan(number(apart, np.ones(6, bool)))
         with pytest.raises(ValueError, match="1 of 6 tail scores are NaN"):
             number(np.where(apart == 0.3, np.nan, apart), is_tail)
@@ -130,7 +131,7 @@ def test_calibration_agrees_with_torchmetrics():
 
 def test_calibration_of_honest_overconfident_and_certain_probabilities():
     true, p = probabilities(n=20_000)
-    assert classification.ece(true, p) < 0.02 and classification.classwise_ece(true, p).max() < 0.02, "drawn from these very probabilities"
+    assert classification.ece(true, p) < 0.02, "drawn from these very probabilities"
     sharper = p**3 / (p**3).sum(1, keepdims=True)
     assert classification.ece(true, sharper) > 0.1 > 5 * classification.ece(true, p)
     assert classification.ece(true, np.eye(4)[true]) == 0 and classification.ece(true, np.eye(4)[(true + 1) % 4]) == 1

@@ -11,6 +11,7 @@ import urllib.request
 
 import pytest
 import stubs
+from patience import HANGS
 
 from histokit import cli, runs
 from histokit.core import files
@@ -153,10 +154,10 @@ def test_jupyterlab_serves_the_opened_copy(root, tmp_path):
         )
     try:
         address = f"http://127.0.0.1:{port}/api/contents/outputs/study/.open/07_evaluate.ipynb?token=t"
-        for _ in range(600):
+        for _ in range(2 * HANGS):
             time.sleep(0.5)
             try:
-                found = json.loads(urllib.request.urlopen(address, timeout=5).read())
+                found = json.loads(urllib.request.urlopen(address, timeout=HANGS).read())
                 break
             except OSError as error:
                 assert getattr(error, "code", None) in (None, 503), error

@@ -1,4 +1,4 @@
-"""07_evaluate as a reader gets it: run headless on a planted experiment, its sentence, its figures."""
+"""07_evaluate and 08_fidelity as a reader gets them: run headless on a planted experiment, the sentence, the figures."""
 
 import json
 import os
@@ -17,51 +17,61 @@ from histokit.show import arm_plots, plots
 matplotlib.use("Agg")
 
 
-def execute(repository, root, **parameters):
-    """Runs the notebook by papermill; returns results.json and everything the page printed."""
+def execute(repository, root, name, **parameters):
+    """Runs a notebook by papermill; returns results.json, everything the page printed, and the number of its pictures."""
     given = [text for name, value in parameters.items() for text in ("-p", name, str(value))]
-    out = root / "07.ipynb"
+    out = root / f"{name}.ipynb"
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", "-k", "python3", *given]
     quiet = {**os.environ, "HISTOKIT_ROOT": str(root), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, str(repository / "notebooks/07_evaluate.ipynb"), str(out)], cwd=root, env=quiet, capture_output=True)
+    done = subprocess.run([*command, str(repository / f"notebooks/{name}.ipynb"), str(out)], cwd=root, env=quiet, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()[-3000:]
     outputs = [output for cell in json.loads(out.read_text())["cells"] for output in cell.get("outputs", [])]
     printed = "\n".join("".join(output["text"]) for output in outputs if output["output_type"] == "stream" and output["name"] == "stdout")
     pictures = sum("image/png" in output.get("data", {}) for output in outputs)
-    return files.read_json(root / "outputs/planted/07_evaluate/results.json"), printed, pictures
+    return files.read_json(root / "outputs/planted" / name / "results.json"), printed, pictures
 
 
 @pytest.mark.slow
 def test_the_notebook_ends_in_its_sentence_and_writes_the_same(root, repository):
     arms = {"real": {}, "oversampled": {"Polyp": 0.5}, "augmented": {"Polyp": 1.5, "Serrated": 1.5}}
     planted.experiment(root, arms, [3, 9, 10, 9])
-    found, printed, pictures = execute(repository, root, experiment="planted", encoder="colour-texture", resamples=200, demo=True)
+    looks, said, shown = execute(repository, root, "08_fidelity", experiment="planted", source="keep", encoder="colour-texture")
+    assert shown == 3  # strips, map, closest pairs
+    assert {row["class"] for row in looks["probe"]} == {row["class"] for row in looks["likeness"]} == {"Polyp", "Serrated"}
+    assert {row["class"] for row in looks["frechet"]} == {"Polyp", "Serrated", "all rare classes"}
+    assert all(row["reading"].startswith("n too small to say") for row in looks["frechet"])
+    assert looks["structures"]["rows"] == [] and "No invented tissue here." in said
+    found, printed, pictures = execute(repository, root, "07_evaluate", experiment="planted", resamples=200, demo=True)
     assert found["sentence"] in " ".join(printed.split()) and found["sentence"].endswith("demo size, not evidence.")
     assert "augmented finds the rare classes more often than real" in found["sentence"] and "helps" not in found["sentence"]
     assert found["arm"] == "augmented" and found["demo"] is True and found["interval"]["B"] == 200
     few = found["classes"]["Adeno, mucinous"]
     assert few.endswith("too few cases for an interval") and few in " ".join(printed.split())
-    assert pictures == 7  # forest, two confusions, changed tiles, strips, map, closest pairs
+    assert pictures == 4  # forest, two confusions, changed tiles
     assert "No curve: that takes a budget" in printed and found["worth"] == [] and found["main_arms"] == list(arms)
-    assert {row["class"] for row in found["probe"]} == {"Polyp", "Serrated"}
+    assert {row["class"]: row["copies"] for row in found["fidelity"]["classes"]} == {
+        name: gate["state"] for name, gate in looks["copies"]["gates"].items()
+    }
+    assert "These are other tiles" not in printed
     where = files.read_table(root / "outputs/planted/07_evaluate/stain_range.csv").set_index("group")
     assert where.loc[["inside", "outside"], "tiles"].astype(int).sum() == sum(
         f["tiles"] for n, f in found["differences"]["augmented"].items() if n in ("Polyp", "Serrated")
     )
-    assert {row["class"] for row in found["likeness"]} == {"Polyp", "Serrated"}
+    mcc = {row["arm"]: row["value"] for row in found["reported"] if row["metric"] == "MCC"}
+    assert mcc["augmented"] > mcc["real"] and "a calibration error (ECE) is too high by chance" in " ".join(printed.split())
     folder = root / "outputs/planted/07_evaluate"
     table = files.read_table(folder / "differences.csv")
     assert set(table["arm"]) == {"oversampled", "augmented"} and len(files.read_table(folder / "levels.csv")) == 21
     parents = {parent["step"] for parent in files.read_json(folder / "run.json")["parents"]}
-    assert parents == {"00_dataset", "06_classifier", "keep"}
+    assert parents == {"00_dataset", "06_classifier", "keep", "08_fidelity"}
 
 
 @pytest.mark.slow
 def test_the_notebook_runs_where_there_is_nothing_to_see(root, repository):
     planted.experiment(root, {"real": {}, "oversampled": {}}, [3, 3, 0, 0], seeds=1, made=0, has_cases=False)
-    found, printed, pictures = execute(repository, root, experiment="planted", encoder="colour-texture", resamples=50)
+    found, printed, pictures = execute(repository, root, "07_evaluate", experiment="planted", fidelity="", resamples=50)
     assert found["sentence"].startswith("No verdict: the rare classes cannot be evaluated (")
-    assert "No synthetic tile to look at." in printed and found["likeness"] == [] and pictures == 3
+    assert "No page has looked at synthetic tiles." in printed and found["fidelity"]["classes"] == [] and pictures == 3
 
 
 def rows(**changes):

@@ -24,7 +24,7 @@ def study(gates, **synthetic):
     return files.root() / "outputs" / "exp" / "keep"
 
 
-def evaluate(gates, step="07_evaluate"):
+def evaluate(gates, step="08_fidelity"):
     run = runs.start(experiment="exp", step=step)
     run.parents("keep")
     run.finish({"copies": {"gates": gates}})
@@ -89,7 +89,7 @@ def test_nothing_leaves_before_it_was_looked_at_or_after_it_changed(root, tmp_pa
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*.part")), "half an export is none"
     picture.write_bytes(before)
     squares.synthetic({"blue": 4}, step="keep", class_name="blue")  # selected anew since
-    with pytest.raises(FileNotFoundError, match="no finished 07_evaluate of exp has looked at these tiles"):
+    with pytest.raises(FileNotFoundError, match="no finished 08_fidelity of exp has looked at these tiles"):
         export.export(step, tmp_path / "other")
     with pytest.raises(FileNotFoundError, match="holds no finished selection"):
         export.export(places.folder("exp", "00_dataset"), tmp_path / "other")

@@ -6,7 +6,7 @@ import pytest
 from histokit import runs
 from histokit.arms import predictions
 from histokit.core import files
-from histokit.evaluate import verdict
+from histokit.evaluate import question, verdict
 from histokit.fidelity import copy_detection, likeness, sanity
 from histokit.tiles import data
 from histokit.vision import features
@@ -31,7 +31,7 @@ def said(tmp_path_factory):
             seen = likeness.embed(["mini-sup"], real, made)
             like = likeness.fidelity(seen, real, made, dataset.tail, permutations=50)
             signs, stained = sanity.signs(seen, real, made, dataset.tail), sanity.stain(real, made, dataset.tail)
-            parts = verdict.cast(specs, answers.arms, "real", name)
+            parts = question.cast(specs, answers.arms, "real", name)
             found[name] = {
                 "outcome": verdict.difference(measured, name, "real", verdict.TAIL).outcome,
                 "sentence": verdict.conclude(measured, parts, dataset, made)["sentence"],

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from planted import CLASSES, dataset, predicted, tiles
 
-from histokit.evaluate import learning_curve, verdict
+from histokit.evaluate import learning_curve, question, verdict
 
 ROWS = tiles([20, 15, 14, 12], per_case=8)
 CURVE = {10: -0.6, 15: 0.0, 30: 0.7, 60: 1.4}  # raise of Polyp's right answers at so many real tiles
@@ -19,7 +19,7 @@ def study(shift, specs=SPECS, rows=ROWS, doses=(), bare=False):
     specs = specs | {f"augmented{n}": {"synthetic": "keep", "per_class": n} for n in doses}
     read = predicted(rows, arms)
     specs = {arm: specs[arm] for arm in arms}
-    m, parts = verdict.measure(read, dataset(), resamples=300), verdict.cast(specs, list(arms), "real")
+    m, parts = verdict.measure(read, dataset(), resamples=300), question.cast(specs, list(arms), "real")
     if bare:
         return m, parts, specs
     counts = [{"arm": a, "label": c, "real": 15 if c == "Polyp" else 100, "synthetic": 0, "recoloured": 0} for a in arms for c in CLASSES]

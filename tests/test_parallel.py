@@ -9,10 +9,9 @@ import threading
 
 import pytest
 import torch
+from patience import HANGS
 
 from histokit.core import parallel
-
-PATIENCE = 30  # seconds after which a test says that it hangs
 
 
 def soon(work):
@@ -27,7 +26,7 @@ def soon(work):
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(PATIENCE)
+    thread.join(HANGS)
     assert found, "it hangs"
     assert not any("_work" in other.name for other in threading.enumerate()), "a thread is left over"
     value, error = found[0]
@@ -71,13 +70,13 @@ def test_a_caller_that_leaves_ends_those_that_wait_for_it_and_those_at_work():
 
     def at_work():
         begun.set()
-        goes_on.wait(PATIENCE)
+        goes_on.wait(HANGS)
         yield "late"
 
     def leave():
         made = parallel.merged([itertools.count(), at_work(), itertools.count()])
         first = next(made)
-        begun.wait(PATIENCE)
+        begun.wait(HANGS)
         threading.Timer(0, goes_on.set).start()
         made.close()
         return first, list(made)
@@ -126,4 +125,4 @@ def test_a_process_that_ends_with_work_in_hand_ends():
     code = (
         "import itertools; from histokit.core import parallel; made = parallel.merged([itertools.count(), itertools.count()]); next(made)"
     )
-    assert subprocess.run([sys.executable, "-c", code], timeout=PATIENCE * 2).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=HANGS).returncode == 0

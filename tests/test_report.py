@@ -11,7 +11,7 @@ import squares
 from histokit import cli, runs
 from histokit.arms import predictions
 from histokit.core import files
-from histokit.evaluate import error_analysis, verdict
+from histokit.evaluate import error_analysis, question, verdict
 from histokit.fidelity import closest_pairs, copy_detection
 from histokit.runs import places
 from histokit.show import report
@@ -52,7 +52,7 @@ def finished(root, names=("real", "augmented"), label="blue"):
     specs = {"real": {}, "augmented": {"synthetic": "keep"}}
     answers = predictions.read(seven.parent("06_classifier"), dataset.classes, list(specs))
     made = data.load(seven, step="keep")
-    m, parts = verdict.measure(answers, dataset, resamples=20), verdict.cast(specs, answers.arms)
+    m, parts = verdict.measure(answers, dataset, resamples=20), question.cast(specs, answers.arms)
     files.write_table(seven.path("differences.csv"), verdict.difference_table(verdict.differences(m, "real")))
     files.write_table(seven.path("confusion.csv"), error_analysis.confusions(answers))
     files.write_table(seven.path("tiles.csv"), error_analysis.changes(answers, dataset.roles, parts))

@@ -13,7 +13,7 @@ from planted import CLASSES, dataset, predict, predicted, tiles
 
 from histokit.arms import predictions
 from histokit.core import files
-from histokit.evaluate import error_analysis, verdict, wording
+from histokit.evaluate import error_analysis, question, verdict, wording
 from histokit.fidelity import likeness
 from histokit.metrics import classification, distributions, stats
 from histokit.tiles import data
@@ -26,7 +26,7 @@ def judge(arms, rows=ROWS, seeds=6, held=None, specs=None, read=None, **options)
     held, read = held or dataset(), read or predicted(rows, arms, seeds)
     specs = specs or {arm: {"synthetic": "keep"} if arm == "augmented" else {} for arm in arms}
     m = verdict.measure(read, held, resamples=300)
-    return verdict.conclude(m, verdict.cast(specs, read.arms), held, **options)
+    return verdict.conclude(m, question.cast(specs, read.arms), held, **options)
 
 
 def test_an_arm_that_is_better_on_rare_classes_is_said_to_be():
@@ -55,7 +55,7 @@ def test_the_same_predictions_are_called_the_same():
 
 def test_a_rare_class_without_a_synthetic_tile_is_named():
     read, specs = predicted(ROWS, {"real": {}, "augmented": {}}), {"real": {}, "augmented": {"synthetic": "keep"}}
-    m, parts = verdict.measure(read, dataset(), resamples=50), verdict.cast(specs, read.arms)
+    m, parts = verdict.measure(read, dataset(), resamples=50), question.cast(specs, read.arms)
     made = pd.DataFrame({"label": ["Polyp"] * 9})
     assert "; augmented has no synthetic tile of Serrated; " in verdict.conclude(m, parts, dataset(), made)["sentence"]
     assert "no synthetic tile of Polyp and Serrated" in verdict.conclude(m, parts, dataset(), made.head(0))["sentence"]
@@ -166,11 +166,11 @@ SPECS = {"real": {}, "oversampled": {}, "shuffled": {"synthetic": "keep", "label
 
 
 def test_the_judged_arm_is_the_first_with_synthetic_tiles_and_their_own_labels():
-    parts = verdict.cast(SPECS, list(SPECS))
+    parts = question.cast(SPECS, list(SPECS))
     assert (parts.baseline, parts.judged, parts.rivals, parts.synthetic) == ("real", "augmented", ["oversampled"], "keep")
-    assert verdict.cast(SPECS, list(SPECS), judged="oversampled").rivals == []
-    assert verdict.cast({}, ["a", "b", "c"]).judged == "c"
-    assert verdict.cast(SPECS, list(SPECS), baseline="augmented", judged="real").generated is False
+    assert question.cast(SPECS, list(SPECS), judged="oversampled").rivals == []
+    assert question.cast({}, ["a", "b", "c"]).judged == "c"
+    assert question.cast(SPECS, list(SPECS), baseline="augmented", judged="real").generated is False
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_the_judged_arm_is_the_first_with_synthetic_tiles_and_their_own_labels()
 )
 def test_a_cast_that_makes_no_comparison_is_refused(arms, options, said):
     with pytest.raises(ValueError, match=said):
-        verdict.cast(SPECS, arms, **{"judged": "b"} | options if said == "both" else options)
+        question.cast(SPECS, arms, **{"judged": "b"} | options if said == "both" else options)
 
 
 def test_predictions_come_back_as_they_were_planted(tmp_path):
@@ -407,7 +407,7 @@ def test_every_tile_that_changed_is_named_by_how():
     called[0][:, polyp[0]] = called[0][:, polyp[1]] = called[1][:, polyp[1]] = called[1][:, polyp[2]] = 0
     called[1][:2, normal[0]] = 2  # two of six runs
     called[1][:1, normal[1]] = 2  # one of six: noise
-    parts = verdict.cast({"real": {}, "augmented": {"synthetic": "keep"}}, read.arms)
+    parts = question.cast({"real": {}, "augmented": {"synthetic": "keep"}}, read.arms)
     table = error_analysis.changes(replace(read, called=called), dataset().roles, parts)
     names = read.tile_id[[*polyp[:3], normal[0]]]
     found = table[table["change"].ne("")].set_index("tile_id")["change"].to_dict()
@@ -435,6 +435,6 @@ def test_with_no_true_effect_helps_is_said_in_at_most_one_experiment_in_twenty()
     specs, said = {"real": {}, "augmented": {"synthetic": "keep"}}, {"helps": 0, "hurts": 0}
     for trial in range(200):
         m = verdict.measure(unlucky(trial), dataset(), resamples=100, seed=trial)
-        sentence = verdict.conclude(m, verdict.cast(specs, ["real", "augmented"]), dataset())["sentence"]
+        sentence = verdict.conclude(m, question.cast(specs, ["real", "augmented"]), dataset())["sentence"]
         said = {word: n + (f"augmented {word}" in sentence) for word, n in said.items()}
     assert said["helps"] <= 10, said

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import stubs
 from blend import Blend
+from patience import HANGS
 from PIL import Image
 
 from histokit.core import pictures
@@ -140,7 +141,7 @@ class Gate:
     def __call__(self, k, n):
         if not self.open:
             self.begun.release()
-            assert self.free.acquire(timeout=30)
+            assert self.free.acquire(timeout=HANGS)
 
 
 def gated(root, **more):
@@ -156,7 +157,7 @@ def test_ten_quick_moves_are_two_drawings_the_first_and_the_last(root):
     panel, blend, gate = gated(root)
     drawn = len(blend.calls)
     panel.sliders["strength"].value = 0.25
-    assert gate.begun.acquire(timeout=30)  # the first is at its first step
+    assert gate.begun.acquire(timeout=HANGS)  # the first is at its first step
     for strength in (0.3, 0.35, 0.45, 0.55, 0.65, 0.7, 0.75, 0.85, 0.9):
         panel.sliders["strength"].value = strength
     gate.open = True
@@ -182,7 +183,7 @@ def test_a_move_dims_the_old_picture_and_counts_the_steps(root):
     panel.sliders["strength"].value = 0.25
     assert "hk-busy" in panel.widget._dom_classes and not panel.stop.disabled and "drawing strength 0.25" in panel.status.value
     for k in range(1, 3):
-        assert gate.begun.acquire(timeout=30)
+        assert gate.begun.acquire(timeout=HANGS)
         assert k == 1 or f"step {k - 1} of 5, " in panel.status.value
         gate.free.release()
     gate.open = True
@@ -194,7 +195,7 @@ def test_cancel_ends_the_drawing_at_its_next_step_and_keeps_the_old_picture(root
     panel, blend, gate = gated(root)
     before, drawn = panel.right.value, len(blend.calls)
     panel.sliders["strength"].value = 0.95
-    assert gate.begun.acquire(timeout=30)
+    assert gate.begun.acquire(timeout=HANGS)
     panel.stop.click()
     assert "Stopped; back at strength 0.50" in panel.status.value and "hk-busy" not in panel.widget._dom_classes
     gate.free.release()  # one step, and no more is asked for
@@ -210,7 +211,7 @@ def test_a_drawing_goes_before_the_sweep_which_is_taken_up_again(root):
     gate.open = False
     panel.plain = None
     panel.widget._view_count = 1
-    assert gate.begun.acquire(timeout=30)  # the sweep is at the first step of a point
+    assert gate.begun.acquire(timeout=HANGS)  # the sweep is at the first step of a point
     panel.sliders["strength"].value = 0.25
     gate.open = True
     gate.free.release()
@@ -239,7 +240,7 @@ def test_a_way_is_ended_at_the_picture_that_pleases(root):
     gate.open = False
     panel.sliders["updates"].value = 20
     for k in range(3):
-        assert gate.begun.acquire(timeout=30)
+        assert gate.begun.acquire(timeout=HANGS)
         assert k == 0 or "on the way" in panel.right.value
         if k == 2:
             panel.enough.click()

@@ -13,12 +13,12 @@ from histokit.core import files
 from histokit.engine import jobs, speed
 
 FIGURES = 6.0  # seconds that drawing and statistics of a page take
-VERDICT = 25.0  # the same of 07: resamples, permutations, a map
+VERDICT = 25.0  # the same of 07: resamples
 HOUSEKEEPING = 6  # files of a run folder beside what it is for
 CHECK = 64  # tiles of a held-out loss, `finetuning.validation`
 SHEET = (4, 20)  # images per prompt and steps of a sample sheet, `finetuning.sheet`
 SUSPECTS = 320  # tiles times noise levels of `label_errors.denoising`, for each caption
-PLANTED = 7 * 60  # planted copies of 07, `copy_detection.planted`
+PLANTED = 7 * 60  # planted copies of 08, `copy_detection.planted`
 
 
 @dataclass(frozen=True)
@@ -143,12 +143,14 @@ def _classifiers(p, c, job, found):
 
 
 def _verdict(p, c, job, found):
-    arms = next((other.parameters["arms"] for other in found if other.step == p["arms_of"]), {})
-    step = next((arm["synthetic"] for arm in arms.values() if arm.get("synthetic")), "")
-    made, held = _made(step, found, c) if step else 0, c.held * len(c.tail) / max(1, c.classes)
+    return Counter({"seconds": VERDICT, "bytes": 4e6, "files": 12})
+
+
+def _fidelity(p, c, job, found):
+    made, held = _made(p["source"], found, c), c.held * len(c.tail) / max(1, c.classes)
     views = 9 * made + 8 * held + 8 * PLANTED * bool(made) + min(c.train + c.held, 3000)
     code = 2 * PLANTED / 7 if p["base_model"] and made else 0
-    return Counter({("see", p["encoder"]): views, "code": code, "read": made, "seconds": VERDICT, "bytes": 5e6, "files": 12})
+    return Counter({("see", p["encoder"]): views, "code": code, "read": made, "seconds": FIGURES, "bytes": 2e6, "files": 4})
 
 
 RULES = {
@@ -160,6 +162,7 @@ RULES = {
     "05_select": _selection,
     "06_classifier": _classifiers,
     "07_evaluate": _verdict,
+    "08_fidelity": _fidelity,
 }
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from histokit.runs import places
 from histokit.runs import recipe as recipes
 
+LOOKS = ("08_fidelity",)  # looks at the tiles of the first draw; the verdict reads nothing else of it
 COMMON = ("00_dataset", "06_classifier", "10_morphology_prompts", "20_pretrain")  # no generator seed changes these
 
 
@@ -42,7 +43,8 @@ def study(recipe, draws=1, generators=1):
 def _replicate(recipe, made, draw, generator):
     datasets = _datasets(recipe)
     told = {id: {"draw": draw} for id in datasets} if draw else {}
-    source = replace(_given(recipe, told), experiment=places.replicate(recipe.experiment, draw))
+    whole = _keep(recipe, [id for id, step in recipe.steps.items() if not draw or step.notebook.stem not in LOOKS])
+    source = replace(_given(whole, told), experiment=places.replicate(recipe.experiment, draw))
     if not generator:
         return source
     arms = {id: {arm: spec for arm, spec in _arms(recipe, id).items() if (spec or {}).get("synthetic")} for id in recipe.steps}

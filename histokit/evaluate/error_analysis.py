@@ -100,7 +100,7 @@ def changes(p, roles, parts):
     change counts from a quarter of the runs on.
 
     Args:
-        roles: {class: "head" or "tail"}. parts: `verdict.Roles`.
+        roles: {class: "head" or "tail"}. parts: `question.Roles`.
 
     Returns:
         DataFrame tile_id, case_id, label, baseline, judged (shares right), flagged_before, flagged_now (shares called rare), change.

@@ -22,7 +22,7 @@ def curves(m, parts, specs, counts):
     that differ from that in `per_class` alone.
 
     Args:
-        m: verdict.Measured; parts: verdict.Roles.
+        m: verdict.Measured; parts: question.Roles.
         specs: {arm: settings} of the classifier step, as its recipe writes them.
         counts: rows of `comparison.counts`, of all replicates.
 

@@ -12,7 +12,6 @@ import pandas as pd
 
 from histokit.evaluate import error_analysis, wording
 from histokit.metrics import classification, stats
-from histokit.runs import places
 
 VERSION = 3
 LEVEL = 0.95
@@ -171,67 +170,6 @@ def difference_table(all_differences):
     return pd.DataFrame(rows)
 
 
-@dataclass(frozen=True)
-class Roles:
-    """Which arm plays which part."""
-
-    baseline: str
-    judged: str
-    rivals: list  # the other arms without synthetic tiles, trained on no more real ones than the baseline
-    generated: bool  # the judged arm trains on synthetic tiles
-    synthetic: str  # step it takes them from
-    status: str  # which of them
-    per_class: int = 0  # and how many of each class, 0 for all
-
-
-def cast(specs, arms, baseline="", judged=""):
-    """Who is compared with whom, from the `arms` parameter of the classifier step.
-
-    The baseline defaults to the first arm; the judged arm to the first that trains on synthetic tiles with their own labels, else the
-    last. It is chosen by the recipe, never by its result.
-
-    Args:
-        specs: {arm: {synthetic, labels, status, ...}}.
-        arms: names found in the predictions.
-
-    Raises:
-        ValueError: an arm of that name does not exist, or there is one arm only.
-    """
-    if len(arms) < 2:
-        raise ValueError(f"one arm only ({', '.join(arms)}): a verdict compares two; add an arm to the classifier step")
-    for name in filter(None, (baseline, judged)):
-        if name not in arms:
-            raise ValueError(f"no arm {name!r}; the classifier step has {', '.join(arms)}")
-    specs = {arm: specs.get(arm) or {} for arm in arms}
-    made = [arm for arm in arms if specs[arm].get("synthetic")]
-    baseline = baseline or next(arm for arm in arms if arm != judged)
-    fit = [arm for arm in made if specs[arm].get("labels", "own") == "own" and arm != baseline]
-    judged = judged or (fit or [arm for arm in arms if arm != baseline][-1:])[0]
-    if judged == baseline:
-        raise ValueError(f"arm {judged!r} is both judged and the baseline; name another for one of them")
-    given = [arm for arm in arms if (specs[arm].get("real_tiles") or 0) != (specs[baseline].get("real_tiles") or 0)]  # a ceiling, no rival
-    rivals = [arm for arm in arms if arm not in (*made, *given, baseline, judged)] if judged in made else []
-    spec = specs[judged]
-    return Roles(baseline, judged, rivals, judged in made, spec.get("synthetic", ""), spec.get("status", "kept"), spec.get("per_class", 0))
-
-
-def plan(parts, specs, resamples):
-    """What a comparison set out to do, as the ledger keeps it: everything that could be turned until a result pleases.
-
-    Every arm has the same search budget on validation tiles: one configuration, the one the recipe gives it, and the check that keeps
-    its best weights.
-    """
-    arms = {name: spec or {} for name, spec in specs.items()}
-    figures = {"endpoint": TAIL, "head": HEAD, "head margin": wording.MARGIN, "level": LEVEL, "resamples": resamples}
-    return {"judged": parts.judged, "baseline": parts.baseline, **figures, "configurations of each arm": 1, "arms": arms}
-
-
-def folders(run, step, draws=1, generators=1):
-    """{(draw, generator): folder of the finished `step`} of the experiment and its replicates, see `replicates.study`."""
-    replicates = [(d, g) for d in range(draws) for g in range(generators)]
-    return {(d, g): run.parent(step, experiment=places.replicate(run.experiment, d, g) if d or g else "") for d, g in replicates}
-
-
 def controls(m, parts, specs):
     """What arms with wrong labels say about the judged one, in sentences; [] without such an arm.
 
@@ -251,21 +189,6 @@ def controls(m, parts, specs):
         else:
             said.append(f"Control: nothing shows that {parts.judged} does better than {arm}, whose labels are wrong: {gap}.")
     return said
-
-
-def elsewhere(m, parts, name):
-    """How the judged arm does on tiles from another source, in lines, and the numbers behind them.
-
-    The same classifiers, trained and chosen on the dataset alone.
-    """
-    found = {e: difference(m, parts.judged, parts.baseline, e) for e in m.endpoints}
-    shown = [TAIL, HEAD, *(c for c in m.predictions.classes if m.roles[c] == "tail")]
-    lines = [f"On {name}, {wording.line(found[e])}." for e in shown if found[e].outcome != "absent"]
-    return {
-        "name": name,
-        "lines": lines or [f"{name} has no test tile of any class."],
-        "differences": {e: _plain(d) for e, d in found.items()},
-    }
 
 
 def conclude(m, parts, held, made=None, *, demo=False, specs=None):
@@ -299,13 +222,14 @@ def conclude(m, parts, held, made=None, *, demo=False, specs=None):
             "none_below": {"cases": stats.MIN_CASES, "seeds": stats.MIN_SEEDS},
         },
         "arms": {arm: dict(zip(m.endpoints, m.value[arm].tolist(), strict=True)) for arm in p.arms},
-        "differences": {arm: {e: _plain(d) for e, d in of_arm.items()} for arm, of_arm in every.items()},
-        "rivals": [_plain(d) for d in rivals],
+        "differences": {arm: {e: plain(d) for e, d in of_arm.items()} for arm, of_arm in every.items()},
+        "rivals": [plain(d) for d in rivals],
         "alarms": json.loads(error_analysis.alarms(p, m.roles).to_json(orient="records")),
         "predictions": p.hashes,
         "notes": p.notes,
     }  # fmt: skip
 
 
-def _plain(d):
+def plain(d):
+    """A `wording.Difference` as results.json holds it."""
     return asdict(d) | {"difference": d.difference, "outcome": d.outcome, "text": wording.line(d)}

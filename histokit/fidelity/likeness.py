@@ -29,6 +29,11 @@ def embed(encoders, real, synthetic, device="cpu"):
     return found
 
 
+def classes(dataset, made):
+    """The classes to look at, in the order of the dataset: the rare ones, and whatever else was made."""
+    return [name for name in dataset.classes if name in dataset.tail or name in set(made["label"])]
+
+
 def surroundings(tiles, synthetic, classes, *, most=500, others=1500, seed=0):
     """The real tiles worth embedding: of the named classes all training and at most `most` held-out ones each, every source of a synthetic
     tile, and `others` more drawn by seed, so that 130,000 tiles cost no more than 3,000."""
@@ -188,7 +193,7 @@ def umap(real, synthetic, seed=0):
     McInnes et al. (2018), arXiv:1802.03426. Distances between groups mean little, and a joint fit would pull the sets together.
 
     Raises:
-        set_metrics.TooSmall: fewer than ten real tiles.
+        distributions.TooSmall: fewer than ten real tiles.
     """
     if len(real) < 10:
         raise distributions.TooSmall(f"{TOO_SMALL}: {len(real)} real tiles, a UMAP needs at least 10")

@@ -36,10 +36,7 @@ def load(weights, device="cpu", slopes=False):
 
     Raises FileNotFoundError, or ValueError for a file that is neither; both say how to make one.
     """
-    try:
-        import lpips
-    except ImportError:
-        raise ImportError("LPIPS diversity needs the package lpips: pip install 'histokit[lpips]'") from None
+    import lpips
 
     path = files.root() / weights
     if not path.is_file() or path.suffix != ".safetensors":

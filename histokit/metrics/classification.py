@@ -150,17 +150,12 @@ def head_flagged(score, is_tail, catch=0.95):
     return float((head >= -np.quantile(-tail, catch, method="inverted_cdf")).mean())
 
 
-def tail_ranking(score, is_tail):
-    """AUROC and average precision of finding tail tiles by score, both in [0, 1], higher is better, chance 0.5 and the share of tail.
-
-    (NaN, NaN) without tiles on either side.
-    """
+def average_precision(score, is_tail):
+    """Average precision of finding tail tiles by score, in [0, 1], higher is better, chance the share of tail; NaN without either side."""
     from sklearn import metrics as sk
 
     head, tail = _two_sides(score, is_tail)
-    if not (len(head) and len(tail)):
-        return float("nan"), float("nan")
-    return float(sk.roc_auc_score(is_tail, score)), float(sk.average_precision_score(is_tail, score))
+    return float(sk.average_precision_score(is_tail, score)) if len(head) and len(tail) else float("nan")
 
 
 def auroc(y_true, probabilities):
@@ -199,12 +194,6 @@ def ece(y_true, probabilities, bins=15):
     """
     y_true, p = _probabilities(y_true, probabilities)
     return _calibration_gap(p.max(1), (p.argmax(1) == y_true).astype(float), bins)
-
-
-def classwise_ece(y_true, probabilities, bins=15):
-    """Calibration error of each class's own probability, [C] in [0, 1], lower is better; Kull et al. (2019), arXiv:1910.12656, eq. 3."""
-    y_true, p = _probabilities(y_true, probabilities)
-    return np.array([_calibration_gap(p[:, c], (y_true == c).astype(float), bins) for c in range(p.shape[1])])
 
 
 def brier(y_true, probabilities):

@@ -88,11 +88,13 @@ def _mmd(kxx, kyy, kxy):
     return within - 2 * kxy.mean()
 
 
-def kid(x, y):
-    """Kernel Inception Distance of two feature sets: 0 expected for equal distributions, lower is better.
+def kid_test(x, y, permutations=1000, seed=0):
+    """Kernel Inception Distance of two sets, 0 expected for equal distributions, lower is better; and the share p in (0, 1] of
+    relabellings that give as much or more: a small p says that the sets differ.
 
-    The unbiased estimate over the full sets (no subsets): its mean does not depend on n, its noise does, and it is negative about
-    every second time when the truth is 0. It is never clipped. Only comparable within one encoder. arXiv:1801.01401, eq. 4.
+    The unbiased estimate over the full sets (no subsets; arXiv:1801.01401, eq. 4): its mean does not depend on n, its noise does, and it
+    is negative about every second time when the truth is 0. It is never clipped. Only comparable within one encoder. p is exact at tile
+    level; tiles of one case are alike, so a small p may only say "other cases": read it beside `kid_beside_floor`.
 
     Args:
         x: [N, D] float, N >= 10.
@@ -100,19 +102,6 @@ def kid(x, y):
 
     Raises:
         TooSmall: fewer than ten tiles on a side. ValueError: other widths, NaN.
-    """
-    x, y = _features(x, y, least=MIN_KID, what="KID")
-    return float(_mmd(_cubic(x, x), _cubic(y, y), _cubic(x, y)))
-
-
-def kid_test(x, y, permutations=1000, seed=0):
-    """KID of two sets and the share p in (0, 1] of relabellings that give as much or more; small p: the sets differ.
-
-    Exact at tile level. Tiles of one case are alike, so a small p may only say "other cases"; read it beside `kid_beside_floor`.
-
-    Args:
-        x: [N, D] float.
-        y: [M, D] float.
 
     Returns:
         (KID, p); p is never below 1 / (permutations + 1).

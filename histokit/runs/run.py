@@ -186,6 +186,12 @@ class Run:
         self._record_parent(step, "*", {places.relative(path): places.read(path)["outputs_sha256"] for path in found.values()})
         return found
 
+    def folders(self, step):
+        """Folders of the finished runs of `step` that this run builds on: that of its class, else of every class; [] for no step."""
+        if not step:
+            return []
+        return list(self.parents(step).values()) if self.class_name in ("", "all") else [self.parent(step)]
+
     def _record_parent(self, step, class_name, hashes, experiment=""):
         request = {"step": step, "class_name": class_name, "found": hashes} | ({"experiment": experiment} if experiment else {})
         if request not in self.record["parents"]:

@@ -32,7 +32,7 @@ def export(step, folder, *, accept_uncalibrated=False, classes=()):
         DataFrame as in metadata.csv.
 
     Raises:
-        FileNotFoundError: no finished selection there, or no 07_evaluate that looked at these tiles for copies.
+        FileNotFoundError: no finished selection there, or no 08_fidelity that looked at these tiles for copies.
         ValueError: a class that the gate blocks or could not judge, or a file that is not the one that was judged.
     """
     if folder.exists():
@@ -58,7 +58,7 @@ def export(step, folder, *, accept_uncalibrated=False, classes=()):
 
 
 def _gates(experiment, selections):
-    """({class: gate of 07}, folder of that 07): the one that read these selections."""
+    """({class: gate of 08}, folder of that 08): the one that read these selections."""
     for place in provenance.runs_below(files.root() / "outputs" / experiment):
         record = places.read(place)
         if record and record["status"] == "done" and (place / "results.json").is_file():
@@ -67,19 +67,19 @@ def _gates(experiment, selections):
             if isinstance(held, dict) and "copies" in held and selections <= read:
                 return held["copies"]["gates"], place
     raise FileNotFoundError(
-        f"no finished 07_evaluate of {experiment} has looked at these tiles for copies; run it (again), and nothing leaves before it has"
+        f"no finished 08_fidelity of {experiment} has looked at these tiles for copies; run it (again), and nothing leaves before it has"
     )
 
 
 def _check(rows, gates, accept_uncalibrated):
     for name in rows["label"].unique():
-        gate = gates.get(name, {"state": "uncalibrated", "reasons": ["07_evaluate did not look at this class"]})
+        gate = gates.get(name, {"state": "uncalibrated", "reasons": ["08_fidelity did not look at this class"]})
         why = "; ".join(gate["reasons"])
         if gate["state"] == "blocked":
             raise ValueError(f"{name} is blocked from export: {why}. Leave it out with --classes, or make its tiles anew")
         if gate["state"] == "uncalibrated" and not accept_uncalibrated:
             raise ValueError(
-                f"{name}: copies cannot be told from chance ({why}); look at the closest pairs in 07_evaluate, then export with "
+                f"{name}: copies cannot be told from chance ({why}); look at the closest pairs in 08_fidelity, then export with "
                 "--accept-uncalibrated, which the card will say"
             )
 
@@ -128,7 +128,7 @@ promise of privacy. {"" if reasons else "Nothing was found that needs a remark."
 
 - Training data: {dataset.name}, licence: {dataset.licence or "not stated; ask its owners before you pass these tiles on"}
 - Base model: `{base}`; its licence and that of every encoder that guided or filtered tiles bind what was made with them.
-- Judged by run {places.read(judged_by)["run_id"]} of 07_evaluate; made by {", ".join(sorted(set(table["run_id"])))}.
+- Judged by run {places.read(judged_by)["run_id"]} of 08_fidelity; made by {", ".join(sorted(set(table["run_id"])))}.
 - `metadata.csv`: one row a picture, with its label, prompt, seed and sha256; each PNG says `histokit:provenance`.
 
     from datasets import load_dataset

@@ -52,6 +52,10 @@ class Dataset:
     def tail(self):
         return [name for name in self.classes if self.roles[name] == "tail"]
 
+    def asked(self, class_name):
+        """The classes that a run of `class_name` is about: that one, or every rare class for "all"."""
+        return self.tail if class_name == "all" else [class_name]
+
     def label_id(self, name):
         """Label id of one class name; ValueError names the nearest class."""
         if name not in self.roles:

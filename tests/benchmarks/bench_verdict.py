@@ -11,7 +11,7 @@ import pytest
 from histokit import runs
 from histokit.arms import comparison, predictions, trials
 from histokit.core import files
-from histokit.evaluate import verdict
+from histokit.evaluate import question, verdict
 from histokit.metrics import distributions, stats
 from histokit.tiles import data
 from histokit.vision import features
@@ -89,7 +89,7 @@ def test_a_quick_verdict(tmp_path, monkeypatch, tiles=2000, arms=12, seeds=6):
     def judged():
         trials.train(run, settled, sets, table, seeds=seeds, steps=500, batch_size=64)
         read = predictions.read(run.folder, held.classes, list(specs))
-        return verdict.conclude(verdict.measure(read, held), verdict.cast(specs, read.arms), held)
+        return verdict.conclude(verdict.measure(read, held), question.cast(specs, read.arms), held)
 
     seconds, found = clock(judged)
     what = f"quick verdict: {len(rows)} tiles, {arms} arms, {seeds} seeds, features cached"

@@ -69,7 +69,7 @@ class PreviewWorker:
                 self.current[0].unwanted.set()
             self._wake()
 
-    def settle(self, timeout=60.0, chores=False):
+    def settle(self, timeout=900.0, chores=False):
         """Wait until nothing is wanted or drawn (with `chores`: nor left for idle time); False where that takes longer than `timeout`."""
         with self.turn:
             idle = lambda: self.wish is None and self.current is None and not (chores and self.left)  # noqa: E731
