@@ -75,6 +75,16 @@ def test_every_folder_of_the_package_is_a_room_and_says_what_for(repository):
         assert purpose and "\n" not in purpose, room
 
 
+def test_the_page_about_the_package_names_what_is_there(repository):
+    page = (repository / "histokit" / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w./]+(?:\.py|/))`", page)
+    assert len(named) >= 40 and len(page.splitlines()) <= 60
+    assert [name for name in named if not any((top / name).exists() for top in (repository / "histokit", repository))] == []
+    rooms = [room for line in ROOMS[:-2] for room in line]
+    listed = [name.rstrip("/") for name in re.findall(r"`(\w+/)`", page[: page.index("## The way")]) if name != "mini/"]
+    assert listed == rooms, "the rooms in their order"
+
+
 def test_no_room_is_crowded(repository):
     """Twelve files are what a reader takes in at once; a room that grows beyond gets a room of its own inside."""
     for place in [path.parent for path in (repository / "histokit").rglob("__init__.py")]:
