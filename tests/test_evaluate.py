@@ -41,7 +41,7 @@ def test_the_notebook_ends_in_its_sentence_and_writes_the_same(root, repository)
     assert {row["class"] for row in looks["frechet"]} == {"Polyp", "Serrated", "all rare classes"}
     assert all(row["reading"].startswith("n too small to say") for row in looks["frechet"])
     assert looks["structures"]["rows"] == [] and "No invented tissue here." in said
-    found, printed, pictures = execute(repository, root, "07_evaluate", experiment="planted", resamples=200, demo=True)
+    found, printed, pictures = execute(repository, root, "07_evaluate", experiment="planted", fidelity="08_fidelity", resamples=200, demo=True)
     assert found["sentence"] in " ".join(printed.split()) and found["sentence"].endswith("demo size, not evidence.")
     assert "augmented finds the rare classes more often than real" in found["sentence"] and "helps" not in found["sentence"]
     assert found["arm"] == "augmented" and found["demo"] is True and found["interval"]["B"] == 200
@@ -69,7 +69,7 @@ def test_the_notebook_ends_in_its_sentence_and_writes_the_same(root, repository)
 @pytest.mark.slow
 def test_the_notebook_runs_where_there_is_nothing_to_see(root, repository):
     planted.experiment(root, {"real": {}, "oversampled": {}}, [3, 3, 0, 0], seeds=1, made=0, has_cases=False)
-    found, printed, pictures = execute(repository, root, "07_evaluate", experiment="planted", fidelity="", resamples=50)
+    found, printed, pictures = execute(repository, root, "07_evaluate", experiment="planted", resamples=50)
     assert found["sentence"].startswith("No verdict: the rare classes cannot be evaluated (")
     assert "No page has looked at synthetic tiles." in printed and found["fidelity"]["classes"] == [] and pictures == 3
 

@@ -442,7 +442,7 @@ TO_COME = {
 }
 CAPTIONED = ("02_lora", "03_img2img")  # notebooks that exist and that MEP will give one more parameter
 SHIPPED = {"majority": "majority_to_minority", "logex": "logex"}  # as recipes of their own
-SYSTEMS = {"majority": ("", 11), "logex": ("", 14), "histodiffusion": (HISTODIFFUSION, 14), "mep": (MEP, 12), "stedm": (STEDM, 6)}
+SYSTEMS = {"majority": ("", 12), "logex": ("", 15), "histodiffusion": (HISTODIFFUSION, 14), "mep": (MEP, 12), "stedm": (STEDM, 6)}
 
 
 def caption(path):

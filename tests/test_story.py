@@ -39,7 +39,7 @@ steps:
   - 06_classifier:
       {arms: {real: {}, augmented: {synthetic: 05_select}}, external: house, seeds: 2, steps: 10, batch_size: 8, encoder: colour-texture}
   - 08_fidelity: {source: 05_select, encoder: picture}
-  - 07_evaluate: {arms_of: 06_classifier, resamples: 50}
+  - 07_evaluate: {arms_of: 06_classifier, fidelity: 08_fidelity, resamples: 50}
 """
 DATASET = """\
 root: {folder}
