@@ -98,12 +98,12 @@ def test_verdicts_of_several_people_become_reviews_where_most_agree(root, step):
         one, other = ([said[name][i] for i in ids] for name in (row.first, row.second))
         assert row.tiles == len(ids) and row.kappa == pytest.approx(sk.cohen_kappa_score(one, other))
     assert len(found) == 3 and rater_agreement.write(table) == len(ids)
-    given = files.read_table(root / "params" / "reviews" / "planted.csv").set_index("sha256")
+    written = files.read_table(root / "params" / "reviews" / "planted.csv").set_index("sha256")
     truth = key_of(root, given)["tiles"]
     for i in ids:
         votes = [said[name][i] for name in said]
-        assert given.at[truth[i]["sha256"], "verdict"] == max(set(votes), key=votes.count)
-    first = given.loc[truth[ids[0]]["sha256"]]
+        assert written.at[truth[i]["sha256"], "verdict"] == max(set(votes), key=votes.count)
+    first = written.loc[truth[ids[0]]["sha256"]]
     assert "artefact, blur" in first["note"] and "ada, ben" in first["reviewer"]
 
 
