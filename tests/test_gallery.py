@@ -12,6 +12,7 @@ from sklearn import metrics as sk
 
 from histokit import cli
 from histokit.core import files
+from histokit.runs import reasons
 from histokit.select import gallery, rater_agreement, review_set, reviews
 
 ARMS, MADE = {"real": {}, "augmented": {}}, 25
@@ -89,9 +90,9 @@ def test_verdicts_of_several_people_become_reviews_where_most_agree(root, step):
     ids, rng = [tile["id"] for tile in given["tiles"]], np.random.default_rng(0)
     said = {name: {i: ("keep", "reject")[int(rng.random() < 0.4)] for i in ids} for name in ("ada", "ben", "cleo")}
     said["ada"][ids[0]] = said["ben"][ids[0]] = "reject"
-    reasons = {ids[0]: ("reject", ["artefact", "blur"])}
+    told_why = {ids[0]: ("reject", ["artefact", "blur"])}
     table = rater_agreement.read(
-        [export(root, given, name, verdicts | (reasons if name == "ada" else {})) for name, verdicts in said.items()]
+        [export(root, given, name, verdicts | (told_why if name == "ada" else {})) for name, verdicts in said.items()]
     )
     found = rater_agreement.agreement(table)
     for row in found.itertuples():
@@ -122,10 +123,16 @@ def test_what_is_said_of_two_raters_reads_well_where_kappa_is_not_defined(root, 
 def test_a_reason_is_shown_without_the_tile_it_names(root, step):
     manifest = files.read_table(step / "manifest.csv")
     name = files.read_table(step.parent / "00_dataset" / "manifest.csv")["tile_id"].iloc[0]
-    files.write_table(step / "manifest.csv", manifest.assign(reason=f"copy of {name}: feature 0.991, cut 0.9; judge unsure: x only 0.1"))
+    copied = {"code": "copy", "of": name, "space": "feature", "similarity": 0.991, "cut": 0.9}
+    unsure = {"code": "judge", "asked": "x", "seen": "x", "probability": 0.1, "cut": 0.2}
+    files.write_table(step / "manifest.csv", manifest.assign(reason=reasons.write([copied, unsure])))
     gallery.page(step, root / "page.html")
     given, text = held(root / "page.html")
     assert {tile["why"] for tile in given["tiles"]} == {"copy of a training tile, judge disagrees"} and name not in text
+    files.write_table(step / "manifest.csv", manifest.assign(reason=f"copy of {name}: feature 0.991, cut 0.9"))
+    gallery.page(step, root / "page.html")
+    given, text = held(root / "page.html")
+    assert {tile["why"] for tile in given["tiles"]} == {"told by an earlier version"} and name not in text
 
 
 def test_one_answer_for_all_is_named_where_real_tiles_are_few():

@@ -15,7 +15,7 @@ from histokit.arms import comparison
 from histokit.core import files
 from histokit.evaluate import verdict
 from histokit.fidelity import closest_pairs
-from histokit.runs import places, provenance
+from histokit.runs import places, provenance, reasons
 from histokit.show import arm_plots, plots
 from histokit.tiles import data
 
@@ -173,7 +173,8 @@ def _acceptance(record):
         held = files.read_json(place / "results.json") if (place / "results.json").is_file() else {}
         if isinstance(held, dict) and "acceptance" in held:
             label = places.read(place)["class_name"] or "all"
-            rows += [{"class": label, "status": row["status"], "why": row["why"], "tiles": row["tiles"]} for row in held["acceptance"]]
+            shown = [row | {"class": label, "why": reasons.caption(row["why"])} for row in held["acceptance"]]
+            rows += [{name: row[name] for name in ("class", "status", "why", "tiles")} for row in shown]
     return sorted(rows, key=lambda row: (row["class"], row["status"]))
 
 
@@ -224,9 +225,9 @@ def _copies(results, share):
 
 def _copies_said(results):
     for name, gate in results["copies"]["gates"].items():
-        reasons = f": {'; '.join(gate['reasons'])}" if gate["reasons"] else ""
+        why = f": {'; '.join(gate['reasons'])}" if gate["reasons"] else ""
         said = {"pass": "may be exported", "blocked": "may not be exported", "uncalibrated": "may be exported only on somebody's word"}
-        yield f"{name}: {gate['state']}, {said[gate['state']]}{reasons}."
+        yield f"{name}: {gate['state']}, {said[gate['state']]}{why}."
     yield from results.get("membership", {}).get("lines", [])
 
 
