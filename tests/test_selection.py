@@ -290,10 +290,10 @@ def test_scores_join_what_the_generator_wrote_as_strict_json():
     assert held["confidence"] == 0.4 and held["judge"] == 0.9 and held["twin_feature"] is None
 
 
-def test_the_acceptance_table_counts_a_tile_under_each_of_its_reasons():
+def test_the_acceptance_table_counts_a_tile_once_under_each_kind_of_reason():
     judged = {"code": "judge", "asked": "blue", "seen": "red", "probability": 0.1, "cut": 0.2}
     near = {"space": "feature", "similarity": 1.0, "cut": 0.9}
-    alike = [{"code": "copy", "of": "r", **near}, {"code": "repeat", "of": "t", **near}]
+    alike = [{"code": code, "of": tile, **near} for code, tile in (("copy", "r"), ("copy", "s"), ("repeat", "t"))]
     texts = ["", *map(reasons.write, ([judged], alike))]
     decided = pd.DataFrame({"status": ["kept", "rejected", "quarantined"], "reason": texts})
     table = selection.acceptance(decided).set_index(["status", "why"])["tiles"].to_dict()

@@ -216,6 +216,6 @@ def acceptance(decisions):
     rows = [("kept", "", int(decisions["status"].eq("kept").sum()))]
     for status in ("quarantined", "rejected"):
         texts = decisions.loc[decisions["status"].eq(status), "reason"]
-        codes = [one["code"] for text in texts for one in reasons.read(text)]
+        codes = [code for text in texts for code in dict.fromkeys(one["code"] for one in reasons.read(text))]
         rows += [(status, code, n) for code, n in pd.Series(codes, dtype=object).value_counts().items()]
     return pd.DataFrame([(*row, row[2] / total) for row in rows], columns=["status", "why", "tiles", "share"])
