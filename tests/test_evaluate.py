@@ -12,7 +12,7 @@ import planted
 import pytest
 
 from histokit.core import files
-from histokit.show import arm_plots, plots
+from histokit.show import arm_plots, distribution_plots, plots
 
 matplotlib.use("Agg")
 
@@ -104,7 +104,7 @@ def test_strips_name_their_columns_once_and_every_tile_has_its_caption():
 
 def test_the_map_calls_itself_a_picture():
     places = np.random.default_rng(0).normal(size=(12, 2))
-    ax = plots.umap_scatter(places, np.array(["Polyp", "Normal"] * 6), places[:0], np.array([]), ["Polyp"])
+    ax = distribution_plots.umap_scatter(places, np.array(["Polyp", "Normal"] * 6), places[:0], np.array([]), ["Polyp"])
     assert "A picture, not a metric" in ax.get_title(loc="left")
 
 
