@@ -9,7 +9,7 @@ import torch
 
 from histokit import runs
 from histokit.core import files
-from histokit.fidelity import closest_pairs, copy_detection
+from histokit.fidelity import closest_pairs, copy_detection, nearest_tiles
 from histokit.tiles import data
 from histokit.vision import encoders, features
 
@@ -81,7 +81,7 @@ def test_copies_turned_and_noisy_are_found_and_traced(study):
     for pair in found.pairs.head(4).itertuples():  # both distances are of the pair that is shown
         look = runs.start(experiment="exp", step="look")
         synthetic, tiles = data.load(look, step="made"), data.load(look)
-        near = copy_detection.Nearest(data.training(tiles), features.load("colour-texture"))
+        near = nearest_tiles.Nearest(data.training(tiles), features.load("colour-texture"))
         alone = cosine(near, synthetic[synthetic["tile_id"].eq(pair.tile_id)], tiles[tiles["tile_id"].eq(pair.nearest)], pair.other_space)
         assert pair.other_distance == pytest.approx(1 - alone[0], abs=1e-6)
 
@@ -107,7 +107,7 @@ def test_few_held_out_tiles_are_judged_by_the_ratio_test_which_shows_copies_and_
 def test_the_ratio_leaves_out_what_a_tile_shares_its_case_with(study):
     tiles = data.load(runs.start(experiment="exp", step="look"))
     training = data.training(tiles)
-    near = copy_detection.Nearest(training, features.load("colour-texture"))
+    near = nearest_tiles.Nearest(training, features.load("colour-texture"))
     around = tiles.groupby("label").sample(6, random_state=0).reset_index(drop=True)
     own, anyone = near.ratio(training, around), near.ratio(training.assign(case_id=""), around)
     for space in own:
@@ -147,7 +147,7 @@ def test_a_tile_whose_prompt_pulled_too_hard_is_shown_though_it_is_far(study):
     squares.synthetic({"blue": 60}, step="made", pixels={"blue": pixels})
     run = runs.start(experiment="exp", step="07_evaluate")
     made = data.load(run, step="made")
-    near = copy_detection.Nearest(data.training(data.load(run)), features.load("colour-texture"))(made)
+    near = nearest_tiles.Nearest(data.training(data.load(run)), features.load("colour-texture"))(made)
     far = int(np.argmax(np.minimum(*(np.argsort(np.argsort(one.distance)) for one in near.values()))))
     pulls[far] = 0.2
     made["scores"] = [json.dumps({"prompt_pull": float(pull)}) for pull in pulls]

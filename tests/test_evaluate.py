@@ -12,7 +12,7 @@ import planted
 import pytest
 
 from histokit.core import files
-from histokit.show import arm_plots, plots
+from histokit.show import arm_plots, distribution_plots, plots
 
 matplotlib.use("Agg")
 
@@ -41,7 +41,9 @@ def test_the_notebook_ends_in_its_sentence_and_writes_the_same(root, repository)
     assert {row["class"] for row in looks["frechet"]} == {"Polyp", "Serrated", "all rare classes"}
     assert all(row["reading"].startswith("n too small to say") for row in looks["frechet"])
     assert looks["structures"]["rows"] == [] and "No invented tissue here." in said
-    found, printed, pictures = execute(repository, root, "07_evaluate", experiment="planted", fidelity="08_fidelity", resamples=200, demo=True)
+    found, printed, pictures = execute(
+        repository, root, "07_evaluate", experiment="planted", fidelity="08_fidelity", resamples=200, demo=True
+    )
     assert found["sentence"] in " ".join(printed.split()) and found["sentence"].endswith("demo size, not evidence.")
     assert "augmented finds the rare classes more often than real" in found["sentence"] and "helps" not in found["sentence"]
     assert found["arm"] == "augmented" and found["demo"] is True and found["interval"]["B"] == 200
@@ -114,7 +116,7 @@ def test_strips_name_their_columns_once_and_every_tile_has_its_caption():
 
 def test_the_map_calls_itself_a_picture():
     places = np.random.default_rng(0).normal(size=(12, 2))
-    ax = plots.umap_scatter(places, np.array(["Polyp", "Normal"] * 6), places[:0], np.array([]), ["Polyp"])
+    ax = distribution_plots.umap_scatter(places, np.array(["Polyp", "Normal"] * 6), places[:0], np.array([]), ["Polyp"])
     assert "A picture, not a metric" in ax.get_title(loc="left")
 
 

@@ -12,6 +12,7 @@ from sklearn import metrics as sk
 
 from histokit import cli
 from histokit.core import files
+from histokit.runs import reasons
 from histokit.select import gallery, rater_agreement, review_set, reviews
 
 ARMS, MADE = {"real": {}, "augmented": {}}, 25
@@ -89,21 +90,21 @@ def test_verdicts_of_several_people_become_reviews_where_most_agree(root, step):
     ids, rng = [tile["id"] for tile in given["tiles"]], np.random.default_rng(0)
     said = {name: {i: ("keep", "reject")[int(rng.random() < 0.4)] for i in ids} for name in ("ada", "ben", "cleo")}
     said["ada"][ids[0]] = said["ben"][ids[0]] = "reject"
-    reasons = {ids[0]: ("reject", ["artefact", "blur"])}
+    told_why = {ids[0]: ("reject", ["artefact", "blur"])}
     table = rater_agreement.read(
-        [export(root, given, name, verdicts | (reasons if name == "ada" else {})) for name, verdicts in said.items()]
+        [export(root, given, name, verdicts | (told_why if name == "ada" else {})) for name, verdicts in said.items()]
     )
     found = rater_agreement.agreement(table)
     for row in found.itertuples():
         one, other = ([said[name][i] for i in ids] for name in (row.first, row.second))
         assert row.tiles == len(ids) and row.kappa == pytest.approx(sk.cohen_kappa_score(one, other))
     assert len(found) == 3 and rater_agreement.write(table) == len(ids)
-    given = files.read_table(root / "params" / "reviews" / "planted.csv").set_index("sha256")
+    written = files.read_table(root / "params" / "reviews" / "planted.csv").set_index("sha256")
     truth = key_of(root, given)["tiles"]
     for i in ids:
         votes = [said[name][i] for name in said]
-        assert given.at[truth[i]["sha256"], "verdict"] == max(set(votes), key=votes.count)
-    first = given.loc[truth[ids[0]]["sha256"]]
+        assert written.at[truth[i]["sha256"], "verdict"] == max(set(votes), key=votes.count)
+    first = written.loc[truth[ids[0]]["sha256"]]
     assert "artefact, blur" in first["note"] and "ada, ben" in first["reviewer"]
 
 
@@ -122,10 +123,16 @@ def test_what_is_said_of_two_raters_reads_well_where_kappa_is_not_defined(root, 
 def test_a_reason_is_shown_without_the_tile_it_names(root, step):
     manifest = files.read_table(step / "manifest.csv")
     name = files.read_table(step.parent / "00_dataset" / "manifest.csv")["tile_id"].iloc[0]
-    files.write_table(step / "manifest.csv", manifest.assign(reason=f"copy of {name}: feature 0.991, cut 0.9; judge unsure: x only 0.1"))
+    copied = {"code": "copy", "of": name, "space": "feature", "similarity": 0.991, "cut": 0.9}
+    unsure = {"code": "judge", "asked": "x", "seen": "x", "probability": 0.1, "cut": 0.2}
+    files.write_table(step / "manifest.csv", manifest.assign(reason=reasons.write([copied, unsure])))
     gallery.page(step, root / "page.html")
     given, text = held(root / "page.html")
     assert {tile["why"] for tile in given["tiles"]} == {"copy of a training tile, judge disagrees"} and name not in text
+    files.write_table(step / "manifest.csv", manifest.assign(reason=f"copy of {name}: feature 0.991, cut 0.9"))
+    gallery.page(step, root / "page.html")
+    given, text = held(root / "page.html")
+    assert {tile["why"] for tile in given["tiles"]} == {"told by an earlier version"} and name not in text
 
 
 def test_one_answer_for_all_is_named_where_real_tiles_are_few():

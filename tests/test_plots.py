@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from histokit.show import arm_plots, plots
+from histokit.show import arm_plots, distribution_plots, plots
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def test_the_long_tail_names_tiles_and_cases_and_the_withheld_ones():
     rows += [("b", s, "labelled", t, c) for s, t, c in (("train", 15, 3), ("val", 0, 0), ("test", 4, 1))] + [
         ("b", "train", "withheld", 85, 7)
     ]
-    ax = plots.long_tail(pd.DataFrame(rows, columns=["label", "split", "use", "tiles", "cases"]), {"a": "head", "b": "tail"})
+    ax = distribution_plots.long_tail(pd.DataFrame(rows, columns=["label", "split", "use", "tiles", "cases"]), {"a": "head", "b": "tail"})
     shown = [text.get_text() for text in ax.texts]
     assert shown == ["100 / 9", "15 / 3 (+85)", "10 / 2", "none", "20 / 3", "4 / 1"]
     assert [tick.get_color() for tick in ax.get_yticklabels()] == [plots.INK, plots.TAIL]

@@ -9,9 +9,10 @@ import squares
 
 from histokit import cli, runs
 from histokit.core import files
-from histokit.runs import places, provenance
+from histokit.runs import places, provenance, reasons
 from histokit.tiles import data
 
+BLANK = reasons.write([{"code": "blank", "contrast": 1.0, "cut": 4.0}])
 CASE = "train-blue-0"  # two tiles of the class that is rare
 
 
@@ -60,7 +61,7 @@ def chain(root):
     rows = made("made", ["00_dataset", "02_lora"])
     run = runs.start(experiment="exp", step="keep", class_name="blue")
     run.parent("made")
-    run.finish(rows.assign(status=["kept", "rejected"], reason=["", "blank or black"]))
+    run.finish(rows.assign(status=["kept", "rejected"], reason=["", BLANK]))
     run = runs.start(experiment="exp", step="06_classifier")
     run.parent("00_dataset"), run.parents("keep")
     for arm, synthetic in (("real", ""), ("augmented", "keep")):
@@ -81,7 +82,11 @@ def test_a_tile_is_followed_to_its_cases_and_to_what_learned_from_it(chain):
     assert [(status, reason) for _, status, reason in found.decisions] == [("kept", "")]
     assert found.trained == ["outputs/exp/06_classifier: arm augmented, seed 0"]
     (rejected,) = provenance.trace("made/1")
-    assert rejected.decisions[0][1:] == ("rejected", "blank or black") and rejected.trained == []
+    assert rejected.decisions[0][1:] == ("rejected", BLANK) and rejected.trained == []
+    (place, status, _) = rejected.decisions[0]
+    for reason in (BLANK, "blank or black: contrast 1.0 below 4.0"):  # the second as an earlier version wrote it
+        rejected.decisions = [(place, status, reason)]
+        assert f"  rejected   {place}: blank or black: contrast 1.0 below 4.0" in provenance.told(rejected)
     text = "\n".join(provenance.told(found))
     assert "source     train/blue/0.png, case train-blue-0" in text and "learned from 3 tiles of 2 cases" in text
 

@@ -114,6 +114,15 @@ def test_the_page_says_it_all_and_needs_no_network(root):
     assert plt.get_fignums() == []
 
 
+def test_what_05_turned_down_is_said_in_words_also_of_an_earlier_version(root):
+    finished(root)
+    keep = places.find("exp", "keep", "blue")
+    rows = [{"status": "rejected", "why": why, "tiles": 3, "share": 0.5} for why in ("judge", "stained unlike real tiles")]
+    files.write_json(keep / "results.json", {"acceptance": rows})
+    said = text_of(report.build("exp"))
+    assert "judge disagrees" in said and "stained unlike real tiles" in said
+
+
 def test_what_looks_like_html_is_shown_as_text(root):
     finished(root)
     page = report.build("exp")

@@ -68,17 +68,9 @@ def job_table(
         DataFrame job, tile_id (source), source_class, source_group, class, target_group, prompt, strength, guidance_scale,
         num_inference_steps, true_steps, number, seed, policy, lora_sha, token_sha.
     """
-    if policy not in POLICIES:
-        raise ValueError(f"policy {policy!r} is unknown; use {', '.join(POLICIES)}")
     strength = 1.0 if policy == "none" else float(strength)
     transfer = policy == "majority_to_minority" or (policy == "nearest" and bool(minority))
-    if transfer:
-        _can_transfer(model, policy, prompt, minority)
-    elif policy in ("cross_class", "nearest") and strength < LEAST:
-        raise ValueError(
-            f"policy {policy} takes the label from the prompt alone, and at strength {strength:g} a tile of another class stays what it "
-            f"was; use {LEAST} or more, and let 05_select check the label"
-        )
+    _check(model, policy, prompt, strength, minority, transfer)
     if strength:
         sampling.schedule(model.scheduler, num_inference_steps, strength)
     real = data.training(tiles)
@@ -115,6 +107,19 @@ def job_table(
                 }
             )
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _check(model, policy, prompt, strength, minority, transfer):
+    """Raise ValueError for a policy that is unknown, or that cannot give its tiles the label it promises."""
+    if policy not in POLICIES:
+        raise ValueError(f"policy {policy!r} is unknown; use {', '.join(POLICIES)}")
+    if transfer:
+        _can_transfer(model, policy, prompt, minority)
+    elif policy in ("cross_class", "nearest") and strength < LEAST:
+        raise ValueError(
+            f"policy {policy} takes the label from the prompt alone, and at strength {strength:g} a tile of another class stays what it "
+            f"was; use {LEAST} or more, and let 05_select check the label"
+        )
 
 
 def _can_transfer(model, policy, prompt, minority):

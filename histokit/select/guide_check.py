@@ -11,11 +11,10 @@ import pandas as pd
 
 from histokit.generate import synthetic
 from histokit.metrics import stats
-from histokit.runs import places
+from histokit.runs import places, reasons
 from histokit.vision import classifiers
 
 VERSION = 1
-DISAGREES = ("judge sees", "judge unsure")  # how `selection.decide` begins
 
 
 def is_guided(made):
@@ -49,17 +48,21 @@ def judged(made, panel, decisions):
         asked), agreed (of these, those the judge lets pass), kept.
     """
     rows, made = [], made.reset_index(drop=True)
-    reasons = decisions["reason"].reset_index(drop=True)
+    against = decisions["reason"].reset_index(drop=True).map(_judge_disagrees)
     for name, own in made[is_guided(made)].groupby("label", sort=False):
         scores = pd.DataFrame([json.loads(text) for text in own["scores"]], index=own.index)
         twins, column = synthetic.twins(own), panel[0].classes.index(name)
         plain, now = (np.mean([judge.predict_tiles(part) for judge in panel], axis=0)[:, column] for part in (twins, own))
         sure = scores["stop"].eq("confidence") | (json.loads(own["settings"].iloc[0])["confidence"] == 0)
-        agrees = ~reasons[own.index].map(lambda text: any(part.startswith(DISAGREES) for part in text.split("; ")))
         row = {"class": name, "tiles": len(own), "guide_plain": scores["guide_plain"].median(), "guide": scores["guide"].median()}
-        row |= {"judge_plain": np.median(plain), "judge": np.median(now), "sure": int(sure.sum()), "agreed": int((sure & agrees).sum())}
+        row |= {"judge_plain": np.median(plain), "judge": np.median(now), "sure": int(sure.sum())}
+        row["agreed"] = int((sure & ~against[own.index]).sum())
         rows.append(row | {"kept": int(decisions["status"].reset_index(drop=True)[own.index].eq("kept").sum())})
     return pd.DataFrame(rows, columns=["class", "tiles", "guide_plain", "guide", "judge_plain", "judge", "sure", "agreed", "kept"])
+
+
+def _judge_disagrees(reason):
+    return any(one["code"] == "judge" for one in reasons.read(reason))
 
 
 def cost(made, decisions, folders):

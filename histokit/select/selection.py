@@ -9,9 +9,10 @@ import json
 import numpy as np
 import pandas as pd
 
+from histokit.runs import reasons
 from histokit.tiles import near_duplicates
 
-VERSION = 4
+VERSION = 5  # and of `reasons`
 THRESHOLDS = {
     "judge_rank": 0, "judge_p": 0.0, "copy": 0.0, "duplicate": 0.0, "picture": near_duplicates.THRESHOLD, "contrast": 0.0, "stain": 0.0,
     "focus": 0.0, "centroid_rank": 0, "realism": 0.0,
@@ -112,41 +113,44 @@ def decide(scores, cuts, asked, reviews=None):
         reviews: {sha256: (verdict, note)} of a person, "keep" or "reject"; they win over every score.
 
     Returns:
-        DataFrame status (kept | rejected | quarantined), reason ("" where kept by the scores).
+        DataFrame status (kept | rejected | quarantined), reason (see `reasons`; "" where kept by the scores).
     """
     cut = dict(zip(cuts["name"], cuts["cut"], strict=True))
     rows = []
     for row in scores.to_dict("records"):
-        why, copy = [], False
-        if row["contrast"] < cut["contrast"]:
-            why.append(f"blank or black: contrast {row['contrast']:.1f} below {cut['contrast']:.1f}")
-        for space, copied, repeated in (("feature", cut["copy"], cut["duplicate"]), ("picture", cut["picture"], cut["picture"])):
-            alike, twin = row[f"similarity_{space}"], row[f"twin_{space}"]
-            if alike >= copied:
-                copy = True
-                why.append(f"copy of {row[f'nearest_{space}']}: {space} {alike:.3f}, cut {copied:.3f}")
-            if twin >= repeated:
-                why.append(f"repeats {row[f'twin_of_{space}']}: {space} {twin:.3f}, cut {repeated:.3f}")
-        if cut["judge_rank"] and row["judge_rank"] > cut["judge_rank"]:
-            why.append(f"judge sees {row['judge_class']}: {asked} in place {row['judge_rank']}, cut {cut['judge_rank']:.0f}")
-        elif row["judge"] < cut["judge_p"]:
-            seen = "judge unsure" if row["judge_class"] == asked else f"judge sees {row['judge_class']}"
-            why.append(f"{seen}: {asked} only {row['judge']:.2g}, cut {cut['judge_p']:.2g}")
-        if row["stain"] > cut["stain"]:
-            why.append(f"stain: {row['stain']:.1f} deviations from real tiles, cut {cut['stain']:.1f}")
-        if row["focus"] < cut["focus"]:
-            why.append(f"blurred: sharpness {row['focus']:.1f}, cut {cut['focus']:.1f}")
-        if cut["centroid_rank"] and row["centroid_rank"] > cut["centroid_rank"]:
-            why.append(f"centroid: {asked} in place {row['centroid_rank']:.0f}, cut {cut['centroid_rank']:.0f}")
-        if row["realism"] < cut["realism"]:
-            why.append(f"realism: {row['realism']:.2f}, cut {cut['realism']:.2f}")
-        status = "quarantined" if copy else "rejected" if why else "kept"
+        found = list(_found(row, cut, asked))
+        status = "quarantined" if any(one["code"] == "copy" for one in found) else "rejected" if found else "kept"
         verdict, note = (reviews or {}).get(row["sha256"], ("", ""))
         if verdict:
             status = "kept" if verdict == "keep" else "rejected"
-            why = [f"person: {verdict}" + (f", {note}" if note else ""), *why]
-        rows.append((status, "; ".join(why)))
+            found = [{"code": "person", "verdict": verdict, "note": note}, *found]
+        rows.append((status, reasons.write(found)))
     return pd.DataFrame(rows, columns=["status", "reason"], index=scores.index)
+
+
+def _found(row, cut, asked):
+    """What speaks against one tile: a reason for every cut that it does not pass."""
+    if row["contrast"] < cut["contrast"]:
+        yield {"code": "blank", "contrast": row["contrast"], "cut": cut["contrast"]}
+    for space, copied, repeated in (("feature", cut["copy"], cut["duplicate"]), ("picture", cut["picture"], cut["picture"])):
+        alike, twin = row[f"similarity_{space}"], row[f"twin_{space}"]
+        if alike >= copied:
+            yield {"code": "copy", "of": row[f"nearest_{space}"], "space": space, "similarity": alike, "cut": copied}
+        if twin >= repeated:
+            yield {"code": "repeat", "of": row[f"twin_of_{space}"], "space": space, "similarity": twin, "cut": repeated}
+    judged = {"code": "judge", "asked": asked, "seen": row["judge_class"]}
+    if cut["judge_rank"] and row["judge_rank"] > cut["judge_rank"]:
+        yield {**judged, "place": row["judge_rank"], "cut": cut["judge_rank"]}
+    elif row["judge"] < cut["judge_p"]:
+        yield {**judged, "probability": row["judge"], "cut": cut["judge_p"]}
+    if row["stain"] > cut["stain"]:
+        yield {"code": "stain", "deviation": row["stain"], "cut": cut["stain"]}
+    if row["focus"] < cut["focus"]:
+        yield {"code": "blurred", "sharpness": row["focus"], "cut": cut["focus"]}
+    if cut["centroid_rank"] and row["centroid_rank"] > cut["centroid_rank"]:
+        yield {"code": "centroid", "asked": asked, "place": row["centroid_rank"], "cut": cut["centroid_rank"]}
+    if row["realism"] < cut["realism"]:
+        yield {"code": "realism", "realism": row["realism"], "cut": cut["realism"]}
 
 
 def limit(decisions, scores, quota, real_tiles, most_real=0):
@@ -154,7 +158,7 @@ def limit(decisions, scores, quota, real_tiles, most_real=0):
 
     Args:
         decisions: from `decide`, of one class.
-        scores: the same tiles; a person's "keep" (reason "person: ...") comes before every score and is never cut.
+        scores: the same tiles; a person's "keep" comes before every score and is never cut.
         quota: {} for no limit; one of {"keep": 50}, {"ratio": 2.0} (synthetic per real training tile), {"top_p": 0.5} (share of those
             made), {"balance": True} (as many as the largest class has more); and {"by": "judge"}, or centroid, centroid_margin, realism.
         real_tiles: real training tiles of the class; most_real: of the largest class.
@@ -174,13 +178,19 @@ def limit(decisions, scores, quota, real_tiles, most_real=0):
         raise ValueError(f"quota {kind} is {value!r}; expected {expected}")
     sizes = {"keep": value, "ratio": value * real_tiles, "top_p": value * len(decisions), "balance": max(0, most_real - real_tiles)}
     most = round(sizes[kind])
-    table = decisions.assign(person=~decisions["reason"].str.startswith("person: keep"), score=scores[by] * (1 if RANKS[by] else -1))
-    order = table[table["status"].eq("kept")].sort_values(["person", "score"], kind="stable")
-    over = order.index[[i >= most and later for i, later in enumerate(order["person"])]]
+    later = [not _is_wanted(reason) for reason in decisions["reason"]]
+    table = decisions.assign(later=later, score=scores[by] * (1 if RANKS[by] else -1))
+    order = table[table["status"].eq("kept")].sort_values(["later", "score"], kind="stable")
+    over = order.index[[i >= most and later for i, later in enumerate(order["later"])]]
     out, place = decisions.copy(), {i: n for n, i in enumerate(order.index, start=1)}
     for i in over:
-        out.loc[i, ["status", "reason"]] = "rejected", f"quota: place {place[i]} by {by}, {most} are kept"
+        out.loc[i, ["status", "reason"]] = "rejected", reasons.write([{"code": "quota", "place": place[i], "by": by, "most": most}])
     return out
+
+
+def _is_wanted(reason):
+    """Whether a person said keep."""
+    return any(one["code"] == "person" and one["verdict"] == "keep" for one in reasons.read(reason))
 
 
 def merged(manifest, scores, decisions):
@@ -201,32 +211,11 @@ def _plain(value):
 
 
 def acceptance(decisions):
-    """One row per status and kind of reason: how many tiles, and which share of all; a tile with two reasons counts in both."""
+    """One row per status and code of a reason, `why`: how many tiles, and which share of all; a tile with two reasons counts in both."""
     total = max(1, len(decisions))
     rows = [("kept", "", int(decisions["status"].eq("kept").sum()))]
     for status in ("quarantined", "rejected"):
-        reasons = decisions.loc[decisions["status"].eq(status), "reason"]
-        kinds = [_kind(part) for text in reasons for part in dict.fromkeys(text.split("; "))]
-        rows += [(status, kind, n) for kind, n in pd.Series(kinds, dtype=object).value_counts().items()]
+        texts = decisions.loc[decisions["status"].eq(status), "reason"]
+        codes = [code for text in texts for code in dict.fromkeys(one["code"] for one in reasons.read(text))]
+        rows += [(status, code, n) for code, n in pd.Series(codes, dtype=object).value_counts().items()]
     return pd.DataFrame([(*row, row[2] / total) for row in rows], columns=["status", "why", "tiles", "share"])
-
-
-def _kind(reason):
-    known = {
-        "blank": "blank or black",
-        "copy": "copy of a training tile",
-        "repeats": "repeats another",
-        "judge": "judge disagrees",
-        "person": "a person's verdict",
-        "stain": "stained unlike real tiles",
-        "blurred": "blurred",
-        "centroid": "nearer to another class",
-        "realism": "outside the real tiles",
-        "quota": "beyond the quota",
-    }
-    return known.get(reason.split()[0].rstrip(":"), reason)
-
-
-def short(reason):
-    """A reason as a caption: the kinds of what was found, one a line, without names and numbers."""
-    return "\n".join(dict.fromkeys(_kind(part) for part in reason.split("; ")))

@@ -1,4 +1,4 @@
-"""The glass slide that `tissue` draws on: maps of two stains, nuclei, a mask, and a camera that looks at it.
+"""The glass slide that `tissue` and `epithelium` draw on: maps of two stains, nuclei, a mask, and a camera that looks at it.
 
 Light is simulated the way stain works: maps of hematoxylin and eosin, times one colour vector each, are optical
 density, and the pixel is `white * exp(-density)`. Nothing here knows what a gland is.
@@ -147,6 +147,19 @@ def scatter(rng, where, number, gap):
             if len(kept) >= number:
                 break
     return np.column_stack([ys[kept], xs[kept]]) + rng.uniform(0, 1, (len(kept), 2))
+
+
+def two_nearest(slide, centres):
+    """Distances [n, n] to the nearest and second nearest centre, on warped ground, and the index of the nearest."""
+    nearest, second = np.full((2, slide.n, slide.n), 1e3)
+    owner = np.zeros((slide.n, slide.n), int)
+    y, x = slide.y + slide.warp[0], slide.x + slide.warp[1]
+    for k, (cy, cx) in enumerate(centres):
+        distance = np.hypot(y - cy, x - cx)
+        closer = distance < nearest
+        second = np.minimum(second, np.maximum(distance, nearest))
+        nearest, owner[closer] = np.minimum(nearest, distance), k
+    return nearest, second, owner
 
 
 # ---------------------------------------------------------------------------------------------- camera and truth
