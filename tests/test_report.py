@@ -20,8 +20,8 @@ from histokit.tiles import data
 EVIL = '<img src=x onerror="alert(1)">'
 
 
-def finished(root, names=("real", "augmented"), label="blue"):
-    """Write 00 to 07 of an experiment; returns the folder of 07."""
+def finished(root, names=("real", "augmented"), label="blue", looked=True):
+    """Write 00 to 08 of an experiment; returns the folder of 07. `looked`: whether 07 names 08."""
     squares.dataset()
     zero = places.folder("exp", "00_dataset")
     files.write_json(zero / "preflight.json", {"warnings": ["blue: 3 test cases carry counts and a range"]})
@@ -64,7 +64,11 @@ def finished(root, names=("real", "augmented"), label="blue"):
     )
     near = {"tile_id": made["tile_id"].head(3), "nearest": data.training(tiles)["tile_id"].iloc[0], "space": "mini-sup", "distance": 0.1}
     pairs = pd.DataFrame(near | {"class": "blue", "other_space": "outline", "other_distance": 0.2, "rank": 0, "pull": np.nan})
-    files.write_table(seven.path("closest_pairs.csv"), pairs[closest_pairs.PAIR])
+    eight = runs.start(experiment="exp", step="08_fidelity")
+    eight.parent("00_dataset"), eight.parents("keep")
+    files.write_table(eight.path("closest_pairs.csv"), pairs[closest_pairs.PAIR])
+    told = {"probe": [{"class": "blue", "encoder": "mini-sup", "auroc": 0.97}], "signs_said": ["blue: the labels are doubtful"]}
+    eight.finish(told | {"likeness": [], "copies": none.plain()})
     points = [
         ("blue", kind, arm, n, 0.5, 0.4, 0.6)
         for kind, arm, n in (("real", "real", 5), ("synthetic", "real", 0), ("synthetic", "augmented", 4))
@@ -74,12 +78,9 @@ def finished(root, names=("real", "augmented"), label="blue"):
     stained = error_analysis.groups(answers, np.where(np.arange(len(y)) % 2, "inside", "outside"), dataset.tail)
     files.write_table(seven.path("stain_range.csv"), stained)
     abroad = {"lines": ["On another house, blue: found 1 of 2 with augmented."]}
-    more = {"signs": [], "stain": [], "signs_said": ["blue: the labels are doubtful"], "external": abroad} | {
-        "probe": [{"class": "blue", "encoder": "mini-sup", "auroc": 0.97}],
-        "worth": [{"text": f"blue: worth 3 [1 to 5] {EVIL}"}],
-    }
+    more = {"external": abroad, "worth": [{"text": f"blue: worth 3 [1 to 5] {EVIL}"}], "fidelity": {"step": "08_fidelity" * looked}}
     looks = {"plan": "a", "opened_before": 3, "plans": ["a", "b"], "recipes": [""]}
-    seven.finish(verdict.conclude(m, parts, dataset, made, specs=specs) | more | {"likeness": [], "copies": none.plain(), "looks": looks})
+    seven.finish(verdict.conclude(m, parts, dataset, made, specs=specs) | more | {"looks": looks})
     return seven.folder
 
 
@@ -121,6 +122,13 @@ def test_what_05_turned_down_is_said_in_words_also_of_an_earlier_version(root):
     files.write_json(keep / "results.json", {"acceptance": rows})
     said = text_of(report.build("exp"))
     assert "judge disagrees" in said and "stained unlike real tiles" in said
+
+
+def test_a_verdict_without_a_look_at_the_tiles_says_that_nobody_asked_for_copies(root):
+    finished(root, looked=False)
+    said = text_of(report.build("exp"))
+    assert "Nobody looked whether the synthetic tiles are copies" in said and "the labels are doubtful" not in said
+    assert "Nobody looked" not in text_of(report.build("exp") if finished(root) else "")
 
 
 def test_what_looks_like_html_is_shown_as_text(root):

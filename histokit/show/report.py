@@ -1,7 +1,7 @@
 """One page for a person who was not there: question, data, verdict, cost, copies, and what was not checked.
 
-Reads what a finished 07_evaluate and the steps before it wrote; measures nothing anew. The page holds its figures and needs no network.
-`share` leaves out every real tile and gives cases and tiles names of the page's own.
+Reads what a finished 07_evaluate, the 08_fidelity it names and the steps before them wrote; measures nothing anew. The page holds its
+figures and needs no network. `share` leaves out every real tile and gives cases and tiles names of the page's own.
 """
 
 import base64
@@ -56,8 +56,10 @@ def _gather(experiment, place, share):
     judged, baseline = results["arm"], results["baseline"]
     tiles = data.located(provenance.real_tiles(experiment), dataset, files.root() / "outputs" / experiment)
     changes = files.read_table(place / "tiles.csv")
-    if "main_arms" not in results:
+    if "fidelity" not in results:
         raise ValueError(f"{place} was written by an earlier version of histokit; run its recipe again, only {place.name} will be redone")
+    looked = places.find(experiment, results["fidelity"]["step"], "") if results["fidelity"]["step"] else None
+    seen = files.read_json(looked / "results.json") if looked else {}
     rows, same = report_tables.arm_rows(arms)
     title = dataset.name if share else f"{dataset.name}: {experiment}"
     return {
@@ -72,8 +74,8 @@ def _gather(experiment, place, share):
         "differences": report_tables.difference_rows(results),
         "controls": results["controls"],
         "worth": [row["text"] for row in results["worth"]],
-        "probe": report_tables.probe_rows(results),
-        "signs": [*results["signs_said"], *results.get("lpips", {}).get("lines", [])],
+        "probe": report_tables.probe_rows(seen),
+        "signs": [*seen.get("signs_said", []), *(line for part in ("lpips", "structures") for line in seen.get(part, {}).get("lines", []))],
         "external": results["external"]["lines"],
         "stain": report_tables.stain_rows(place, judged, baseline),
         "alarms": report_tables.alarm_rows(results),
@@ -81,16 +83,16 @@ def _gather(experiment, place, share):
         "detection": results.get("detection", {}).get("lines", []),
         "changes": report_tables.change_rows(changes),
         "acceptance": report_tables.acceptance_rows(record),
-        "likeness": report_tables.likeness_rows(results),
-        "copies": report_tables.copy_rows(results, share),
-        "copies_said": report_tables.copy_sentences(results),
+        "likeness": report_tables.likeness_rows(seen),
+        "copies": report_tables.copy_rows(seen, share),
+        "copies_said": report_tables.copy_sentences(seen),
         "unchecked": list(report_tables.unchecked_sentences(results, dataset, arms, specs)),
         "removed": REMOVED if share else [],
         "arms": rows,
         "same": same,
         "interval": "Intervals: {method}; {B} resamples; unit: {unit}.".format(**results["interval"]),
         "runs": report_tables.run_rows(experiment, place, share),
-        "figures": _figures(place, record, results, dataset, tiles, changes, specs, share),
+        "figures": _figures(place, looked, results, dataset, tiles, changes, specs, share),
     }  # fmt: skip
 
 
@@ -99,12 +101,12 @@ def _parent(record, wanted):
     return next(folder for folder in folders if wanted(folder))
 
 
-def _closest(place, record, dataset, tiles):
-    """The closest pairs of 07 with the rows of their synthetic and training tiles; None where there are none, or files are gone."""
-    pairs = files.read_table(place / "closest_pairs.csv") if (place / "closest_pairs.csv").is_file() else []
+def _closest(looked, dataset, tiles):
+    """The closest pairs of 08 with the rows of their synthetic and training tiles; None where there are none, or files are gone."""
+    pairs = files.read_table(looked / "closest_pairs.csv") if looked else []
     if not len(pairs):
         return None
-    tables = []
+    tables, record = [], places.read(looked)
     for name in {name for request in record["parents"] for name in request["found"]}:
         if path := provenance.manifest(files.root() / name):
             tables.append(files.read_table(path))
@@ -115,7 +117,7 @@ def _closest(place, record, dataset, tiles):
     return (pairs, left, right) if there and all(Path(path).is_file() for path in [*left["path"], *right["path"]]) else None
 
 
-def _figures(place, record, results, dataset, tiles, changes, specs, share):
+def _figures(place, looked, results, dataset, tiles, changes, specs, share):
     import matplotlib.pyplot as plt
 
     found, arms = {}, list(results["arms"])
@@ -162,7 +164,7 @@ def _figures(place, record, results, dataset, tiles, changes, specs, share):
                 title = f"{change}: {len(rows)} of {changes['change'].eq(change).sum()}, in the order of their names"
                 plots.image_grid(data.pixels(pictures, dataset.tile_px), title, list(rows["label"]), cols=6)
                 keep(name)
-        if found_pairs := _closest(place, record, dataset, tiles):
+        if found_pairs := _closest(looked, dataset, tiles):
             pairs, left, right = found_pairs
             shown = data.pixels(left, dataset.tile_px), data.pixels(right)
             plots.pairs(*shown, closest_pairs.captions(pairs), "The closest pairs: synthetic | training tile")

@@ -89,19 +89,19 @@ def acceptance_rows(record):
     return sorted(rows, key=lambda row: (row["class"], row["status"]))
 
 
-def likeness_rows(results):
+def likeness_rows(seen):
     rows = []
-    for row in results["likeness"]:
+    for row in seen.get("likeness", []):
         kid = "" if row["kid_at_n"] is None else f"{1000 * row['kid_at_n']:.0f}, real {1000 * row['floor']:.0f}, {row['n']:.0f} a side"
         n = f"{row['synthetic']} synthetic, {row['real']} real"
         rows.append({"class": row["class"], "encoder": row["encoder"], "tiles": n, "KID x 1000": kid, "reading": row["reading"]})
     return rows
 
 
-def probe_rows(results):
+def probe_rows(seen):
     return [
         {"class": row["class"], "encoder": row["encoder"], "AUROC": f"{row['auroc']:.2f}"}
-        for row in results["probe"]
+        for row in seen.get("probe", [])
         if row["auroc"] is not None
     ]
 
@@ -120,9 +120,9 @@ def _share(value):
     return f"{100 * value:.1f} %"
 
 
-def copy_rows(results, share):
+def copy_rows(seen, share):
     rows = []
-    for row in results["copies"]["rows"]:
+    for row in seen.get("copies", {}).get("rows", []):
         if row["cut"] is None:
             rows.append({"class": row["class"], "space": row["space"], "copies": "not calibrated", "excess": "", "most copied": ""})
             continue
@@ -134,12 +134,12 @@ def copy_rows(results, share):
     return rows
 
 
-def copy_sentences(results):
-    for name, gate in results["copies"]["gates"].items():
+def copy_sentences(seen):
+    for name, gate in seen.get("copies", {}).get("gates", {}).items():
         why = f": {'; '.join(gate['reasons'])}" if gate["reasons"] else ""
         said = {"pass": "may be exported", "blocked": "may not be exported", "uncalibrated": "may be exported only on somebody's word"}
         yield f"{name}: {gate['state']}, {said[gate['state']]}{why}."
-    yield from results.get("membership", {}).get("lines", [])
+    yield from seen.get("membership", {}).get("lines", [])
 
 
 def unchecked_sentences(results, dataset, arms, specs):
@@ -153,6 +153,8 @@ def unchecked_sentences(results, dataset, arms, specs):
     used = {row["encoder"] for row in arms["trials"]}
     if used <= {"mini-ssl", "mini-sup", "colour-texture"}:
         yield "No pathology encoder was given, the strongest baseline of real tiles alone."
+    if n["generators"] and not results["fidelity"]["step"]:
+        yield "Nobody looked whether the synthetic tiles are copies of training tiles: the recipe has no `08_fidelity` that 07 names."
     if not any((spec or {}).get("labels") == "shuffled" for spec in specs.values()):
         yield "No arm with wrong labels, which must not help, was among them."
     if results.get("looks", {}).get("opened_before"):
