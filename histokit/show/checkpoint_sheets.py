@@ -16,7 +16,7 @@ from histokit.core import pictures
 from histokit.select import scoring, screening
 from histokit.show.panel import recipe_writer
 from histokit.tiles import augment, data
-from histokit.training import checkpoints, finetuning
+from histokit.training import checkpoints, finetuning, settings
 from histokit.vision import features
 
 SAMPLE = 300  # real tiles that stand for all
@@ -116,10 +116,10 @@ def picture(table, folder, names, title=""):
     """
     from PIL import Image, ImageDraw
 
-    seeds = max(1, min(finetuning.PER_PROMPT, MOST // len(names)))
+    seeds = max(1, min(settings.SHEET_SAMPLES, MOST // len(names)))
     label, gap, head = LABEL if len(names) > 1 else 8, 6, 44
     rows = len(names) * seeds
-    side = min(SIDE if rows <= finetuning.PER_PROMPT else SMALL, (1000 - label) // len(table) - gap)
+    side = min(SIDE if rows <= settings.SHEET_SAMPLES else SMALL, (1000 - label) // len(table) - gap)
     side = max(side, 84)  # room for the text beneath
     bold, plain = pictures.font(11, bold=True), pictures.font(11)
     last = textwrap.wrap(sentence(table), 110)
