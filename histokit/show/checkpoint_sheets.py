@@ -52,7 +52,8 @@ def compare(folder, history, tiles, training, encoder="mini-ssl", device="cpu"):
     for path in sorted(folder.glob("sheets/step_*.png")):
         step = int(path.stem.removeprefix("step_"))
         samples = _read(path)
-        views = alike(torch.stack([eye(view) for view in _symmetries(samples.reshape(-1, *samples.shape[2:]))], dim=1).numpy())
+        flat = samples.reshape(-1, *samples.shape[2:])
+        views = alike(torch.stack([eye(augment.pixel_symmetry(flat, k)) for k in range(8)], dim=1).numpy())
         distance = 1 - scoring.nearest_similarity(views, learned)[0].numpy()
         held = kept.get(step) if kept.get(step) is not None else _at(history, step)
         mean = losses[losses["step"].le(step)].iloc[-5:, 1:].sum(axis=1).mean()
@@ -77,11 +78,6 @@ def _at(history, step):
     """The held-out loss of a step that was validated, else NaN."""
     rows = history[history["step"].eq(step)]
     return float(rows["val"].iloc[0]) if "val" in history and len(rows) else np.nan
-
-
-def _symmetries(pixels):
-    images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
-    return [augment.symmetry(images, k).permute(0, 2, 3, 1).numpy() for k in range(8)]
 
 
 def _real(eye, tiles, alike, learned):
