@@ -116,11 +116,8 @@ def test_colour_texture_and_picture_do_not_see_how_a_tile_lies():
     np.testing.assert_allclose((views @ outline.numpy().T).max(axis=0), 1, atol=1e-5)  # each is one of the first's eight
 
 
-def test_symmetries_are_a_group_and_stain_jitter_keeps_white_white():
+def test_stain_jitter_keeps_white_white():
     picture = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    views = [augment.symmetry(picture, k) for k in range(8)]
-    assert all(not torch.equal(a, b) for i, a in enumerate(views) for b in views[:i])
-    assert torch.equal(augment.symmetry(augment.symmetry(picture, 5), 5), picture)  # every mirror image undoes itself
     torch.testing.assert_close(augment.stain_jitter(picture, torch.Generator(), strength=0.0), picture, atol=1e-5, rtol=0)
     white = torch.ones(3, 3, 4, 4)
     torch.testing.assert_close(augment.stain_jitter(white, torch.Generator().manual_seed(1), strength=0.5), white, atol=1e-5, rtol=0)

@@ -2,14 +2,11 @@
 
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-
-import torch
 
 from histokit import PACKAGE
 
@@ -49,6 +46,7 @@ def device():
     """Where to compute, "cuda", "mps" or "cpu": $HISTOKIT_DEVICE when set, else the best that torch can use."""
     if os.environ.get("HISTOKIT_DEVICE"):
         return os.environ["HISTOKIT_DEVICE"]
+    import torch
 
     if torch.cuda.is_available():
         return "cuda"
@@ -70,6 +68,7 @@ def busy():
 
 def bfloat16(device):
     """torch.bfloat16 where the device multiplies it in hardware, else None: a CPU that emulates it takes ten times as long."""
+    import torch
 
     if torch.device(device).type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
@@ -129,6 +128,9 @@ def _driver_sees():
 
 def peak_gb():
     """Peak memory in GB: of the accelerator where one is used, else of this process."""
+    import resource
+
+    import torch
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9

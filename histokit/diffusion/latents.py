@@ -11,16 +11,10 @@ import torch
 
 from histokit.core import files, machine
 from histokit.diffusion import backbone
-from histokit.tiles import data, decode
+from histokit.tiles import augment, data, decode
 
 VERSION = 2
-SYMMETRIES = 8
-
-
-def symmetry(images, k):
-    """Symmetry k in 0..7 of images [..., H, W]: k % 4 quarter turns, then mirrored for k >= 4; 0 changes nothing."""
-    images = torch.rot90(images, k % 4, dims=(-2, -1))
-    return images.flip(-1) if k >= 4 else images
+SYMMETRIES = len(augment.TURN_FIRST)
 
 
 class Latents:
@@ -55,9 +49,9 @@ class Latents:
         return len(self.tiles)
 
     def batch(self, rows, symmetries):
-        """Mean and log variance [B, 4, h, w] of tile `rows[i]` under symmetry `symmetries[i]`."""
+        """Mean and log variance [B, 4, h, w] of tile `rows[i]` under symmetry `symmetries[i]`, numbered as in `augment.TURN_FIRST`."""
         if not self.stored:
-            images = [symmetry(self._images([row])[0], int(k)) for row, k in zip(rows, symmetries, strict=True)]
+            images = [_lying(self._images([row])[0], int(k)) for row, k in zip(rows, symmetries, strict=True)]
             return backbone.encode(self.model, torch.stack(images))
         gone = [row for row in dict.fromkeys(map(int, rows)) if not self.paths[row].exists()]
         if gone:  # another job needed the room
@@ -92,7 +86,7 @@ class Latents:
 
     def _encode(self, rows):
         images = self._images(rows)
-        views = torch.stack([symmetry(images, k) for k in range(self.symmetries)], dim=1)  # [b, K, 3, H, W]
+        views = torch.stack([_lying(images, k) for k in range(self.symmetries)], dim=1)  # [b, K, 3, H, W]
         encoded = [backbone.encode(self.model, view) for view in views]  # tile by tile: neighbours change no bit
         for row, (mean, logvar) in zip(rows, encoded, strict=True):
             files.write_tensors(self.paths[row], {"mean": mean.float().cpu(), "logvar": logvar.float().cpu()}, {})
@@ -103,6 +97,11 @@ class Latents:
 
         with safe_open(path, "pt") as stored:
             return stored.get_slice("mean")[k], stored.get_slice("logvar")[k]
+
+
+def _lying(images, k):
+    """Images [..., H, W] in the k-th symmetry of this cache, turned first and flipped then."""
+    return augment.symmetry(images, augment.TURN_FIRST[k])
 
 
 class Prompts:

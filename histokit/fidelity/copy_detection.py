@@ -55,8 +55,8 @@ def planted(vae=None):
     """{kind: codec} of the copies a detector has to find; `vae`: also the round trip through a base's autoencoder."""
     kinds = {
         "exact": lambda x: x,
-        "flip": lambda x: x[:, :, ::-1],
-        "turn": lambda x: np.rot90(x, axes=(1, 2)),
+        "flip": lambda x: augment.pixel_symmetry(x, 4),
+        "turn": lambda x: augment.pixel_symmetry(x, 1),
         "crop 90 %": _cropped,
         "JPEG 75": _jpeg,
         "stain": _restained,

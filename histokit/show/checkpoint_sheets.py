@@ -16,7 +16,7 @@ from histokit.core import pictures
 from histokit.select import scoring, screening
 from histokit.show.panel import recipe_writer
 from histokit.tiles import augment, data
-from histokit.training import checkpoints, finetuning
+from histokit.training import checkpoints, finetuning, settings
 from histokit.vision import features
 
 SAMPLE = 300  # real tiles that stand for all
@@ -52,7 +52,8 @@ def compare(folder, history, tiles, training, encoder="mini-ssl", device="cpu"):
     for path in sorted(folder.glob("sheets/step_*.png")):
         step = int(path.stem.removeprefix("step_"))
         samples = _read(path)
-        views = alike(torch.stack([eye(view) for view in _symmetries(samples.reshape(-1, *samples.shape[2:]))], dim=1).numpy())
+        flat = samples.reshape(-1, *samples.shape[2:])
+        views = alike(torch.stack([eye(augment.pixel_symmetry(flat, k)) for k in range(8)], dim=1).numpy())
         distance = 1 - scoring.nearest_similarity(views, learned)[0].numpy()
         held = kept.get(step) if kept.get(step) is not None else _at(history, step)
         mean = losses[losses["step"].le(step)].iloc[-5:, 1:].sum(axis=1).mean()
@@ -77,11 +78,6 @@ def _at(history, step):
     """The held-out loss of a step that was validated, else NaN."""
     rows = history[history["step"].eq(step)]
     return float(rows["val"].iloc[0]) if "val" in history and len(rows) else np.nan
-
-
-def _symmetries(pixels):
-    images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
-    return [augment.symmetry(images, k).permute(0, 2, 3, 1).numpy() for k in range(8)]
 
 
 def _real(eye, tiles, alike, learned):
@@ -116,10 +112,10 @@ def picture(table, folder, names, title=""):
     """
     from PIL import Image, ImageDraw
 
-    seeds = max(1, min(finetuning.PER_PROMPT, MOST // len(names)))
+    seeds = max(1, min(settings.SHEET_SAMPLES, MOST // len(names)))
     label, gap, head = LABEL if len(names) > 1 else 8, 6, 44
     rows = len(names) * seeds
-    side = min(SIDE if rows <= finetuning.PER_PROMPT else SMALL, (1000 - label) // len(table) - gap)
+    side = min(SIDE if rows <= settings.SHEET_SAMPLES else SMALL, (1000 - label) // len(table) - gap)
     side = max(side, 84)  # room for the text beneath
     bold, plain = pictures.font(11, bold=True), pictures.font(11)
     last = textwrap.wrap(sentence(table), 110)

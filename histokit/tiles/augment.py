@@ -3,6 +3,7 @@
 Pure functions on tensors; randomness is a `torch.Generator`. Nothing here knows classes or files.
 """
 
+import numpy as np
 import torch
 
 VERSION = 1
@@ -11,10 +12,20 @@ VERSION = 1
 STAINS = torch.nn.functional.normalize(torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]]), dim=1)
 
 
-def symmetry(images, k):
-    """The k-th of the 8 symmetries of a square on the last two axes: k % 4 quarter turns, after a flip for k >= 4; 0 is the identity."""
-    images = images.flip(-1) if k >= 4 else images
-    return images.rot90(k % 4, (-2, -1))
+# Which symmetry k becomes where a square is turned first and flipped then: a turn after a flip is the flip after the opposite turn. The
+# latents kept on disk and the views of a pre-training are numbered in that order. It is its own inverse.
+TURN_FIRST = (0, 1, 2, 3, 4, 7, 6, 5)
+
+
+def symmetry(images, k, dims=(-2, -1)):
+    """The k-th of the 8 symmetries of a square on two axes: k % 4 quarter turns, after a flip for k >= 4; 0 is the identity."""
+    images = images.flip(dims[1]) if k >= 4 else images
+    return images.rot90(k % 4, dims)
+
+
+def pixel_symmetry(pixels, k):
+    """`symmetry` of pictures that are uint8 arrays [..., H, W, C]; a new array."""
+    return symmetry(torch.from_numpy(np.array(pixels, order="C")), k, (-3, -2)).contiguous().numpy()
 
 
 def random_symmetry(images, generator):

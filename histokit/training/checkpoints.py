@@ -5,13 +5,31 @@ A checkpoint holds the values, their running averages and the state of the optim
 
 import json
 from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 
 import torch
 
 from histokit.core import files
 
 VERSION = 1
-KEPT = ("step", "best_val", "best_step", "history", "pending")
+
+
+@dataclass
+class State:
+    """How far a run has come: what a checkpoint holds beside tensors.
+
+    Args:
+        step: updates that are done.
+        best_val, best_step: of the best validation so far, None before the first.
+        history: rows (dict) of what was logged.
+        pending: {name: values} of losses that no row holds yet.
+    """
+
+    step: int = 0
+    best_val: float | None = None
+    best_step: int | None = None
+    history: list = field(default_factory=list)
+    pending: dict = field(default_factory=dict)
 
 
 def _tensors(players, shadow=None, optimisers=None):
@@ -35,12 +53,12 @@ def save_weights(path, players, facts):
 
 def save_checkpoint(path, players, optimisers, shadow, state, identity):
     """Writes all that a run needs to go on, bit for bit on a CPU."""
-    facts = {"identity": identity, **{key: state[key] for key in KEPT}}
+    facts = {"identity": identity, **vars(state)}
     files.write_tensors(path, _tensors(players, shadow, optimisers), {k: json.dumps(v, default=str) for k, v in facts.items()})
 
 
 def resume(path, players, optimisers, shadow, identity):
-    """Puts a checkpoint into players, optimisers and averages; returns its state (dict), None where there is no file.
+    """Puts a checkpoint into players, optimisers and averages; returns its State, None where there is no file.
 
     Raises ValueError where it was trained otherwise, naming the setting.
     """
@@ -63,7 +81,7 @@ def resume(path, players, optimisers, shadow, identity):
             optimiser.state[p] = {k: v if k == "step" else v.to(p.device) for k, v in mine.items()}
         for i, buffer in enumerate(player.buffers):
             buffer.copy_(saved[f"{player.name}.buffer.{i}"])
-    return {key: facts[key] for key in KEPT}
+    return State(**{one.name: facts[one.name] for one in fields(State)})
 
 
 def sheet_path(folder, step):
@@ -93,24 +111,30 @@ def refuse_step(folder, step, planned=()):
         raise ValueError(f"no weights are kept of step {step}; there are {said}, and 0 takes the best validated, else the last")
 
 
-def settle(players, shadow, state, folder, take=0):
+def settle(players, shadow, state, folder, take=0, best=None):
     """Leave in the players' tensors what the run is judged by, and return its step.
 
-    The step asked for by `take`, else the best validated weights, else the average, else the last.
+    The step asked for by `take`, else the best validated weights (`best`, as `copied` gave them, of a run without a folder), else the
+    average, else the last.
     """
     if take:
         refuse_step(folder, take)
         result = _read(_kept_path(folder, take), players)
-    elif state["best_step"] is not None:
-        result = _read(folder / "best.safetensors", players) if folder is not None else state["best"]
+    elif state.best_step is not None:
+        result = _read(folder / "best.safetensors", players) if folder is not None else best
     elif shadow is not None:
         result = shadow  # buffers have no average; the last ones stay
     else:
-        return state["step"]
+        return state.step
     for player, values in zip(players, result, strict=True):
         for tensor, value in zip((*player.params, *player.buffers), values, strict=False):
             tensor.data.copy_(value)
-    return take or state["best_step"] or state["step"]
+    return take or state.best_step or state.step
+
+
+def copied(players):
+    """The tensors of each player as they are now, [[value, ..., buffer, ...], ...], in memory."""
+    return [[t.detach().clone() for t in (*player.params, *player.buffers)] for player in players]
 
 
 def _read(path, players):

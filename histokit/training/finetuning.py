@@ -1,6 +1,6 @@
 """What inversion and LoRA share: tiles and captions into batches, the denoising loss, the held-out loss, the sample sheet.
 
-`loop.fit` does the training; `textual_inversion` and `lora` say what is trained. Nothing here changes a model.
+`loop` does the training; `textual_inversion` and `lora` say what is trained. Nothing here adds to a model.
 """
 
 import numpy as np
@@ -9,14 +9,15 @@ import torch
 from histokit.core import files
 from histokit.diffusion import latents, losses, sampling
 from histokit.training import loop
+from histokit.training.settings import HELD_OUT_DRAWS, HOLD_OUT, SHEET_SAMPLES, SHEET_STEPS
 
 VERSION = 3
 
-PER_PROMPT, GAP = 4, 4  # samples per prompt on a sheet, white px between them
+GAP = 4  # white px between the samples of a sheet
 SMALL = 20  # training tiles below which a class spares none for validation
 
 
-def hold_out(tiles, share=0.125, seed=0, small=SMALL):
+def hold_out(tiles, share=HOLD_OUT, seed=0, small=SMALL):
     """(tiles to learn from, tiles to validate on), cut by case and inside each class.
 
     A class with fewer than `small` tiles or three cases keeps all of them, so the second part may be empty; training then
@@ -113,7 +114,7 @@ def spread(embed, texts):
     return torch.stack([known[text] for text in texts])  # an index would add up gradients in no fixed order, see `adapters.TokenTable`
 
 
-def validation(model, embed, cache, captions, seed, *, draws=64, batch_size=8, kind="l2"):
+def validation(model, embed, cache, captions, seed, *, draws=HELD_OUT_DRAWS, batch_size=8, kind="l2"):
     """`validate()` -> denoising error of held-out tiles on fixed noise and timesteps, lower is better, unweighted.
 
     Tiles as they lie and the mean of their latents, so that the number moves with the model alone.
@@ -141,7 +142,7 @@ def validation(model, embed, cache, captions, seed, *, draws=64, batch_size=8, k
     return validate
 
 
-def sheet(model, prompts, seed, *, per_prompt=PER_PROMPT, guidance_scale=2.0, num_inference_steps=20, gap=GAP):
+def sheet(model, prompts, seed, *, per_prompt=SHEET_SAMPLES, guidance_scale=2.0, num_inference_steps=SHEET_STEPS, gap=GAP):
     """`sheet(step)` -> uint8 [H, W, 3]: a row of samples per prompt at fixed seeds, by the sampler of later inference."""
     texts = [prompt for prompt in prompts for _ in range(per_prompt)]
 
@@ -154,43 +155,56 @@ def sheet(model, prompts, seed, *, per_prompt=PER_PROMPT, guidance_scale=2.0, nu
     return drawn
 
 
-def cut(sheet, per_prompt=PER_PROMPT, gap=GAP):
+def cut(sheet, per_prompt=SHEET_SAMPLES, gap=GAP):
     """The samples uint8 [prompts, per_prompt, H, W, 3] of a sheet."""
     side = sheet.shape[1] // per_prompt
     return sheet.reshape(-1, side, per_prompt, side, 3).swapaxes(1, 2)[:, :, : side - gap, : side - gap]
 
 
-def run(
-    model, players, embed, tiles, texts, *, steps, seed, folder, batch_size, balance, settings, held=None, prompts=(), kind="l2", **options
-):
-    """Train `players` on `tiles` and return the history of `loop.fit`.
+def of_classes(model, tiles, words):
+    """The tiles of the classes in `words`; ValueError for a class without one, or a model without the parts that a fine-tuning needs."""
+    missing = sorted(set(words) - set(tiles["label"]))
+    if missing or not words:
+        raise ValueError(f"no training tile of {', '.join(missing) or 'any class'}; check class and split")
+    model.need("vae", "unet", "text_encoder", "tokenizer", "scheduler")
+    return tiles[tiles["label"].isin(list(words))]
+
+
+def run(model, name, param_groups, embed, tiles, texts, how, training, *, seed, folder, identity, prompts):
+    """Train parameters of a frozen model on tiles under captions; returns the history of `loop.fit`.
 
     Args:
+        name: of what is trained, in checkpoints and history.
+        param_groups: as torch optimisers take them; they take a gradient in here alone.
+        embed: see `loss`.
         texts: `texts(row)` -> list of captions of one manifest row.
-        held: tiles for the held-out loss, or None; with them the best step is kept, without them the last.
-        prompts: what the sample sheets show.
-        kind: "l2" or "l1", of the held-out loss.
-        settings: dict of what the result depends on, for resuming.
-        options: handed to `loop.fit`, such as `checkpoint_every`, `sheet_every`, `take`, `tensorboard`, `ema`.
+        how, training: settings.Finetuning of the method and settings.Loop, see `settings.Finetuning.of`.
+        folder: where checkpoints and sample sheets go; None keeps none.
+        identity: dict of what the result depends on beside base, tiles and settings, for resuming.
+        prompts: what the sample sheets show, a row each; none draws no sheet.
     """
-    cache = latents.Latents(model, tiles)
-    options = {"validate_every": max(1, steps // 10), "sheet_every": max(1, steps // 4), "keep": True, **options}
-    if held is not None and len(held):
-        own = latents.Latents(model, held, symmetries=1)
-        options["validate"] = validation(model, embed, own, [texts(row) for _, row in held.iterrows()], seed, kind=kind)
-    identity = {
-        "base": model.identity,
-        "tiles": files.digest([[row.tile_id, row.sha256] for row in tiles.itertuples()]),
-        **settings,
-    }
-    return loop.fit(
-        players,
-        batches(cache, [texts(row) for _, row in tiles.iterrows()], weights(tiles, balance), batch_size, seed, strata(tiles)),
-        steps,
-        seed,
-        folder=folder,
-        identity=identity,
-        autocast=model.arithmetic,
-        sheet=sheet(model, prompts, seed) if prompts else None,
-        **options,
-    )
+    trained = [p for group in param_groups for p in group["params"]]
+    for p in trained:
+        p.requires_grad_(True)
+    try:
+        learn, held = hold_out(tiles, how.hold_out, seed)
+        cache = latents.Latents(model, learn)
+        error = loss(model, embed, caption_dropout=how.caption_dropout, min_snr_gamma=how.min_snr_gamma, kind=how.loss)
+        drawn = batches(cache, _captions(learn, texts), weights(learn, how.balance), how.batch_size, seed, strata(learn))
+        validate = None
+        if len(held):
+            own = latents.Latents(model, held, symmetries=1)
+            validate = validation(model, embed, own, _captions(held, texts), seed, kind=how.loss)
+        seen = {"base": model.identity, "tiles": files.digest([[row.tile_id, row.sha256] for row in learn.itertuples()])}
+        return loop.Training(
+            [loop.Player(name, param_groups, error)], drawn, how.steps, seed, training, folder,
+            identity={**seen, **identity, **how.identity()}, autocast=model.arithmetic, validate=validate,
+            sheet=sheet(model, prompts, seed) if prompts else None,
+        ).run()  # fmt: skip
+    finally:
+        for p in trained:
+            p.requires_grad_(False)
+
+
+def _captions(tiles, texts):
+    return [texts(row) for _, row in tiles.iterrows()]

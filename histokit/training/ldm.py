@@ -13,6 +13,7 @@ from PIL import Image
 
 from histokit.core import files
 from histokit.diffusion import backbone, losses
+from histokit.tiles import augment
 from histokit.training import loop
 
 VERSION = 2
@@ -33,13 +34,7 @@ def view(image, px, rng, least=0.0, turn=True):
     top, left = (int(rng.integers(0, n - crop + 1)) for n in image.shape[:2])
     out = Image.fromarray(image[top : top + crop, left : left + crop])
     out = np.asarray(out.resize((px, px), Image.Resampling.BICUBIC, reducing_gap=2.0) if crop != px else out)
-    return symmetry(out, int(rng.integers(8))) if turn else np.asarray(out)
-
-
-def symmetry(image, k):
-    """Symmetry k in 0..7 of an image [H, W, C]: k % 4 quarter turns, then mirrored for k >= 4."""
-    image = np.rot90(image, k % 4)
-    return np.ascontiguousarray(image[:, ::-1] if k >= 4 else image)
+    return augment.pixel_symmetry(out, augment.TURN_FIRST[int(rng.integers(8))]) if turn else out
 
 
 def picture_batches(images, weights, px, batch_size, seed, device="cpu", pieces=0):

@@ -2,7 +2,7 @@
 
 Batch k and every random number of step k follow from (seed, k) alone, so a checkpoint is tensors and a
 step number, and a run that was killed and resumed equals one that was not, bit for bit on the CPU.
-What is learned, and from what, is the caller's: see `textual_inversion`, `lora` and `ldm`.
+What is learned, and from what, is the caller's: see `textual_inversion`, `lora` and `ldm`. What can be turned is in `settings`.
 """
 
 import math
@@ -18,7 +18,7 @@ import torch
 
 from histokit.core import files, machine
 from histokit.core.progress import Progress
-from histokit.training import checkpoints
+from histokit.training import checkpoints, settings
 
 VERSION = 1
 
@@ -53,10 +53,9 @@ class Player:
 
 def rate(step, steps, schedule="constant", warmup=0):
     """Learning-rate factor in [0, 1] of a step: `constant`, `cosine` or `one_cycle` (10 % up, then cosine down to 1 %)."""
+    settings.check_schedule(schedule)
     if schedule == "one_cycle":
         warmup = warmup or max(1, steps // 10)
-    elif schedule not in ("constant", "cosine"):
-        raise ValueError(f"schedule {schedule!r} is unknown; use constant, cosine or one_cycle")
     if step < warmup:
         return (step + 1) / warmup
     if schedule == "constant":
@@ -87,33 +86,9 @@ def ahead(batches, total):
 
 
 def fit(
-    players,
-    batches,
-    steps,
-    seed,
-    *,
-    folder=None,
-    identity=None,
-    schedule="constant",
-    warmup=0,
-    accumulate=1,
-    clip=1.0,
-    ema=0.0,
-    weight_decay=1e-2,
-    factor=None,
-    autocast=None,
-    validate=None,
-    validate_every=0,
-    patience=0,
-    renewed=0,
-    sheet=None,
-    sheet_every=0,
-    keep=False,
-    take=0,
-    checkpoint_every=200,
-    log_every=20,
-    tensorboard=False,
-):
+    players, batches, steps, seed, *,
+    folder=None, identity=None, factor=None, autocast=None, validate=None, sheet=None, **options,
+):  # fmt: skip
     """Train `players` for `steps` updates and return the history, one row per `log_every` steps.
 
     Args:
@@ -123,132 +98,211 @@ def fit(
         seed: run seed; generator of step k = hash(seed, player, k).
         folder: where checkpoint.safetensors, best.safetensors, history.csv, sheets/ and kept/ go; None keeps nothing.
         identity: dict of what the result depends on (data, base, settings); resuming with another one raises, naming the field.
-        clip: bound on the global gradient norm of each player, 0 turns it off; the norm before clipping is in the history.
-        ema: decay of the running average of the weights, (1 + k) / (10 + k) in early steps; 0 turns it off. Where it is on,
-            validation, sheets and result use it.
         factor: `factor(step)` -> further factor of the learning rate, or None.
         autocast: torch dtype of the forward pass, None for full precision; what is trained stays float32.
         validate: `validate()` -> float, lower is better, on fixed noise, or (float, {name: float to log}); the best step's weights are the
             result. None: the last ones.
-        patience: validations without a better one after which training ends, 0 for never; they are counted from step `renewed` on.
         sheet: `sheet(step)` -> uint8 [H, W, 3], drawn by the sampler of later inference at fixed seeds. One that fails is told, no more.
-        keep: whether the weights of every sheet are kept, in kept/, with their held-out loss; for what is small, such as an adapter.
-        take: step whose kept weights are the result, 0 for the best validated, else the last; outside the identity, so a finished run is
-            not trained again. ValueError names the steps there are.
+        options: settings by name, see `settings.Loop`: `schedule`, `ema`, `validate_every`, `take` and the like; ValueError for another.
 
     Returns:
         DataFrame with step, seconds, loss_<player>, logs, grad_norm_<player>, lr, val, images_per_s, peak_gb; its `attrs` hold best_step
         and `step`, whose weights were taken. The players' tensors hold the result in place.
     """
-    identity = {**(identity or {}), "steps": steps, "seed": seed, "schedule": schedule, "accumulate": accumulate, "clip": clip, "ema": ema}
-    optimisers = [torch.optim.AdamW(player.param_groups, lr=1e-4, weight_decay=weight_decay) for player in players]
-    base_rates = [[group["lr"] for group in optimiser.param_groups] for optimiser in optimisers]
-    shadow = [[p.detach().clone() for p in player.params] for player in players] if ema else None
-    state = {"step": 0, "best_val": None, "best_step": None, "history": [], "pending": {}}
-    if folder is not None:
-        folder = Path(folder)
-        checkpoints.refuse_step(folder, take, (*range(sheet_every, steps, sheet_every), steps) if keep and sheet_every else ())
-        state = checkpoints.resume(folder / "checkpoint.safetensors", players, optimisers, shadow, identity) or state
-    averaged = lambda: checkpoints.swapped(players, shadow) if ema else nullcontext()  # noqa: E731
-    writer = _tensorboard(folder) if tensorboard and folder else None
-    progress, clock = Progress(steps, state["history"]), Clock(state["history"])
-    where = players[0].params[0].device
-    totals, seen = {key: [torch.tensor(v, device=where) for v in values] for key, values in state["pending"].items()}, 0
+    how = settings.Loop.of(options)
+    return Training(players, batches, steps, seed, how, folder, identity, factor, autocast, validate, sheet).run()
 
-    def assess(step):
-        if validate is not None and validate_every and (step % validate_every == 0 or step == steps):
-            with averaged(), torch.no_grad():
-                found = validate()
-                val, logs = _number(found), found[1] if isinstance(found, tuple) else {}
-                if not math.isfinite(val):
-                    raise FloatingPointError(
-                        f"validation loss is {val} at step {step}; lower the learning rate or look at the validation tiles"
-                    )
-                if state["best_val"] is None or val < state["best_val"]:
-                    state.update(best_val=val, best_step=step)
-                    if folder is not None:
-                        checkpoints.save_weights(folder / "best.safetensors", players, {"step": step, "val": val})
-                    else:
-                        state["best"] = [[t.detach().clone() for t in (*player.params, *player.buffers)] for player in players]
-            return {"val": val, **logs}
 
-    def draw(step):
-        if folder is not None and sheet_every and (step % sheet_every == 0 or step == steps):
-            with averaged(), torch.no_grad():
-                if keep:
-                    val = next((row["val"] for row in state["history"] if row["step"] == step and "val" in row), None)
-                    checkpoints.keep(folder, players, step, _number(validate()) if validate and val is None else val)
-                show(step)
+@dataclass
+class Training:
+    """`players` on their way: a method for each thing that happens in a step, and `state`, what a checkpoint holds of it.
 
-    def show(step):
-        if sheet is not None:
-            try:
-                pixels = sheet(step)
-                files.write_png(checkpoints.sheet_path(folder, step), pixels)
-                progress.draw(pixels)
-            except Exception as error:
-                progress.remark(f"no sheet at step {step:,}: {error}")
+    Made from what `fit` is given, the settings as `how`; what its folder holds of an earlier session is put in place at once.
+    """
 
-    if state["step"] == 0:
-        draw(0)
-    for step in range(state["step"], steps):
-        if spent(step, state["best_step"], patience * validate_every, renewed):
-            break
-        speed = rate(step, steps, schedule, warmup) * (factor(step) if factor else 1.0)
-        for player, optimiser, rates in zip(players, optimisers, base_rates, strict=True):
+    players: list
+    batches: Callable
+    steps: int
+    seed: int
+    how: settings.Loop
+    folder: Path | None = None
+    identity: dict | None = None
+    factor: Callable | None = None
+    autocast: torch.dtype | None = None
+    validate: Callable | None = None
+    sheet: Callable | None = None
+
+    def __post_init__(self):
+        self.folder = None if self.folder is None else Path(self.folder)
+        self.identity = {**(self.identity or {}), "steps": self.steps, "seed": self.seed, **self.how.updates.identity()}
+        self.device = self.players[0].params[0].device
+        decay = self.how.updates.weight_decay
+        self.optimisers = [torch.optim.AdamW(player.param_groups, lr=1e-4, weight_decay=decay) for player in self.players]
+        self.base_rates = [[group["lr"] for group in optimiser.param_groups] for optimiser in self.optimisers]
+        self.shadow = [[p.detach().clone() for p in player.params] for player in self.players] if self.how.updates.ema else None
+        self.state, self.best = self._resume(), None
+        self.totals = {key: [torch.tensor(v, device=self.device) for v in values] for key, values in self.state.pending.items()}
+        self.seen = 0  # images since the last row
+        self.progress, self.clock = Progress(self.steps, self.state.history), Clock(self.state.history)
+        self.writer = _tensorboard(self.folder) if self.how.records.tensorboard and self.folder else None
+
+    def run(self):
+        """The steps that are left to do; returns the history, see `fit`."""
+        if self.state.step == 0:
+            self._draw(0)
+        for step in range(self.state.step, self.steps):
+            if self._out_of_patience(step):
+                break
+            speed = rate(step, self.steps, self.how.updates.schedule, self.how.updates.warmup) * (self.factor(step) if self.factor else 1.0)
+            self._update(step, speed)
+            self._log(step + 1, speed)
+            self._assess(step + 1)
+            self._draw(step + 1)
+            self._save(step + 1)
+        return self._settle()
+
+    def _resume(self):
+        """The State its folder holds, tensors put in place; a new one where there is none."""
+        if self.folder is None:
+            return checkpoints.State()
+        checkpoints.refuse_step(self.folder, self.how.sheets.take, self.how.sheets.kept(self.steps))
+        found = checkpoints.resume(self.folder / "checkpoint.safetensors", self.players, self.optimisers, self.shadow, self.identity)
+        return found or checkpoints.State()
+
+    def _out_of_patience(self, step):
+        how = self.how.validation
+        return spent(step, self.state.best_step, how.patience * how.validate_every, how.renewed)
+
+    # --- an update
+
+    def _update(self, step, speed):
+        """One update of every player, in turn, on the same batches, at `speed` times its learning rate."""
+        for player, optimiser, rates in zip(self.players, self.optimisers, self.base_rates, strict=True):
             for group, lr in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = lr * speed
-            generator = torch.Generator().manual_seed(files.seed(seed, player.name, step))
-            for micro in range(accumulate):
-                batch = batches(step * accumulate + micro)
-                with torch.autocast(where.type, autocast) if autocast is not None else nullcontext():
-                    out = player.loss(batch, step, generator)
-                loss, logs = out if isinstance(out, tuple) else (out, {})
-                (loss / accumulate).backward()
-                for key, value in {f"loss_{player.name}": loss, **logs}.items():
-                    totals.setdefault(key, []).append(value.detach())
-            norm = torch.nn.utils.clip_grad_norm_(player.params, clip or math.inf)
-            totals.setdefault(f"grad_norm_{player.name}", []).append(norm.detach())
+            images = self._backward(player, step)
+            norm = torch.nn.utils.clip_grad_norm_(player.params, self.how.updates.clip or math.inf)
+            self._note(f"grad_norm_{player.name}", norm)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-        seen += accumulate * _count(batch)
-        if ema:
-            decay = min(ema, (1 + step) / (10 + step))
-            for player, averages in zip(players, shadow, strict=True):
-                torch._foreach_lerp_(averages, [p.detach() for p in player.params], 1 - decay)
-        done = step + 1
-        if done % log_every == 0 or done == steps or done == 1:
-            row = {"step": done, **{k: float(torch.stack(v).float().mean()) for k, v in totals.items()}, "lr": base_rates[0][0] * speed}
-            bad = [k for k, v in row.items() if k.startswith(("loss_", "grad_norm_")) and not math.isfinite(v)]
-            if bad:
-                raise FloatingPointError(f"{bad[0]} is not finite by step {done}, batch {step * accumulate}; lower the learning rate")
-            totals = {}
-            row |= clock.tick(seen)
-            seen = 0
-            state["history"].append(row)
-            progress(row, sum(row[f"loss_{player.name}"] for player in players))
-            if writer:
-                [writer.add_scalar(k, v, done) for k, v in row.items() if k != "step"]
-        val = assess(done)
-        if val is not None:
-            state["history"].append({"step": done, **val})
-            if writer:
-                [writer.add_scalar(k, v, done) for k, v in val.items()]
-        draw(done)
-        state["step"] = done
-        if folder is not None and (done % checkpoint_every == 0 or done == steps):
-            state["pending"] = {key: [float(v) for v in values] for key, values in totals.items()}  # not yet in a row
-            checkpoints.save_checkpoint(folder / "checkpoint.safetensors", players, optimisers, shadow, state, identity)
+        self.seen += images
+        if self.shadow is not None:
+            self._average(step)
 
-    taken = checkpoints.settle(players, shadow, state, folder, take)
-    if keep and folder is not None and taken == state["best_step"] and not checkpoints.sheet_path(folder, taken).exists():
-        show(taken)  # what is used is on a sheet of its own
-    history = pd.DataFrame(state["history"]).groupby("step", as_index=False).first()
-    if folder is not None:
-        files.write_table(folder / "history.csv", history)
-    history.attrs |= {"best_step": state["best_step"], "step": taken}
-    progress.end(f"{state['step']:,} steps of {steps:,}, step {taken:,} is taken")
-    return history
+    def _backward(self, player, step):
+        """Adds up the gradients of a player over the micro-batches of a step; returns how many images they held."""
+        generator = torch.Generator().manual_seed(files.seed(self.seed, player.name, step))
+        parts, images = self.how.updates.accumulate, 0
+        for k in range(step * parts, (step + 1) * parts):
+            batch = self.batches(k)
+            with torch.autocast(self.device.type, self.autocast) if self.autocast is not None else nullcontext():
+                loss, logs = _and_logs(player.loss(batch, step, generator))
+            (loss / parts).backward()
+            for key, value in {f"loss_{player.name}": loss, **logs}.items():
+                self._note(key, value)
+            images += _count(batch)
+        return images
+
+    def _note(self, key, value):
+        self.totals.setdefault(key, []).append(value.detach())
+
+    def _average(self, step):
+        decay = min(self.how.updates.ema, (1 + step) / (10 + step))
+        for player, averages in zip(self.players, self.shadow, strict=True):
+            torch._foreach_lerp_(averages, [p.detach() for p in player.params], 1 - decay)
+
+    def _averaged(self):
+        """Within the `with` the players hold their running averages, where there are any."""
+        return nullcontext() if self.shadow is None else checkpoints.swapped(self.players, self.shadow)
+
+    # --- what is said and kept of it
+
+    def _log(self, done, speed):
+        if done % self.how.records.log_every and done not in (1, self.steps):
+            return
+        row = {
+            "step": done,
+            **{k: float(torch.stack(v).float().mean()) for k, v in self.totals.items()},
+            "lr": self.base_rates[0][0] * speed,
+        }
+        bad = [k for k, v in row.items() if k.startswith(("loss_", "grad_norm_")) and not math.isfinite(v)]
+        if bad:
+            first = (done - 1) * self.how.updates.accumulate
+            raise FloatingPointError(f"{bad[0]} is not finite by step {done}, batch {first}; lower the learning rate")
+        row |= self.clock.tick(self.seen)
+        self.totals, self.seen = {}, 0
+        self._record(row)
+        self.progress(row, sum(row[f"loss_{player.name}"] for player in self.players))
+
+    def _record(self, row):
+        self.state.history.append(row)
+        if self.writer:
+            [self.writer.add_scalar(k, v, row["step"]) for k, v in row.items() if k != "step"]
+
+    def _assess(self, done):
+        """The held-out loss of a step that is due, and its weights where none were better."""
+        every = self.how.validation.validate_every
+        if self.validate is None or not every or (done % every and done != self.steps):
+            return
+        with self._averaged(), torch.no_grad():
+            val, logs = _and_logs(self.validate())
+            val = float(val)
+            if not math.isfinite(val):
+                raise FloatingPointError(
+                    f"validation loss is {val} at step {done}; lower the learning rate or look at the validation tiles"
+                )
+            if self.state.best_val is None or val < self.state.best_val:
+                self.state.best_val, self.state.best_step = val, done
+                if self.folder is None:
+                    self.best = checkpoints.copied(self.players)
+                else:
+                    checkpoints.save_weights(self.folder / "best.safetensors", self.players, {"step": done, "val": val})
+        self._record({"step": done, "val": val, **logs})
+
+    def _draw(self, done):
+        """The sheet of a step that is due, and its weights where they are kept."""
+        every = self.how.sheets.sheet_every
+        if self.folder is None or not every or (done % every and done != self.steps):
+            return
+        with self._averaged(), torch.no_grad():
+            if self.how.sheets.keep:
+                checkpoints.keep(self.folder, self.players, done, self._held_out_loss(done))
+            self._show(done)
+
+    def _held_out_loss(self, done):
+        """That of a step, from the history where it is there; None where nothing is held out."""
+        val = next((row["val"] for row in self.state.history if row["step"] == done and "val" in row), None)
+        return float(_and_logs(self.validate())[0]) if self.validate and val is None else val
+
+    def _show(self, done):
+        if self.sheet is None:
+            return
+        try:
+            pixels = self.sheet(done)
+            files.write_png(checkpoints.sheet_path(self.folder, done), pixels)
+            self.progress.draw(pixels)
+        except Exception as error:
+            self.progress.remark(f"no sheet at step {done:,}: {error}")
+
+    def _save(self, done):
+        self.state.step = done
+        if self.folder is not None and (done % self.how.records.checkpoint_every == 0 or done == self.steps):
+            self.state.pending = {key: [float(v) for v in values] for key, values in self.totals.items()}
+            path = self.folder / "checkpoint.safetensors"
+            checkpoints.save_checkpoint(path, self.players, self.optimisers, self.shadow, self.state, self.identity)
+
+    def _settle(self):
+        """Leaves the result in the players' tensors; returns the history."""
+        state, keep = self.state, self.how.sheets.keep and self.folder is not None
+        taken = checkpoints.settle(self.players, self.shadow, state, self.folder, self.how.sheets.take, self.best)
+        if keep and taken == state.best_step and not checkpoints.sheet_path(self.folder, taken).exists():
+            self._show(taken)  # what is used is on a sheet of its own
+        history = pd.DataFrame(state.history).groupby("step", as_index=False).first()
+        if self.folder is not None:
+            files.write_table(self.folder / "history.csv", history)
+        history.attrs |= {"best_step": state.best_step, "step": taken}
+        self.progress.end(f"{state.step:,} steps of {self.steps:,}, step {taken:,} is taken")
+        return history
 
 
 # ---------------------------------------------------------------------------------------------- what is shown
@@ -268,9 +322,9 @@ class Clock:
         return out
 
 
-def _number(found):
-    """The number a `validate` returned, which may come with more to log."""
-    return float(found[0] if isinstance(found, tuple) else found)
+def _and_logs(found):
+    """(number, {name: number to log}) of what a loss or a `validate` returned, which may be the number alone."""
+    return found if isinstance(found, tuple) else (found, {})
 
 
 def _count(batch):
