@@ -9,7 +9,7 @@ from PIL import Image
 from scipy import stats
 
 from histokit import toy
-from histokit.toy import canvas, dataset, morphometry
+from histokit.toy import canvas, dataset, morphometry, words
 
 NAMES = list(toy.CLASSES)
 TAILS = [name for name, about in toy.CLASSES.items() if about["role"] == "tail"]
@@ -64,7 +64,7 @@ def test_an_unknown_class_is_refused_with_the_names_that_exist():
 
 def test_a_finished_folder_is_left_alone_and_another_seed_refused(tmp_path, monkeypatch):
     short = toy.plan().groupby("label").head(2)
-    monkeypatch.setattr(toy, "plan", lambda seed=0: short)
+    monkeypatch.setattr(dataset, "plan", lambda seed=0: short)
     table = toy.write(tmp_path / "toy")
     first = tmp_path / "toy" / table.path[0]
     before = first.stat().st_mtime_ns
@@ -76,7 +76,7 @@ def test_a_finished_folder_is_left_alone_and_another_seed_refused(tmp_path, monk
 
 def test_written_files_are_what_tile_draws(tmp_path, monkeypatch):
     short = toy.plan().groupby("label").head(1)
-    monkeypatch.setattr(toy, "plan", lambda seed=0: short)
+    monkeypatch.setattr(dataset, "plan", lambda seed=0: short)
     for row, planned in zip(toy.write(tmp_path).itertuples(), short.itertuples(), strict=True):
         image, mask, truth = toy.tile(row.label, row.case_id, planned.index)
         assert (np.array(Image.open(tmp_path / row.path)) == image).all()
@@ -166,15 +166,15 @@ def test_other_looks_never_hold_what_defines_a_tail_class():
 
 def test_captions_use_a_small_vocabulary():
     rng = np.random.default_rng(2)
-    words = set()
+    used = set()
     for _ in range(1500):
         text = words.describe(dataset.other_look(rng), canvas.random_stain(rng), rng)
-        words |= set(text.replace(",", "").split())
+        used |= set(text.replace(",", "").split())
     for name in NAMES:
         texts = {words.caption(name, rng) for _ in range(60)}
         assert len(texts) > 5
-        words |= set(" ".join(texts).replace(",", "").split())
-    assert len(words) < 150
+        used |= set(" ".join(texts).replace(",", "").split())
+    assert len(used) < 150
 
 
 # ---------------------------------------------------------------------------------------------- measuring

@@ -11,15 +11,16 @@ from collections import namedtuple
 import numpy as np
 
 from histokit.core import pictures
-from histokit.show.panel import panel_html, preview_worker, recipe_writer, sweep
+from histokit.show.panel import panel_html, panel_layout, preview_worker, recipe_writer, sweep
 from histokit.show.panel.panel_html import decimals, line, words
+from histokit.show.panel.panel_layout import THUMB
 
-STAGE, THUMB, PINS = 256, 104, 4  # px on screen: source and preview, a point; settings that can be pinned
+STAGE, PINS = 256, 4  # px on screen of source and preview; settings that can be pinned
 Drawn = namedtuple("Drawn", "preview values seconds")
 
 
-class Tuner:
-    """`picture()` is the plain figure, `widget` what a live front end shows.
+class Tuner(panel_layout.PanelLayout):
+    """A panel that answers: `picture()` is the plain figure, `widget` what a live front end shows.
 
     Args:
         previewer, run, points, readings: see `widgets.tuner`.
@@ -40,7 +41,17 @@ class Tuner:
         self.pinned, self.asked, self.read = [], None, {}
         self.writer = recipe_writer.RecipeWriter(run, self._say)
         self.worker = preview_worker.PreviewWorker(patience)
-        self._build()
+        super().__init__(
+            sliders,
+            self._options(),
+            self.writer.refused(),
+            self.writer.place(),
+            can_end=getattr(previewer, "can_end", False),
+            can_rest=getattr(previewer, "can_rest", False),
+            with_source=self.start.preview.sources is not None,
+            with_sweep=bool(self.sweep.over),
+        )
+        self._listen()
 
     @property
     def names(self):
@@ -77,56 +88,7 @@ class Tuner:
 
     # ---- the live panel
 
-    def _build(self):
-        import ipywidgets as w
-
-        wide, beside = w.Layout(width="330px"), {"description_width": "100px"}
-        self.sliders = {}
-        for name, (value, low, high, step) in self.limits.items():
-            self.sliders[name] = w.FloatSlider(
-                value=value, min=low, max=high, step=step, description=words(name), continuous_update=True, layout=wide,
-                readout_format=f".{decimals(step)}f", style=beside,
-            )  # fmt: skip
-        self.chooser = w.Dropdown(options=self._options(), description="source tile", layout=wide, style=beside)
-        refused = self.writer.refused()
-        row = w.Layout(width="auto", flex="0 0 auto", margin="10px 6px 0 0")
-        self.button = w.Button(
-            description=refused[0] if refused else "Write into recipe", disabled=bool(refused), button_style="primary",
-            icon="" if refused else "pencil", layout=w.Layout(width="auto", margin="10px 6px 0 104px"),
-        )  # fmt: skip
-        self.back = w.Button(description="Undo", icon="undo", layout=w.Layout(width="auto", margin="10px 6px 0 0", display="none"))
-        self.stop = w.Button(description="Cancel", icon="stop", disabled=True, layout=row, tooltip="Escape does the same")
-        can = w.Layout(
-            width="auto", flex="0 0 auto", margin="10px 6px 0 0", display="" if getattr(self.previewer, "can_end", False) else "none"
-        )
-        self.enough = w.Button(description="Keep this one", icon="check", disabled=True, layout=can)
-        self.pin = w.Button(description="Pin", icon="thumb-tack", layout=row, tooltip="keep this picture and its settings in sight")
-        rests = w.Layout(
-            width="auto", flex="0 0 auto", margin="10px 6px 0 0", display="" if getattr(self.previewer, "can_rest", False) else "none"
-        )
-        self.free = w.Button(
-            description="Free GPU", icon="eject", layout=rests, tooltip="its memory is taken again when something is drawn"
-        )
-        where = refused[1] if refused else self.writer.place()
-        self.head, self.left, self.right, self.others, self.title, self.said, self.reading = (w.HTML() for _ in range(7))
-        self.status = w.HTML(line("The sliders answer while the kernel of this notebook runs."))
-        self.row, self.pins = (w.GridBox(layout=w.Layout(grid_gap="4px 10px")) for _ in range(2))
-
-        one = [self.chooser] if len(self.names) > 1 else []
-        acts = w.HBox([self.stop, self.enough, self.pin, self.free], layout=w.Layout(margin="0 0 0 104px", flex_flow="row wrap"))
-        buttons = w.HBox([self.button, self.back]), acts
-        controls = w.VBox([self.head, *one, *self.sliders.values(), self.status, *buttons, w.HTML(line(where))])
-        controls.layout = w.Layout(width="360px")
-        pair = w.HBox([self.left, self.right] if self.start.preview.sources is not None else [self.right])
-        stage = w.HBox([w.VBox([pair, self.reading]), controls], layout=w.Layout(flex_flow="row wrap"))
-        self.keys = panel_html.keys()
-        boxes = [w.HTML(panel_html.STYLE), self.keys, stage, self.said, self.pins, self.others]
-        if self.sweep.over:
-            boxes += [self.title, self.row]
-        self.widget = w.VBox(boxes)
-        self.widget.add_class("hk-tuner")
-        self.widget._view_count = 0  # a front end counts up when it shows the panel
-
+    def _listen(self):
         for slider in self.sliders.values():
             slider.observe(self._moved, "value")
         self.chooser.observe(self._chosen, "value")
@@ -376,15 +338,10 @@ class Tuner:
 
     def _fill(self, grid, points, columns):
         """Pictures with a button each that takes the sliders there; one that is not drawn yet is a grey field."""
-        import ipywidgets as w
-
         cells = []
         names = [name for name in (self.sweep.over, self.sweep.across) if name] or list(self.limits)
         for image, values, caption in points:
             label = " / ".join(f"{values[name]:.{decimals(self.limits[name].step)}f}" for name in names)
-            button = w.Button(description=label, tooltip=f"take {self._say(values)}", layout=w.Layout(width=f"{THUMB}px"))
-            button.on_click(lambda _, values=values: self._go(values))
             picture = pictures.figure(image, "", caption, THUMB) if image is not None else pictures.blank(THUMB, caption)
-            cells.append(w.VBox([w.HTML(picture), button]))
-        grid.layout.grid_template_columns = f"repeat({min(columns, max(1, len(cells)))}, {THUMB + 8}px)"
-        grid.children = cells
+            cells.append((picture, label, f"take {self._say(values)}", lambda _, values=values: self._go(values)))
+        self.fill(grid, cells, columns)
