@@ -33,6 +33,14 @@ def parser():
         sub.set_defaults(call=call)
         return sub
 
+    for add in (_add_recipe, _add_study, _add_experiment, _add_selection, _add_history):
+        add(command)
+    return top
+
+
+def _add_recipe(command):
+    """Commands about a recipe."""
+
     def recipe(sub):
         sub.add_argument("recipe", help="YAML file, for example params/demo.yaml")
         sub.add_argument("-p", "--parameter", action="append", default=[], metavar="[STEP.]NAME=VALUE", help="wins over the recipe")
@@ -56,6 +64,16 @@ def parser():
     recipe(status)
     replicated(status)
 
+    show = command("open", _open, "open one step in JupyterLab with the recipe's values")
+    recipe(show)
+    show.add_argument("step", help="step id")
+    show.add_argument("--class", dest="class_name", default="", metavar="CLASS", help="class, for a step that runs once per class")
+    show.add_argument("--no-browser", action="store_true", help="start the server only")
+    show.add_argument("--print", action="store_true", help="write the copy, print its path and start nothing")
+
+
+def _add_study(command):
+    """Commands about the machine and what lies on it before the first run."""
     doctor = command("doctor", _doctor, "versions, device, memory, and weights found or missing")
     doctor.add_argument("--base", default="", metavar="PATH", help="also draw a sample with this base model into outputs/doctor.png")
 
@@ -67,6 +85,9 @@ def parser():
     init.add_argument("folder", help="class folders, train/val/test/CLASS folders, or a folder with a table")
     init.add_argument("-o", "--output", default="", help="file to write; params/datasets/<folder>.yaml by default")
 
+
+def _add_experiment(command):
+    """Commands about finished experiments."""
     page = command("report", _report, "one page about a finished experiment, for a person who was not there")
     page.add_argument("experiment", help="folder below outputs/")
     page.add_argument("--share", action="store_true", help="without real tiles and without names of tiles, cases and folders")
@@ -77,6 +98,9 @@ def parser():
     two.add_argument("other", help="the one that is held against it")
     two.add_argument("--arms", nargs=2, default=["", ""], metavar="ARM", help="of each; the judged ones by default")
 
+
+def _add_selection(command):
+    """Commands about the tiles of a selection."""
     wall = command("gallery", _gallery, "the tiles of a selection as one offline page for a person's eye")
     wall.add_argument("run", help="folder of a finished 05_select step, for example outputs/demo/05_select")
     wall.add_argument("--blind", action="store_true", help="real training tiles among them, scores and sources hidden: can people tell?")
@@ -90,6 +114,15 @@ def parser():
     said.add_argument("files", nargs="+", metavar="JSON", help="one exported file for each person")
     said.add_argument("--dry-run", "-n", action="store_true", help="say what they agree on, write nothing")
 
+    send = command("export", _export, "the kept tiles of a selection as a folder for others, if the copy gate lets them out")
+    send.add_argument("run", help="folder of a finished 05_select step, for example outputs/demo/05_select")
+    send.add_argument("-o", "--output", default="", metavar="FOLDER", help="new folder; exports/<experiment> by default")
+    send.add_argument("--classes", nargs="+", default=[], metavar="CLASS", help="keep to these classes")
+    send.add_argument("--accept-uncalibrated", action="store_true", help="also where copies cannot be told from chance; the card says so")
+
+
+def _add_history(command):
+    """Commands about what is recorded of runs and tiles."""
     check = command("verify", _verify, "hash the files of a run, or of all runs below a folder, again; exit status 1 if one changed")
     check.add_argument("place", nargs="?", default="outputs", help="run folder, experiment, or outputs (default)")
 
@@ -99,20 +132,6 @@ def parser():
     without = command("without-case", _without_case, "everything below outputs/ that a withdrawn patient's tiles touched")
     without.add_argument("case", help="case or patient id, as in the dataset")
     without.add_argument("--dataset", default="", metavar="NAME", help="where two datasets use the same ids")
-
-    send = command("export", _export, "the kept tiles of a selection as a folder for others, if the copy gate lets them out")
-    send.add_argument("run", help="folder of a finished 05_select step, for example outputs/demo/05_select")
-    send.add_argument("-o", "--output", default="", metavar="FOLDER", help="new folder; exports/<experiment> by default")
-    send.add_argument("--classes", nargs="+", default=[], metavar="CLASS", help="keep to these classes")
-    send.add_argument("--accept-uncalibrated", action="store_true", help="also where copies cannot be told from chance; the card says so")
-
-    show = command("open", _open, "open one step in JupyterLab with the recipe's values")
-    recipe(show)
-    show.add_argument("step", help="step id")
-    show.add_argument("--class", dest="class_name", default="", metavar="CLASS", help="class, for a step that runs once per class")
-    show.add_argument("--no-browser", action="store_true", help="start the server only")
-    show.add_argument("--print", action="store_true", help="write the copy, print its path and start nothing")
-    return top
 
 
 def _read(arguments):
@@ -144,110 +163,49 @@ def _parts(arguments):
 
 
 def _run(arguments):
-    from histokit.engine import batch
+    from histokit.engine import terminal
 
     if arguments.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {arguments.jobs}")
     parts = list(_parts(arguments))
     if arguments.dry_run:
-        return max(_dry_run(arguments, *part, several=len(parts) > 1) for part in parts)
-    live = sys.stdout.isatty()
-    clear = "\r\x1b[K" if live else ""
-    failed = False
-    for recipe, only, force in parts:
-        if len(parts) > 1:
-            print(f"\n{recipe.experiment}", flush=True)
-        results = batch.run(
-            recipe, only=only, classes=arguments.classes, force=force, workers=arguments.jobs, yes=arguments.yes,
-            ask=input if sys.stdin.isatty() else None, say=lambda line: print(clear + line, flush=True),
-            tick=(lambda line: print(clear + line[: os.get_terminal_size().columns - 1], end="", flush=True)) if live else None,
-        )  # fmt: skip
-        print(*batch.summary(results, recipe), sep="\n")
-        failed |= any(r.state in ("failed", "not run") for r in results.values())
-        if failed and recipe is not parts[-1][0]:
-            print("not run for that reason: the other replicates and what compares them")
-            break
-    return int(failed)
-
-
-def _dry_run(arguments, recipe, only, force, several=False):
-    import shlex
-
-    from histokit.core import files
-    from histokit.engine import batch, forecast, jobs
-    from histokit.runs import notebooks
-
-    if several:
-        print(f"\n{recipe.experiment}")
-    found = jobs.expand(recipe)
-    states = [jobs.look(j) for j in batch.select(recipe, found, only, arguments.classes)]
-    again = {s.job.id for s in batch.redo(states, force)}
-    todo = [s for s in states if s.state != "done" or s.job.id in again]
-    width = _width(states)
-    guesses, lacking = forecast.expect(recipe, found, [s.job.id for s in todo], say=lambda line: print(line, file=sys.stderr, flush=True))
-    for s in states:
-        state = {"done": "redo" if s.job.id in again else "done", "unknown": ""}.get(s.state, s.state)
-        print(f"{s.job.name:<{width}}  {state:<11}  {batch.duration(guesses[s.job.id].seconds):>7}  {s.why}".rstrip())
-    print(f"\n{len(todo)} of {len(states)} jobs to run: {_estimate([guesses[s.job.id] for s in todo], lacking)}")
-    if left := jobs.leftovers(found):
-        print(f"set aside first, as {recipe.name} does not ask for it any more: {', '.join(left.values())}")
-    if todo:
-        print("\neach job by papermill alone, in this order:")
-    root = files.root()
-    for s in todo:
-        if not s.job.known:
-            print(f"# {s.job.name}")
-            continue
-        declared = recipe.steps[s.job.step].declared
-        changed = {k: v for k, v in s.job.parameters.items() if v != declared[k].default}
-        target = root / "outputs" / recipe.experiment / f"{s.job.stem}.ipynb"
-        command = notebooks.papermill_command(_short(s.job.notebook, root), _short(target, root), changed)
-        # papermill makes no folder for its output
-        print(command if target.parent.is_dir() else f"mkdir -p {shlex.quote(str(_short(target.parent, root)))} && {command}")
-    return 0
-
-
-def _estimate(guesses, lacking):
-    from histokit.engine import batch
-
-    judged = [guess for guess in guesses if guess.seconds is not None]
-    why = f" ({lacking})" if lacking else ""
-    if not judged:
-        return f"time and disk unknown{why}" if guesses else "nothing to wait for"
-    time, room, many = sum(g.seconds for g in judged), sum(g.bytes for g in judged), sum(g.files for g in judged)
-    size = f"{room / 1e9:.1f} GB" if room > 1e9 else f"{room / 1e6:.0f} MB"
-    unknown = len(guesses) - len(judged)
-    return f"about {batch.duration(time)}, {size}, {many:,} files" + (f" for {len(judged)}; {unknown} unknown{why}" if unknown else "")
-
-
-def _width(states):
-    return max((len(s.job.name) for s in states if s.job.known), default=0)
-
-
-def _short(path, root):
-    return path.relative_to(root) if path.is_relative_to(root) else path
+        return terminal.dry_run(parts, arguments.classes)
+    return terminal.run(parts, classes=arguments.classes, workers=arguments.jobs, yes=arguments.yes)
 
 
 def _status(arguments):
-    from histokit.engine import batch, forecast, jobs
+    from histokit.engine import terminal
 
-    states, study = [], _study(arguments)
-    for recipe in study:
-        if len(study) > 1:
-            print(f"\n{recipe.experiment}")
-        found = jobs.expand(recipe)
-        mine = [jobs.look(j) for j in found]
-        width = _width(mine)
-        guesses, _ = forecast.expect(recipe, found, [s.job.id for s in mine if s.seconds is None], measure=False)
-        for s in mine:
-            takes = s.seconds if s.seconds is not None else guesses[s.job.id].seconds
-            print(f"{s.job.name:<{width}}  {'' if s.state == 'unknown' else s.state:<11}  {batch.duration(takes):>7}  {s.why}".rstrip())
-        if left := jobs.leftovers(found):
-            print(f"set aside by the next run, as {recipe.name} does not ask for it any more: {', '.join(left.values())}")
-        states += mine
-    counts = {state: sum(s.state == state for s in states) for state in dict.fromkeys(s.state for s in states)}
-    print("\n" + ", ".join(f"{n} {'not yet known' if state == 'unknown' else state}" for state, n in counts.items()))
-    return 0
+    return terminal.status(_study(arguments))
+
+
+def _open(arguments):
+    import subprocess
+
+    from histokit.core import files
+    from histokit.engine import jobs
+    from histokit.runs import notebooks, recipe
+
+    read, root = _read(arguments), files.root()
+    if arguments.step not in read.steps:
+        raise ValueError(f"no step {arguments.step!r} in {arguments.recipe}{recipe.nearest(arguments.step, read.steps)}")
+    found = [j for j in jobs.expand(read) if j.step == arguments.step]
+    names = [j.class_name for j in found]
+    if not found[0].known:
+        raise ValueError(f"the classes of {arguments.step} are known after {read.steps[arguments.step].dataset} has run; run that first")
+    if len(names) > 1 and not arguments.class_name:
+        raise ValueError(f"{arguments.step} runs once per class; say --class and one of: {', '.join(names)}")
+    if arguments.class_name and arguments.class_name not in names:
+        what = recipe.nearest(arguments.class_name, names) if names != [""] else "; it runs once, without --class"
+        raise ValueError(f"{arguments.step} does not run for class {arguments.class_name!r}{what}")
+    job = next(j for j in found if j.class_name in (arguments.class_name or names[0],))
+    copy = notebooks.write_copy(job.notebook, root / "outputs" / read.experiment / ".open" / f"{job.stem}.ipynb", job.parameters)
+    if arguments.print:
+        print(copy)
+        return 0
+    lab = [sys.executable, "-m", "jupyterlab", str(copy), f"--ServerApp.root_dir={root}", "--ContentsManager.allow_hidden=True"]
+    lab += ["--no-browser"] if arguments.no_browser else []
+    return subprocess.call(lab, env=dict(os.environ, HISTOKIT_ROOT=str(root)))
 
 
 def _doctor(arguments):
@@ -264,12 +222,13 @@ def _init(arguments):
 
 def _report(arguments):
     from histokit.core import files
+    from histokit.runs import places
     from histokit.show import report
 
     name = "report-share.html" if arguments.share else "report.html"
     path = files.root() / (arguments.output or f"outputs/{arguments.experiment}/{name}")
     files.write_text(path, report.build(arguments.experiment, share=arguments.share))
-    print(_short(path, files.root()))
+    print(places.relative(path))
 
 
 def _new(arguments):
@@ -295,12 +254,13 @@ def _compare(arguments):
 
 def _gallery(arguments):
     from histokit.core import files
+    from histokit.runs import places
     from histokit.select import gallery
 
     step = (files.root() / arguments.run).resolve()
     path = files.root() / arguments.output if arguments.output else step / f"gallery{'-blind' if arguments.blind else ''}.html"
     n = gallery.page(step, path, blind=arguments.blind, seed=arguments.seed)
-    print(f"{n} tiles in {_short(path, files.root())}; it holds pictures of real tiles, so it stays where they may be seen")
+    print(f"{n} tiles in {places.relative(path)}; it holds pictures of real tiles, so it stays where they may be seen")
 
 
 def _import_verdicts(arguments):
@@ -349,6 +309,7 @@ def _without_case(arguments):
 
 def _export(arguments):
     from histokit.core import files
+    from histokit.runs import places
     from histokit.select import export
 
     step, outputs = (files.root() / arguments.run).resolve(), (files.root() / "outputs").resolve()
@@ -356,38 +317,7 @@ def _export(arguments):
         raise ValueError(f"{arguments.run} is not below outputs/; name the folder of a 05_select step")
     folder = files.root() / (arguments.output or f"exports/{step.relative_to(outputs).parts[0]}")
     table = export.export(step, folder, accept_uncalibrated=arguments.accept_uncalibrated, classes=arguments.classes)
-    print(
-        f"{len(table)} tiles of {table['label'].nunique()} classes in {_short(folder, files.root())}; read its README.md before it goes out"
-    )
-
-
-def _open(arguments):
-    import subprocess
-
-    from histokit.core import files
-    from histokit.engine import jobs
-    from histokit.runs import notebooks, recipe
-
-    read, root = _read(arguments), files.root()
-    if arguments.step not in read.steps:
-        raise ValueError(f"no step {arguments.step!r} in {arguments.recipe}{recipe.nearest(arguments.step, read.steps)}")
-    found = [j for j in jobs.expand(read) if j.step == arguments.step]
-    names = [j.class_name for j in found]
-    if not found[0].known:
-        raise ValueError(f"the classes of {arguments.step} are known after {read.steps[arguments.step].dataset} has run; run that first")
-    if len(names) > 1 and not arguments.class_name:
-        raise ValueError(f"{arguments.step} runs once per class; say --class and one of: {', '.join(names)}")
-    if arguments.class_name and arguments.class_name not in names:
-        what = recipe.nearest(arguments.class_name, names) if names != [""] else "; it runs once, without --class"
-        raise ValueError(f"{arguments.step} does not run for class {arguments.class_name!r}{what}")
-    job = next(j for j in found if j.class_name in (arguments.class_name or names[0],))
-    copy = notebooks.write_copy(job.notebook, root / "outputs" / read.experiment / ".open" / f"{job.stem}.ipynb", job.parameters)
-    if arguments.print:
-        print(copy)
-        return 0
-    lab = [sys.executable, "-m", "jupyterlab", str(copy), f"--ServerApp.root_dir={root}", "--ContentsManager.allow_hidden=True"]
-    lab += ["--no-browser"] if arguments.no_browser else []
-    return subprocess.call(lab, env=dict(os.environ, HISTOKIT_ROOT=str(root)))
+    print(f"{len(table)} tiles of {table['label'].nunique()} classes in {places.relative(folder)}; read its README.md before it goes out")
 
 
 if __name__ == "__main__":
