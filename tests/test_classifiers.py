@@ -21,9 +21,9 @@ def study(root):
     return root
 
 
-def compare(arms, seeds=1, steps=12, say=lambda text: None, step="06_classifier", **given):
+def compare(arms, seeds=1, steps=12, say=lambda text: None, step="06_classifier", experiment="exp", **given):
     """Run the cells of 06 on the study; returns the run (still open) and the table of trials."""
-    run = runs.start(experiment="exp", step=step, arms=arms, seeds=seeds, steps=steps, **given)
+    run = runs.start(experiment=experiment, step=step, arms=arms, seeds=seeds, steps=steps, **given)
     tiles = data.load(run)
     settled = comparison.settle(arms, encoder="colour-texture")
     sets = comparison.assemble(run, tiles, settled)
@@ -223,6 +223,11 @@ def test_a_class_missing_among_synthetic_tiles_keeps_all_label_ids(study):
     assert (table.filter(like="p_").to_numpy().argmax(axis=1) == table["y"]).all()
     assert set(table["split"]) == {"val", "test"} and (table[["arm", "seed", "gen_seed"]] == ["augmented", 0, 0]).all(axis=None)
     np.testing.assert_allclose(table.filter(like="p_").sum(axis=1), 1, atol=1e-5)
+
+
+def test_predictions_of_a_replicate_carry_its_generator_seed(study):
+    run, _ = compare({"near": {"mode": "knn"}}, experiment="exp-g2")
+    assert predictions(run, "near")["gen_seed"].eq(2).all()
 
 
 def test_a_finished_pair_is_never_trained_twice(study, monkeypatch):

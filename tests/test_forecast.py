@@ -12,6 +12,7 @@ from histokit import cli
 from histokit.core import files, machine
 from histokit.engine import forecast, jobs, speed
 from histokit.runs import notebooks, recipe
+from histokit.training import settings
 
 COUNTS = forecast.Counts(train=500, held=300, tail_train=24, tail=("fat", "mucin"), classes=6, tile_px=128)
 RATES = speed.Rates(start=10, read=0.01, see={"e": 0.5}, head=0.1, train=2, denoise=3, code=7, lora_bytes=100, latent_bytes=1000)
@@ -57,6 +58,15 @@ def test_a_guided_image_costs_three_passes_a_step_and_update(repository):
 def test_training_grows_with_steps_and_batch(repository):
     one, other = (units(job(repository, "02_lora", class_name="all", steps=steps, batch_size=4)) for steps in (100, 300))
     assert other["train"] - one["train"] == pytest.approx(800) and one["latents"] == 8 * 24
+
+
+def test_sheets_and_validations_cost_what_a_recipe_asks_for_and_nothing_where_it_asks_for_none(repository):
+    usual, same, none = (
+        units(job(repository, "02_lora", class_name="fat", steps=200, options=options))
+        for options in ({}, settings.pace(200), {"validate_every": 0, "sheet_every": 0})
+    )
+    assert usual == same and usual["train"] - none["train"] == pytest.approx((10 + 4) * settings.HELD_OUT_DRAWS / 3)
+    assert usual["denoise"] - none["denoise"] == 4 * settings.SHEET_SAMPLES * settings.SHEET_STEPS * 2
 
 
 def test_real_tiles_are_seen_once_and_synthetic_ones_by_every_arm_that_has_them(repository):

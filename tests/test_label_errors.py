@@ -10,6 +10,7 @@ from tiny import tiny_model
 from histokit import runs, toy
 from histokit.core import files
 from histokit.diffusion import losses
+from histokit.runs import workload
 from histokit.show import label_errors
 from histokit.tiles import data
 
@@ -110,7 +111,7 @@ def test_the_caption_that_fits_best_is_that_of_the_least_error(manifest, monkeyp
     tiles = data.training(manifest)[lambda rows: rows["label"].isin(["red", "blue"])]
     told = lambda model, shown, captions, seed: np.where(np.array([["red" in text for text in captions]] * len(shown)), 0.5, 0.4)  # noqa: E731
     monkeypatch.setattr(label_errors, "denoising", told)
-    monkeypatch.setattr(label_errors, "MOST", 6)
+    monkeypatch.setattr(workload, "SUSPECTS", 6)
     found = label_errors.find(tiny_model(), tiles, {"red": "red", "green": "green", "blue": "blue"}, manifest, **ONE)
     some = found.head(6)
     assert some["fits"].eq("blue").all() and found["error"].iloc[6:].isna().all()

@@ -122,6 +122,22 @@ def test_a_run_folder_is_named_by_experiment_step_and_class(root):
     assert runs.folder("demo", "03", "all", "2/4") == top / "all" / "shards" / "2" and runs.folder("demo", "03", shard="0/1") == top
 
 
+@pytest.mark.parametrize("experiment", ["demo", "demo-2", "demo-d", "a-g-b", "demo-d0", "x.y_z", "demo-g1-x"])
+def test_the_name_of_a_replicate_is_read_back_as_it_was_made(experiment):
+    for draw in (0, 1, 12):
+        for generator in (0, 1, 12):
+            assert places.replicated(places.replicate(experiment, draw, generator)) == (experiment, draw, generator)
+    assert places.lineage(places.replicate(experiment, 3, 2)) == [f"{experiment}-d3-g2", f"{experiment}-d3"]
+    assert places.lineage(places.replicate(experiment, 3)) == [f"{experiment}-d3"], "another draw does everything again"
+
+
+def test_a_run_knows_its_generator_seed_and_its_key_does_not(root):
+    opened = [start(experiment=places.replicate("demo", draw, generator)) for draw, generator in ((0, 0), (0, 2), (1, 3))]
+    assert [run.generator_seed for run in opened] == [0, 2, 3]
+    assert [files.read_json(run.folder / "run.json")["generator_seed"] for run in opened] == [0, 2, 3]
+    assert len({json.dumps(run.record["key"], sort_keys=True) for run in opened}) == 1, "or what a replicate shares would be trained again"
+
+
 @pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "a\\b", ".old", "C:", "a\0", " a", "a\nb"])
 def test_names_that_cannot_be_folders_are_refused(root, name):
     for given in ({"experiment": name}, {"step": name}):

@@ -4,7 +4,6 @@ Every arm gets the same number of updates of the same batch size, so that more t
 chosen on real validation tiles; test tiles are predicted here and judged in 07_evaluate.
 """
 
-import re
 import time
 
 import numpy as np
@@ -307,9 +306,8 @@ class _Trial:
         return lambda rows: held[np.asarray(rows)]
 
     def _write_predictions(self, folder, s, probabilities):
-        generator_seed = re.search(r"-g(\d+)$", self.run.experiment)
         table = self.held_out[["tile_id", "case_id", "group", "split"]].assign(
-            arm=self.name, seed=s, gen_seed=int(generator_seed[1]) if generator_seed else 0, y=self.y.numpy()
+            arm=self.name, seed=s, gen_seed=self.run.generator_seed, y=self.y.numpy()
         )
         columns = {f"p_{name}": probabilities[:, i] for i, name in enumerate(self.dataset.classes)}
         files.write_table(folder / "predictions.parquet", pd.concat([table, pd.DataFrame(columns, index=table.index)], axis=1))

@@ -11,14 +11,12 @@ from dataclasses import asdict, dataclass
 
 from histokit.core import files
 from histokit.engine import jobs, speed
+from histokit.runs import workload
+from histokit.training import settings
 
 FIGURES = 6.0  # seconds that drawing and statistics of a page take
 VERDICT = 25.0  # the same of 07: resamples
 HOUSEKEEPING = 6  # files of a run folder beside what it is for
-CHECK = 64  # tiles of a held-out loss, `finetuning.validation`
-SHEET = (4, 20)  # images per prompt and steps of a sample sheet, `finetuning.sheet`
-SUSPECTS = 320  # tiles times noise levels of `label_errors.denoising`, for each caption
-PLANTED = 7 * 60  # planted copies of 08, `copy_detection.planted`
 
 
 @dataclass(frozen=True)
@@ -68,14 +66,15 @@ def _dataset(p, c, job, found):
 
 
 def _adapter(p, c, job, found):
-    steps, options = p["steps"], p.get("options") or {}
+    steps = p["steps"]
+    every = settings.pace(steps) | (p.get("options") or {})
     classes = len(c.tail) if job.class_name == "all" else 1
-    checks = steps / options.get("validate_every", max(1, steps // 10))
-    drawn = steps / options.get("sheet_every", max(1, steps // 4))
-    sheets = drawn * SHEET[0] * classes
+    checks, drawn = (steps / every[name] if every[name] else 0 for name in ("validate_every", "sheet_every"))
+    sheets = drawn * settings.SHEET_SAMPLES * classes
     latents = 8 * c.tail_train * classes / max(1, len(c.tail))
-    units = Counter({"train": steps * p["batch_size"] + (checks + drawn) * CHECK / 3, "denoise": sheets * SHEET[1] * 2})
-    units += Counter({"denoise": SUSPECTS * max(2, classes), "seconds": FIGURES})  # the tiles least like their label, and the figures
+    looked = workload.SUSPECTS * workload.SUSPECT_DRAWS * max(2, classes)  # at the tiles least like their label
+    units = Counter({"train": steps * p["batch_size"] + (checks + drawn) * settings.HELD_OUT_DRAWS / 3, "seconds": FIGURES})
+    units["denoise"] = sheets * settings.SHEET_STEPS * 2 + looked
     lora = 3 * p.get("rank", 0) / 16  # what is kept, and a checkpoint with two moments
     return units + Counter({"code": latents + sheets, "latents": latents, "loras": lora, "bytes": 1e5 * sheets, "files": 6})
 
@@ -148,8 +147,9 @@ def _verdict(p, c, job, found):
 
 def _fidelity(p, c, job, found):
     made, held = _made(p["source"], found, c), c.held * len(c.tail) / max(1, c.classes)
-    views = 9 * made + 8 * held + 8 * PLANTED * bool(made) + min(c.train + c.held, 3000)
-    code = 2 * PLANTED / 7 if p["base_model"] and made else 0
+    planted = workload.PLANTED * len(workload.COPIES) if made else 0
+    views = 9 * made + 8 * held + 8 * planted + min(c.train + c.held, 3000)
+    code = 2 * workload.PLANTED if p["base_model"] and made else 0
     return Counter({("see", p["encoder"]): views, "code": code, "read": made, "seconds": FIGURES, "bytes": 2e6, "files": 4})
 
 

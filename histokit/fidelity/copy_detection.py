@@ -17,10 +17,10 @@ from scipy.special import ndtr
 
 from histokit.fidelity import closest_pairs, nearest_tiles
 from histokit.metrics import distributions, memorisation, stats
+from histokit.runs import workload
 from histokit.tiles import augment, data
 
 VERSION = 3  # and of `nearest_tiles`
-PLANTED = 60  # training tiles of which each kind of copy is planted
 NEIGHBOURS = 50  # real tiles around a synthetic one, for the ratio test
 
 
@@ -61,7 +61,9 @@ def planted(vae=None):
         "JPEG 75": _jpeg,
         "stain": _restained,
     }
-    return {kind: Planted(kind, change) for kind, change in kinds.items()} | ({"autoencoder": vae} if vae else {})
+    found = {kind: Planted(kind, change) for kind, change in kinds.items()} | ({"autoencoder": vae} if vae else {})
+    assert set(found) <= set(workload.COPIES), "what is planted is counted there"
+    return found
 
 
 def _cropped(pixels):
@@ -110,7 +112,7 @@ def measure(tiles, made, classes, encoder, *, vae=None, most=500, seed=0):
     learned = _learned(tiles, made, classes)
     near = nearest_tiles.Nearest(learned, encoder)
     copied, kinds = {}, planted(vae)
-    sample = learned.sample(min(PLANTED, len(learned)), random_state=seed) if len(learned) else learned
+    sample = learned.sample(min(workload.PLANTED, len(learned)), random_state=seed) if len(learned) else learned
     for kind, codec in kinds.items():
         for space, found in near(sample, codec).items():
             copied.setdefault(space, {})[kind] = found.distance

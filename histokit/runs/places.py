@@ -14,7 +14,7 @@ from histokit.core import files, locks
 from histokit.runs import keys
 
 RECORD = "run.json"
-GENERATOR = re.compile(r"-g\d+$")  # a replicate of the generator alone; it reads what it has not made itself from the experiment before
+REPLICATE = re.compile(r"(.*?)(?:-d([1-9]\d*))?(?:-g(\d+))?", re.DOTALL)  # experiment, draw, generator
 _unseen = ContextVar("unseen", default=())
 
 
@@ -65,13 +65,20 @@ def without(folders):
 
 
 def replicate(experiment, draw=0, generator=0):
-    """The name of a replicate's experiment; draw 0 and generator 0 are the experiment itself."""
+    """The name of a replicate's experiment; draw 0 and generator 0 are the experiment itself. `replicated` reads it back."""
     return experiment + (f"-d{draw}" if draw else "") + (f"-g{generator}" if generator else "")
 
 
+def replicated(name):
+    """(experiment, draw, generator) that `replicate` made a name of; nothing else reads them out of one."""
+    experiment, draw, generator = REPLICATE.fullmatch(name).groups()
+    return experiment, int(draw or 0), int(generator or 0)
+
+
 def lineage(experiment):
-    """The experiment, and the one it replicates with another generator seed."""
-    return list(dict.fromkeys((experiment, GENERATOR.sub("", experiment))))
+    """The experiment, and the one it replicates with another generator seed, where it reads what it has not made itself."""
+    source, draw, _ = replicated(experiment)
+    return list(dict.fromkeys((experiment, replicate(source, draw))))
 
 
 def find_all(experiment, step):

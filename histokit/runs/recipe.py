@@ -116,7 +116,7 @@ def read(path, given=(), root=None):
     _read_given(recipe, given, problems)
     if not EXPERIMENT.fullmatch(recipe.experiment):
         problems.append(f"{path}: experiment {recipe.experiment!r} becomes a folder: letters, digits, dot, dash and underscore only")
-    if places.GENERATOR.search(recipe.experiment):
+    if len(places.lineage(recipe.experiment)) > 1:
         problems.append(f"{path}: experiment {recipe.experiment!r} ends like a replicate that --generator-seeds makes; choose another end")
 
     _read_shared(recipe, tree.get("shared") or {}, at, problems)

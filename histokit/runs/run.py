@@ -90,6 +90,7 @@ class Run:
         self.folder, self.parameters, self._lock = place, files.plain(given), lock
         self.experiment, self.step, self.class_name = given["experiment"], given["step"], given["class_name"]
         self.recipe, self.seed = given["recipe"], given["seed"]
+        _, _, self.generator_seed = places.replicated(self.experiment)  # 0 but in a replicate of --generator-seeds
         self._clock = time.time()
         atexit.register(lock.release)
         if resumed:
@@ -103,6 +104,7 @@ class Run:
             self.record = {"run_id": f"{stamp}-{os.urandom(2).hex()}", "attempt": 1, "earlier_s": 0.0, "notes": {}}
         self.run_id = self.record["run_id"]
         facts = {name: given[name] for name in ("experiment", "step", "class_name", "recipe", "seed")}
+        facts["generator_seed"] = self.generator_seed
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         self.record |= {"status": "running", **facts, "parameters": self.parameters, "key": key, "inputs": {}, "parents": []}
         self.record |= {"versions": versions(), "commit": commit(), "platform": platform.platform(), "host": socket.gethostname()}

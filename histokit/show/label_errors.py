@@ -15,12 +15,12 @@ import pandas as pd
 import torch
 
 from histokit.diffusion import backbone, latents, losses, prompting
+from histokit.runs import workload
 from histokit.tiles import data
 from histokit.vision import features
 
 ENCODERS = ("mini-ssl", "colour-texture")  # of the features, side by side
 OF_CLASS = 300  # reference tiles of a class at most
-MOST, DRAWS = 40, 8  # tiles that are denoised, the most suspicious by features; noise levels of each
 
 
 def find(model, tiles, terms, manifest, seed=0, *, encoders=ENCODERS, template=prompting.TEMPLATES[0]):
@@ -35,9 +35,9 @@ def find(model, tiles, terms, manifest, seed=0, *, encoders=ENCODERS, template=p
     Returns:
         `tiles` with columns more: `nearest` (class, "" where nothing can be compared), `margin` (cosine to the mean of the nearest other
         class minus that to the mean of its own, above 0 where another is nearer, NaN where its class has no tile of another case),
-        `above` (margin minus the median one of its class: the order), and of the first `MOST` tiles `error` (mean squared denoising error
-        under its own caption), `fits` (class whose caption gives the least), `excess` (error minus the least of other captions, as a
-        share of it, above 0 where another fits better).
+        `above` (margin minus the median one of its class: the order), and of the first `SUSPECTS` tiles `error` (mean squared denoising
+        error under its own caption), `fits` (class whose caption gives the least), `excess` (error minus the least of other captions, as
+        a share of it, above 0 where another fits better).
     """
     found = by_features(tiles, data.training(manifest), encoders, model.device)
     found = pd.concat([tiles.reset_index(drop=True), found], axis=1)
@@ -45,8 +45,8 @@ def find(model, tiles, terms, manifest, seed=0, *, encoders=ENCODERS, template=p
     found = found.sort_values("above", ascending=False, na_position="last", kind="stable", ignore_index=True)
     here = set(tiles["label"])
     classes = [name for name in terms if name in here or len(here) == 1]
-    error = denoising(model, found.head(MOST), [prompting.caption(template, terms[name]) for name in classes], seed)
-    own = np.array([classes.index(name) for name in found["label"].head(MOST)])
+    error = denoising(model, found.head(workload.SUSPECTS), [prompting.caption(template, terms[name]) for name in classes], seed)
+    own = np.array([classes.index(name) for name in found["label"].head(workload.SUSPECTS)])
     mine, others = error[range(len(own)), own], error.copy()
     others[range(len(own)), own] = np.inf
     least = others.min(axis=1)
@@ -85,7 +85,7 @@ def _unit(feats):
 
 
 @torch.no_grad()
-def denoising(model, tiles, captions, seed=0, *, draws=DRAWS, batch_size=16):
+def denoising(model, tiles, captions, seed=0, *, draws=workload.SUSPECT_DRAWS, batch_size=16):
     """Denoising error [N, C] of each tile under each caption, mean over `draws` noise levels; lower is better.
 
     All tiles and captions meet the same noise (common random numbers), so that their differences are the model's.
@@ -131,8 +131,8 @@ def say(found):
     print(f"By features {nearer} of {len(found)} tiles are nearer to another class than to their own. Most unusual in its class first.")
     if alone:
         print(f"{alone} have nothing to be compared with: no tile of another case in their class, or no other class.")
-    if len(found) > MOST:
-        print(f"The first {MOST} were denoised under every caption.")
+    if len(found) > workload.SUSPECTS:
+        print(f"The first {workload.SUSPECTS} were denoised under every caption.")
     print(
         "A right label can stand here: of ten tiles with one of another class, that one came first in 7 of 10 trials on toy, 5 on EBHI-Seg."
     )
