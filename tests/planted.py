@@ -10,7 +10,7 @@ from histokit import runs
 from histokit.arms.predictions import Predictions
 from histokit.core import files
 from histokit.metrics import stats
-from histokit.runs import reasons
+from histokit.runs import selection_reasons
 from histokit.tiles import data
 
 CLASSES = ["Adeno, mucinous", "Normal", "Polyp", "Serrated"]
@@ -122,7 +122,7 @@ def experiment(root, arms, cases, name="planted", seeds=6, made=24, specs=None, 
             kept = i < made - made // 3
             row = {"tile_id": f"s-{label}-{i}", "case_id": "", "split": "train", "label": label, "status": "kept" if kept else "rejected"}
             row |= {"sources": json.dumps([sources[i % len(sources)]]), "scores": json.dumps({"judge": round(1 - i / made, 3)})}
-            synthetic.append(row | {"reason": "" if kept else reasons.write(why)})
+            synthetic.append(row | {"reason": "" if kept else selection_reasons.write(why)})
     synthetic = _manifest(pd.DataFrame(synthetic).assign(source="synthetic", root="keep", use="labelled"))
     for row in synthetic.itertuples():
         files.write_png(run.path(row.file_name), picture(row.label, row.tile_id, rng))

@@ -12,7 +12,7 @@ from sklearn import metrics as sk
 
 from histokit import cli
 from histokit.core import files
-from histokit.runs import reasons
+from histokit.runs import selection_reasons
 from histokit.select import gallery, rater_agreement, review_set, reviews
 
 ARMS, MADE = {"real": {}, "augmented": {}}, 25
@@ -125,7 +125,7 @@ def test_a_reason_is_shown_without_the_tile_it_names(root, step):
     name = files.read_table(step.parent / "00_dataset" / "manifest.csv")["tile_id"].iloc[0]
     copied = {"code": "copy", "of": name, "space": "feature", "similarity": 0.991, "cut": 0.9}
     unsure = {"code": "judge", "asked": "x", "seen": "x", "probability": 0.1, "cut": 0.2}
-    files.write_table(step / "manifest.csv", manifest.assign(reason=reasons.write([copied, unsure])))
+    files.write_table(step / "manifest.csv", manifest.assign(reason=selection_reasons.write([copied, unsure])))
     gallery.page(step, root / "page.html")
     given, text = held(root / "page.html")
     assert {tile["why"] for tile in given["tiles"]} == {"copy of a training tile, judge disagrees"} and name not in text

@@ -15,7 +15,7 @@ from tiny import tiny_model
 from histokit import runs
 from histokit.core import files
 from histokit.generate import guidance, guided, guides, img2img, policies, synthetic
-from histokit.runs import reasons
+from histokit.runs import selection_reasons
 from histokit.select import guide_check, screening
 from histokit.show.panel import preview_worker
 from histokit.tiles import data
@@ -264,8 +264,8 @@ def test_the_judge_is_asked_about_guided_tiles_and_their_twins(model, tiles):
     decisions = pd.DataFrame({"status": "kept", "reason": ""}, index=rows.index)
     blurred = {"code": "blurred", "sharpness": 1.0, "cut": 2.0}
     disagrees = {"code": "judge", "asked": "blue", "seen": "red", "probability": 0.1, "cut": 0.5}
-    decisions.loc[[0, 1], ["status", "reason"]] = ["rejected", reasons.write([blurred, disagrees])]
-    decisions.loc[2, ["status", "reason"]] = ["rejected", reasons.write([blurred])]
+    decisions.loc[[0, 1], ["status", "reason"]] = ["rejected", selection_reasons.write([blurred, disagrees])]
+    decisions.loc[2, ["status", "reason"]] = ["rejected", selection_reasons.write([blurred])]
     found = guide_check.judged(rows, judge, decisions)
     (row,) = found.to_dict("records")
     assert (row["tiles"], row["sure"], row["agreed"], row["kept"]) == (5, 5, 3, 2)

@@ -9,10 +9,10 @@ import squares
 
 from histokit import cli, runs
 from histokit.core import files
-from histokit.runs import places, provenance, reasons
+from histokit.runs import places, provenance, selection_reasons
 from histokit.tiles import data
 
-BLANK = reasons.write([{"code": "blank", "contrast": 1.0, "cut": 4.0}])
+BLANK = selection_reasons.write([{"code": "blank", "contrast": 1.0, "cut": 4.0}])
 CASE = "train-blue-0"  # two tiles of the class that is rare
 
 

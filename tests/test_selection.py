@@ -14,7 +14,7 @@ import torch
 from histokit import runs
 from histokit.arms import comparison, trials
 from histokit.core import files
-from histokit.runs import reasons
+from histokit.runs import selection_reasons
 from histokit.select import reviews, scoring, screening, selection
 from histokit.show.panel import preview_scores
 from histokit.tiles import augment, data
@@ -111,7 +111,7 @@ def test_the_paper_s_distance_favours_a_class_that_spreads_and_ours_does_not():
 def passed(n=6):
     """n tiles that passed with the judge's score 0.9, 0.8, ..., and the fourth by a person's word."""
     decisions = pd.DataFrame({"status": ["kept"] * n, "reason": [""] * n})
-    decisions.loc[3, "reason"] = reasons.write([{"code": "person", "verdict": "keep", "note": ""}])
+    decisions.loc[3, "reason"] = selection_reasons.write([{"code": "person", "verdict": "keep", "note": ""}])
     return decisions, pd.DataFrame({"judge": 0.9 - 0.1 * np.arange(n), "centroid": np.arange(n)[::-1] / 10})
 
 
@@ -132,7 +132,7 @@ def test_a_quota_keeps_the_best_and_what_a_person_wants(quota, kept):
     decisions, scores = passed()
     left = selection.limit(decisions, scores, quota, real_tiles=6, most_real=10)
     assert left.index[left["status"].eq("kept")].tolist() == kept
-    why = [reason for text in left.loc[left["status"].eq("rejected"), "reason"] for reason in reasons.read(text)]
+    why = [reason for text in left.loc[left["status"].eq("rejected"), "reason"] for reason in selection_reasons.read(text)]
     assert [reason["code"] for reason in why] == ["quota"] * (6 - len(kept)) and all(reason["most"] < reason["place"] for reason in why)
     assert selection.limit(left, scores, quota, 6, 10).equals(left), "again changes nothing"
 
@@ -250,7 +250,7 @@ def test_every_reject_keeps_its_reason(change, status, reason):
         "realism": 0.5,
     }
     found = selection.decide(pd.DataFrame([GOOD | change]), selection.calibrate(given, NONE), "blue").iloc[0]
-    assert (found["status"], reasons.said(found["reason"])) == (status, reason)
+    assert (found["status"], selection_reasons.said(found["reason"])) == (status, reason)
 
 
 def test_stain_and_focus_are_held_against_real_tiles_and_nothing_where_these_are_few():
@@ -268,7 +268,7 @@ def test_stain_and_focus_are_held_against_real_tiles_and_nothing_where_these_are
 def test_a_place_set_by_hand_rejects_what_lies_behind():
     cuts = selection.calibrate({"judge_rank": 1}, NONE)
     found = selection.decide(pd.DataFrame([GOOD, GOOD | {"judge_rank": 2, "judge_class": "red"}]), cuts, "blue")
-    assert [reasons.read(text) for text in found["reason"]] == [
+    assert [selection_reasons.read(text) for text in found["reason"]] == [
         [],
         [{"code": "judge", "asked": "blue", "seen": "red", "place": 2, "cut": 1}],
     ]
@@ -279,8 +279,8 @@ def test_a_person_wins_over_every_score_and_the_scores_stay_readable():
     rows = pd.DataFrame([GOOD | {"similarity_feature": 0.99}, GOOD | {"sha256": "b" * 64}])
     found = selection.decide(rows, cuts, "blue", {"a" * 64: ("keep", "checked with the slide"), "b" * 64: ("reject", "")})
     assert found["status"].tolist() == ["kept", "rejected"]
-    assert reasons.said(found["reason"][0]) == "person: keep, checked with the slide; copy of r1: feature 0.990, cut 0.950"
-    assert reasons.read(found["reason"][1]) == [{"code": "person", "verdict": "reject", "note": ""}]
+    assert selection_reasons.said(found["reason"][0]) == "person: keep, checked with the slide; copy of r1: feature 0.990, cut 0.950"
+    assert selection_reasons.read(found["reason"][1]) == [{"code": "person", "verdict": "reject", "note": ""}]
 
 
 def test_scores_join_what_the_generator_wrote_as_strict_json():
@@ -294,7 +294,7 @@ def test_the_acceptance_table_counts_a_tile_once_under_each_kind_of_reason():
     judged = {"code": "judge", "asked": "blue", "seen": "red", "probability": 0.1, "cut": 0.2}
     near = {"space": "feature", "similarity": 1.0, "cut": 0.9}
     alike = [{"code": code, "of": tile, **near} for code, tile in (("copy", "r"), ("copy", "s"), ("repeat", "t"))]
-    texts = ["", *map(reasons.write, ([judged], alike))]
+    texts = ["", *map(selection_reasons.write, ([judged], alike))]
     decided = pd.DataFrame({"status": ["kept", "rejected", "quarantined"], "reason": texts})
     table = selection.acceptance(decided).set_index(["status", "why"])["tiles"].to_dict()
     assert table == {("kept", ""): 1, ("rejected", "judge"): 1, ("quarantined", "copy"): 1, ("quarantined", "repeat"): 1}
@@ -353,7 +353,7 @@ def test_planted_faults_are_found_and_named(study):
     noisy_twin = (fresh[0] + np.random.default_rng(0).normal(0, 3, fresh[0].shape)).clip(0, 255).astype(np.uint8)
     planted = [train[1], flipped, noisy_twin, np.zeros_like(train[0]), squares.tile("red", 4001)]
     run, (manifest, scores, cuts, real) = screen(fresh + planted, {"judge_rank": 1})
-    status, reason = manifest["status"].tolist(), manifest["reason"].map(reasons.said).tolist()
+    status, reason = manifest["status"].tolist(), manifest["reason"].map(selection_reasons.said).tolist()
     assert status[1:6] == ["kept"] * 5
     assert status[6] == "quarantined" and "copy of train/blue/1.png" in reason[6]
     assert status[7] == "quarantined" and "copy of train/blue/3.png" in reason[7]
@@ -402,7 +402,10 @@ def test_a_verdict_in_the_review_file_wins_and_makes_the_run_stale(study):
     assert table["verdict"].tolist() == ["reject", "keep"]  # nothing is overwritten
     run.finish(data.without_memory(manifest))
     run, (manifest, *_) = screen(made, {"judge_rank": 1})
-    assert manifest["status"].tolist() == ["kept", "kept"] and reasons.read(manifest["reason"][0])[0]["note"] == "a rare stain, see slide 4"
+    assert (
+        manifest["status"].tolist() == ["kept", "kept"]
+        and selection_reasons.read(manifest["reason"][0])[0]["note"] == "a rare stain, see slide 4"
+    )
     with pytest.raises(ValueError, match="expected keep or reject"):
         reviews.add_review("exp", manifest["sha256"][0], "maybe")
     bad = study / "params" / "reviews" / "exp.csv"

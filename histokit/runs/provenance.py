@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from histokit.core import files
-from histokit.runs import keys, places, reasons
+from histokit.runs import keys, places, selection_reasons
 
 CARD = "adapter.json"
 SHORT = 16  # hex digits of a sha256 that adapters keep of their training tiles
@@ -224,7 +224,7 @@ def told(found):
         yield f"  {which}: {places.relative(folder)}, learned from {len(learned['tiles'])} tiles of {len(learned['cases'])} cases: "
         yield f"             {', '.join(learned['cases'])}"
     for run, status, reason in found.decisions:
-        yield f"  {status:10} {run}" + (f": {reasons.said(reason)}" if reason else "")
+        yield f"  {status:10} {run}" + (f": {selection_reasons.said(reason)}" if reason else "")
     seeds = {}
     for run in found.trained:
         arm, _, seed = run.rpartition(", seed ")

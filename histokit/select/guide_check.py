@@ -11,7 +11,7 @@ import pandas as pd
 
 from histokit.generate import synthetic
 from histokit.metrics import stats
-from histokit.runs import places, reasons
+from histokit.runs import places, selection_reasons
 from histokit.vision import classifiers
 
 VERSION = 1
@@ -62,7 +62,7 @@ def judged(made, panel, decisions):
 
 
 def _judge_disagrees(reason):
-    return any(one["code"] == "judge" for one in reasons.read(reason))
+    return any(one["code"] == "judge" for one in selection_reasons.read(reason))
 
 
 def cost(made, decisions, folders):

@@ -13,7 +13,7 @@ import pandas as pd
 from PIL import Image
 
 from histokit.core import files
-from histokit.runs import reasons
+from histokit.runs import selection_reasons
 from histokit.tiles import data
 
 VERSION = 1
@@ -47,7 +47,7 @@ def deal(rows, tiles, dataset, *, blind=False, seed=0):
             scores, sources = json.loads(row["scores"]), json.loads(row["sources"])
             beside = {"source": sources[0] if sources else "", "nearest": scores.get("nearest_feature", "")}
             card |= {name: others.setdefault(tile, len(shown) + len(others)) for name, tile in beside.items() if tile in known.index}
-            why = ", ".join(reasons.captions(row["reason"]))  # the whole reason may name a tile
+            why = ", ".join(selection_reasons.captions(row["reason"]))  # the whole reason may name a tile
             card |= {"status": row["status"], "why": why}
             card["scores"] = {name: round(float(scores[name]), 3) for name in SHOWN if isinstance(scores.get(name), int | float)}
         cards.append(card)

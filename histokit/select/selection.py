@@ -9,10 +9,10 @@ import json
 import numpy as np
 import pandas as pd
 
-from histokit.runs import reasons
+from histokit.runs import selection_reasons
 from histokit.tiles import near_duplicates
 
-VERSION = 5  # and of `reasons`
+VERSION = 5  # and of `selection_reasons`
 THRESHOLDS = {
     "judge_rank": 0, "judge_p": 0.0, "copy": 0.0, "duplicate": 0.0, "picture": near_duplicates.THRESHOLD, "contrast": 0.0, "stain": 0.0,
     "focus": 0.0, "centroid_rank": 0, "realism": 0.0,
@@ -113,7 +113,7 @@ def decide(scores, cuts, asked, reviews=None):
         reviews: {sha256: (verdict, note)} of a person, "keep" or "reject"; they win over every score.
 
     Returns:
-        DataFrame status (kept | rejected | quarantined), reason (see `reasons`; "" where kept by the scores).
+        DataFrame status (kept | rejected | quarantined), reason (see `selection_reasons`; "" where kept by the scores).
     """
     cut = dict(zip(cuts["name"], cuts["cut"], strict=True))
     rows = []
@@ -124,7 +124,7 @@ def decide(scores, cuts, asked, reviews=None):
         if verdict:
             status = "kept" if verdict == "keep" else "rejected"
             found = [{"code": "person", "verdict": verdict, "note": note}, *found]
-        rows.append((status, reasons.write(found)))
+        rows.append((status, selection_reasons.write(found)))
     return pd.DataFrame(rows, columns=["status", "reason"], index=scores.index)
 
 
@@ -184,13 +184,16 @@ def limit(decisions, scores, quota, real_tiles, most_real=0):
     over = order.index[[i >= most and later for i, later in enumerate(order["later"])]]
     out, place = decisions.copy(), {i: n for n, i in enumerate(order.index, start=1)}
     for i in over:
-        out.loc[i, ["status", "reason"]] = "rejected", reasons.write([{"code": "quota", "place": place[i], "by": by, "most": most}])
+        out.loc[i, ["status", "reason"]] = (
+            "rejected",
+            selection_reasons.write([{"code": "quota", "place": place[i], "by": by, "most": most}]),
+        )
     return out
 
 
 def _is_wanted(reason):
     """Whether a person said keep."""
-    return any(one["code"] == "person" and one["verdict"] == "keep" for one in reasons.read(reason))
+    return any(one["code"] == "person" and one["verdict"] == "keep" for one in selection_reasons.read(reason))
 
 
 def merged(manifest, scores, decisions):
@@ -216,6 +219,6 @@ def acceptance(decisions):
     rows = [("kept", "", int(decisions["status"].eq("kept").sum()))]
     for status in ("quarantined", "rejected"):
         texts = decisions.loc[decisions["status"].eq(status), "reason"]
-        codes = [code for text in texts for code in dict.fromkeys(one["code"] for one in reasons.read(text))]
+        codes = [code for text in texts for code in dict.fromkeys(one["code"] for one in selection_reasons.read(text))]
         rows += [(status, code, n) for code, n in pd.Series(codes, dtype=object).value_counts().items()]
     return pd.DataFrame([(*row, row[2] / total) for row in rows], columns=["status", "why", "tiles", "share"])

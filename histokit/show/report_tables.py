@@ -8,7 +8,7 @@ import json
 import pandas as pd
 
 from histokit.core import files
-from histokit.runs import places, reasons
+from histokit.runs import places, selection_reasons
 
 
 def class_rows(dataset):
@@ -84,7 +84,7 @@ def acceptance_rows(record):
         held = files.read_json(place / "results.json") if (place / "results.json").is_file() else {}
         if isinstance(held, dict) and "acceptance" in held:
             label = places.read(place)["class_name"] or "all"
-            shown = [row | {"class": label, "why": reasons.caption(row["why"])} for row in held["acceptance"]]
+            shown = [row | {"class": label, "why": selection_reasons.caption(row["why"])} for row in held["acceptance"]]
             rows += [{name: row[name] for name in ("class", "status", "why", "tiles")} for row in shown]
     return sorted(rows, key=lambda row: (row["class"], row["status"]))
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from histokit.core import files
-from histokit.runs import places, reasons, recipe
+from histokit.runs import places, recipe, selection_reasons
 from histokit.select import scoring, screening, selection
 from histokit.tiles import data
 from histokit.vision import classifiers, features
@@ -73,7 +73,7 @@ class PreviewScores:
         step = self.asked[0].get("step", SELECT)
         if row.status == "kept":
             return Reading(True, f"would be kept by {step}{'' if self.judge[0] else ', as far as can be said without a judge'}", rows)
-        return Reading(False, f"would not be kept by {step}: {reasons.said(row.reason)}", rows)
+        return Reading(False, f"would not be kept by {step}: {selection_reasons.said(row.reason)}", rows)
 
     def table(self, images, jobs):
         """What 05 measures of pictures, a row each.

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from histokit.core import files
-from histokit.runs import reasons
+from histokit.runs import selection_reasons
 
 # every form a reason can have, with the words that it is shown in
 WORDS = [
@@ -28,11 +28,11 @@ WORDS = [
 
 
 def test_every_code_has_a_sentence_and_a_caption_that_names_no_tile():
-    assert {reason["code"] for reason, _ in WORDS} == set(reasons.CODES)
+    assert {reason["code"] for reason, _ in WORDS} == set(selection_reasons.CODES)
     for reason, words in WORDS:
-        assert reasons.sentence(reason) == words
-        (caption,) = reasons.captions(reasons.write([reason]))
-        assert caption == reasons.CODES[reason["code"]] and str(reason.get("of")) not in caption
+        assert selection_reasons.sentence(reason) == words
+        (caption,) = selection_reasons.captions(selection_reasons.write([reason]))
+        assert caption == selection_reasons.CODES[reason["code"]] and str(reason.get("of")) not in caption
 
 
 @pytest.mark.parametrize(("reason", "words"), WORDS)
@@ -48,13 +48,13 @@ def test_every_number_of_a_sentence_is_a_field_and_every_field_is_said(reason, w
         assert any(abs(float(said) - number) <= rounding for number in numbers), said
     for name, value in fields.items():
         other = value + 10 if not isinstance(value, str) else f"another {value}"
-        assert reasons.sentence({**reason, name: other}) != words, f"{name} is not said"
+        assert selection_reasons.sentence({**reason, name: other}) != words, f"{name} is not said"
 
 
 @pytest.mark.parametrize("reason", [{"code": "ugly"}, {"code": "copy", "of": "r1"}, {}])
 def test_what_has_no_words_is_not_written(reason):
     with pytest.raises(ValueError, match="no words for the reason .*; expected a code of blank, copy"):
-        reasons.write([reason])
+        selection_reasons.write([reason])
 
 
 def test_reasons_come_back_from_a_table_as_they_went(root):
@@ -63,18 +63,25 @@ def test_reasons_come_back_from_a_table_as_they_went(root):
         {"code": "person", "verdict": "keep", "note": "=1+1; judge sees red\r\n[…]"},
         {"code": "quota", "place": 1234567, "by": "judge", "most": 0},
     ]
-    cells = ["", reasons.write([]), reasons.write(odd), *(reasons.write([reason]) for reason, _ in WORDS if reason["code"] != "earlier")]
+    cells = [
+        "",
+        selection_reasons.write([]),
+        selection_reasons.write(odd),
+        *(selection_reasons.write([reason]) for reason, _ in WORDS if reason["code"] != "earlier"),
+    ]
     for name in ("manifest.csv", "manifest.parquet"):
         files.write_table(root / name, pd.DataFrame({"tile_id": map(str, range(len(cells))), "reason": cells}))
         assert files.read_table(root / name)["reason"].tolist() == cells
-    assert reasons.read(cells[0]) == reasons.read(cells[1]) == [] and reasons.said("") == ""
-    assert reasons.read(cells[2]) == [{**odd[0], "similarity": 0.998123, "cut": 1}, *odd[1:]], "floats to six digits, all else as it was"
-    assert [reasons.said(cell) for cell in cells[3:]] == [words for reason, words in WORDS if reason["code"] != "earlier"]
+    assert selection_reasons.read(cells[0]) == selection_reasons.read(cells[1]) == [] and selection_reasons.said("") == ""
+    assert selection_reasons.read(cells[2]) == [{**odd[0], "similarity": 0.998123, "cut": 1}, *odd[1:]], (
+        "floats to six digits, all else as it was"
+    )
+    assert [selection_reasons.said(cell) for cell in cells[3:]] == [words for reason, words in WORDS if reason["code"] != "earlier"]
 
 
 def test_a_manifest_of_an_earlier_version_is_shown_as_it_is():
     text = "person: keep, [see slide; 4]; copy of r1: feature 0.998, cut 0.970"
-    assert reasons.said(text) == text
-    (caption,) = reasons.captions(text)
+    assert selection_reasons.said(text) == text
+    (caption,) = selection_reasons.captions(text)
     assert "r1" not in caption, "a caption goes where no tile may be named"
-    assert reasons.caption("judge disagrees") == "judge disagrees", "results.json of an earlier version holds captions"
+    assert selection_reasons.caption("judge disagrees") == "judge disagrees", "results.json of an earlier version holds captions"
