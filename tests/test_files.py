@@ -85,7 +85,7 @@ def test_kill_9_in_the_middle_of_a_write_leaves_the_old_file(tmp_path):
     files.write_text(tmp_path / "a", "old")
     code = f"""
         import os, signal
-        from histokit import files
+        from histokit.core import files
         with files.atomic({str(tmp_path / "a")!r}) as file:
             file.write(b"half"); file.flush()
             os.kill(os.getpid(), signal.SIGKILL)

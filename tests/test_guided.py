@@ -138,7 +138,7 @@ def test_another_setting_guide_or_prompt_makes_a_tile_again(model, tiles, monkey
 
 
 def test_out_of_memory_halves_the_batch_says_so_and_makes_the_same_images(model, tiles, monkeypatch):
-    monkeypatch.setattr(guided.lanes, "count", lambda *_: 1)  # as on a GPU
+    monkeypatch.setattr(guided.parallel, "count", lambda *_: 1)  # as on a GPU
     whole, said, optimise = render(model, tiles, start("whole"), count=6, batch=4), [], guidance.optimise
 
     def small(model, guide, queues, *rest, **given):

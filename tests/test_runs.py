@@ -14,6 +14,7 @@ import pytest
 from histokit import runs
 from histokit.core import files, locks, machine
 from histokit.runs import keys, places
+from histokit.runs import run as run_module
 
 NOTEBOOK = """
 experiment: str = "demo"  # folder
@@ -173,7 +174,7 @@ def test_results_hold_no_nan(root):
 
 
 def test_large_manifests_are_parquet(root, monkeypatch):
-    monkeypatch.setattr(runs, "BIG", 2)
+    monkeypatch.setattr(run_module, "BIG", 2)
     run = start()
     run.finish(pd.DataFrame({"tile_id": list("abc")}))
     assert [p.name for p in places.output_files(run.folder)] == ["manifest.parquet"]
@@ -559,7 +560,8 @@ def test_a_second_writer_is_refused_naming_the_first(root, plain_notebook):
 def test_of_many_writers_at_once_exactly_one_wins(root, plain_notebook):
     code = """
         import sys, time
-        from histokit import locks, runs
+        from histokit import runs
+        from histokit.core import locks
         while time.time() < float(sys.argv[1]):
             time.sleep(0.01)
         try:
@@ -659,8 +661,9 @@ def test_kill_9_at_any_system_call_leaves_a_folder_that_can_be_run(root, plain_n
     code = """
         import os, signal, sys
         name, left = sys.argv[1].partition(".")[2], [int(sys.argv[2])]
-        import pandas, histokit.tables, histokit.notebooks
-        from histokit import files, runs
+        import pandas, histokit.core.tables, histokit.runs.notebooks
+        from histokit import runs
+        from histokit.core import files
         original = getattr(os, name)
         def killing(*args, **kwargs):
             left[0] -= 1

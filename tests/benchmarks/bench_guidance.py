@@ -14,7 +14,9 @@ SIDE = """
 import json, resource, sys, time
 sys.path[:0] = ["tests"]
 import numpy as np, torch
-from histokit import backbone, classifiers, features, guidance, guides, sampling
+from histokit.diffusion import backbone, sampling
+from histokit.generate import guidance, guides
+from histokit.vision import classifiers, features
 import plain_guidance
 
 torch.manual_seed(0)
