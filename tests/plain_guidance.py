@@ -1,6 +1,6 @@
 """Guided generation as its description reads, one image at a time: full autograd, diffusers' own scheduler, no trick at all.
 
-The second definition that `histokit.guidance` is held against, for its numbers and, in the benchmarks, for its speed.
+The second definition that `histokit.generate.guidance` is held against, for its numbers and, in the benchmarks, for its speed.
 """
 
 import torch

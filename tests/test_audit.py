@@ -1,6 +1,5 @@
 import io
 import json
-import textwrap
 import types
 
 import numpy as np
@@ -10,6 +9,7 @@ from folders import FolderRun, class_folders, described, encoded, save, texture
 from PIL import Image, ImageEnhance
 
 from histokit.core import files
+from histokit.show import text
 from histokit.tiles import audit, data, near_duplicates, splits
 
 PATTERN = "case_pattern: '(?P<case_id>P[0-9]+)_'\n"
@@ -169,7 +169,7 @@ def test_a_case_in_two_splits_stops_the_run_when_all_findings_are_written(root, 
     held, run = described(root, root / "tiles", PATTERN), FolderRun(root)
     book = json.loads((repository / "notebooks/00_dataset.ipynb").read_text())
     cells = {cell["id"]: "".join(cell["source"]) for cell in book["cells"]}
-    space = {"audit": audit, "data": data, "files": files, "splits": splits, "fill": textwrap.fill}
+    space = {"audit": audit, "data": data, "files": files, "splits": splits, "text": text}
     space |= {"run": run, "described": held, "tiles": data.scan(held), "seed": 0, "draw": 0, "on_unreadable": "stop"}
     space["plots"] = types.SimpleNamespace(table=len)
     exec(cells["audit"], space)

@@ -206,7 +206,7 @@ def _listing(folder, patterns):
 
 
 def differences(old, new):
-    """One phrase per changed fact of two keys: "strength 0.5 -> 0.35", "histokit.img2img version 1 -> 2", "code changed"."""
+    """One phrase per changed fact of two keys: "strength 0.5 -> 0.35", "histokit.generate.img2img version 1 -> 2", "code changed"."""
     changes = _changed(_flat(old.get("parameters") or {}), _flat(new["parameters"]), "{name} {old} -> {new}")
     if old.get("code") != new["code"]:
         changes.append("code of the notebook changed")
