@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tiny import tiny_model
 
 from histokit.core import files
-from histokit.diffusion import adapters, backbone, sampling
+from histokit.diffusion import adapters, backbone, learned_tokens, sampling
 
 A, B = "<hk-adenoma>", "<hk-adenocarcinoma>"
 STEPS, SCALE = 4, 3.0
@@ -30,7 +30,7 @@ def scramble(params, scale=0.3, seed=0):
 def trained(folder, *, model=None, vectors=3, rank=4, alpha=16, targets="attn", dora=False, names=(A, B), seed=0, **options):
     """An adapter folder with tokens and a LoRA of random, strong effect."""
     model = model or tiny_model()
-    tokens = adapters.add_tokens(model, dict.fromkeys(names, "histology tissue of gland"), vectors)
+    tokens = learned_tokens.add_tokens(model, dict.fromkeys(names, "histology tissue of gland"), vectors)
     scramble([tokens.parameter], 1.0, seed)
     params = adapters.add_lora(model, rank, alpha, targets, dora)
     scramble([p for p in params if p.ndim > 1], seed=seed)
@@ -180,22 +180,22 @@ def test_lora_weights_are_float32_on_a_half_precision_unet():
 @pytest.mark.parametrize("name", ["<HK-BCC>", "mel", "<hk mel>", "<hk-mel>_1", "<>"])
 def test_placeholders_that_clip_or_diffusers_would_misread_are_refused(name):
     with pytest.raises(ValueError, match="lower case, in brackets"):
-        adapters.add_tokens(tiny_model(), {name: "tissue"})
+        learned_tokens.add_tokens(tiny_model(), {name: "tissue"})
 
 
 def test_class_names_become_distinct_safe_placeholders():
     names = ["BCC", "bcc", "Adenoma", "Adenocarcinoma", "High-grade IN", "Größe (µm), 50 %", "psoriasis", "psoriatic"]
-    made = [adapters.placeholder(name) for name in names]
+    made = [learned_tokens.placeholder(name) for name in names]
     assert len(set(made)) == len(names)
-    adapters.add_tokens(tiny_model(), dict.fromkeys(made, "tissue"), 2)  # raises where an id is not the expected one
+    learned_tokens.add_tokens(tiny_model(), dict.fromkeys(made, "tissue"), 2)  # raises where an id is not the expected one
 
 
 def test_a_token_that_is_there_already_is_refused():
     model = tiny_model()
-    adapters.add_tokens(model, {A: "tissue"})
+    learned_tokens.add_tokens(model, {A: "tissue"})
     with pytest.raises(ValueError, match="already holds"):
-        adapters.add_tokens(model, {A: "tissue"})
-    more = adapters.add_tokens(model, {B: "tissue"}, 2)
+        learned_tokens.add_tokens(model, {A: "tissue"})
+    more = learned_tokens.add_tokens(model, {B: "tissue"}, 2)
     assert model.tokenizer.convert_tokens_to_ids(f"{B}_1") == len(tiny_model().tokenizer) + 2
     assert more.parameter.shape == (2, 32)
 
@@ -204,18 +204,18 @@ def test_the_initialiser_may_be_any_phrase():
     model = tiny_model()
     ids = model.tokenizer("mucinous gland tissue", add_special_tokens=False)["input_ids"]
     words = model.text_encoder.get_input_embeddings().weight[ids]
-    assert torch.equal(adapters.initial_rows(model, "mucinous gland tissue", 3), words)
-    assert torch.equal(adapters.initial_rows(model, "mucinous gland tissue", 5), words[[0, 1, 2, 0, 1]])
-    torch.testing.assert_close(adapters.initial_rows(model, "mucinous gland tissue", 2), torch.stack([words[:2].mean(0), words[2]]))
-    mean = adapters.initial_rows(model, "mucinous gland tissue", 4, "mean")
+    assert torch.equal(learned_tokens.initial_rows(model, "mucinous gland tissue", 3), words)
+    assert torch.equal(learned_tokens.initial_rows(model, "mucinous gland tissue", 5), words[[0, 1, 2, 0, 1]])
+    torch.testing.assert_close(learned_tokens.initial_rows(model, "mucinous gland tissue", 2), torch.stack([words[:2].mean(0), words[2]]))
+    mean = learned_tokens.initial_rows(model, "mucinous gland tissue", 4, "mean")
     torch.testing.assert_close(mean, words.mean(0).expand(4, -1))
     with pytest.raises(ValueError, match="has no token"):
-        adapters.initial_rows(model, " ", 1)
+        learned_tokens.initial_rows(model, " ", 1)
 
 
 def test_a_fixed_norm_trains_directions_only():
     model = tiny_model()
-    tokens = adapters.add_tokens(model, {A: "mucinous gland"}, 2, fixed_norm=True)
+    tokens = learned_tokens.add_tokens(model, {A: "mucinous gland"}, 2, fixed_norm=True)
     lengths = tokens.vectors()[A].norm(dim=-1)
     scramble([tokens.parameter], 5.0)
     torch.testing.assert_close(tokens.vectors()[A].norm(dim=-1), lengths)
@@ -249,7 +249,7 @@ def test_a_folder_without_an_adapter_is_refused(tmp_path):
 
 def test_tokens_that_contradict_each_other_are_refused_and_equal_ones_taken_once(tmp_path):
     model = tiny_model()
-    tokens = adapters.add_tokens(model, {A: "gland"}, 2)
+    tokens = learned_tokens.add_tokens(model, {A: "gland"}, 2)
     adapters.save(tmp_path / "01", model, {"adenoma": A}, tiles(), tokens=tokens.vectors())
     adapters.save(tmp_path / "02", model, {"adenoma": A}, tiles(), tokens=tokens.vectors())
     loaded = adapters.load(tiny_model(), tmp_path / "01", tmp_path / "02")

@@ -12,7 +12,7 @@ from tiny import tiny_model
 
 from histokit import runs
 from histokit.core import files
-from histokit.diffusion import adapters, backbone, latents, sampling
+from histokit.diffusion import adapters, backbone, latents, learned_tokens, sampling
 from histokit.generate import img2img
 from histokit.tiles import data
 
@@ -332,8 +332,8 @@ def test_a_preview_of_another_seed_is_the_batch_of_that_seed(model, tiles):
 
 def test_tokens_and_lora_shape_the_images_and_are_named_in_the_rows(tiles, tmp_path):
     model = tiny_model()
-    name = adapters.placeholder("blue")
-    tokens = adapters.add_tokens(model, {name: torch.randn(2, 32)})
+    name = learned_tokens.placeholder("blue")
+    tokens = learned_tokens.add_tokens(model, {name: torch.randn(2, 32)})
     scrambled = adapters.add_lora(model, 2)
     for k, p in enumerate(scrambled):
         p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(k)) * 0.3

@@ -7,7 +7,7 @@ from tiny import tiny_model
 
 from histokit import toy
 from histokit.diffusion import backbone, losses, sampling
-from histokit.training import corpus, ldm, loop
+from histokit.training import corpus, ldm, loop, representation
 from histokit.vision import encoders
 
 
@@ -136,7 +136,7 @@ def test_caption_dropout_empties_captions(monkeypatch):
 def test_contrast_is_lowest_when_partners_agree():
     """With unit features the loss has a closed form: partner at cosine 1, all others at 0."""
     n, temperature = 4, 0.2
-    player = ldm.contrastive_player(torch.nn.Identity(), torch.nn.Linear(n, n), temperature=temperature)
+    player = representation.contrastive_player(torch.nn.Identity(), torch.nn.Linear(n, n), temperature=temperature)
     with torch.no_grad():
         player.params[0].copy_(torch.eye(n))
         player.params[1].zero_()
@@ -148,8 +148,8 @@ def test_contrast_is_lowest_when_partners_agree():
 def test_stain_jitter_keeps_white_nearly_white_and_zero_strength_keeps_all():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
-    assert np.abs(ldm.jitter(images, rng, 0.0).astype(int) - images).max() <= 1
-    assert ldm.jitter(np.full((5, 4, 4, 3), 255, np.uint8), rng, 0.2).min() >= 240
+    assert np.abs(representation.jitter(images, rng, 0.0).astype(int) - images).max() <= 1
+    assert representation.jitter(np.full((5, 4, 4, 3), 255, np.uint8), rng, 0.2).min() >= 240
 
 
 def test_a_corpus_refuses_what_the_demo_makes_rare():

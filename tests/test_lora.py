@@ -7,7 +7,7 @@ from ordered import Ordered
 from tiny import tiny_model
 
 from histokit import runs
-from histokit.diffusion import adapters, backbone
+from histokit.diffusion import adapters, backbone, learned_tokens
 from histokit.tiles import data
 from histokit.training import finetuning, lora
 
@@ -42,8 +42,8 @@ def test_only_the_lora_changes_and_the_base_stays_bit_for_bit(tiles):
 
 def test_tokens_are_trained_jointly_or_stay_as_they_were(tiles, tmp_path):
     source = tiny_model()
-    name = adapters.placeholder("blue")
-    old = adapters.add_tokens(source, {name: "blue tissue"}, 3).vectors()
+    name = learned_tokens.placeholder("blue")
+    old = learned_tokens.add_tokens(source, {name: "blue tissue"}, 3).vectors()
     adapters.save(tmp_path / "01", source, {"blue": name}, tiles, tokens=old)
     given = adapters.read_tokens(tiny_model(), tmp_path / "01")
 
@@ -52,7 +52,7 @@ def test_tokens_are_trained_jointly_or_stay_as_they_were(tiles, tmp_path):
 
     joint, words, _ = lora.train(tiny_model(), tiles, TERMS, tokens=given, joint=True, token_lr=0.05, **QUICK)
     rows = words.vectors()
-    assert joint == {"blue": name, "red": adapters.placeholder("red")}
+    assert joint == {"blue": name, "red": learned_tokens.placeholder("red")}
     assert rows[name].shape == (3, 32) and rows[joint["red"]].shape == (2, 32)
     assert not torch.equal(rows[name], old[name])
 

@@ -5,12 +5,14 @@ import torch
 
 from histokit import toy
 from histokit.core import files
-from histokit.diffusion import backbone
+from histokit.diffusion import backbone, pretrained
 from histokit.tiles import data, decode
 from histokit.training import corpus, ldm, pretrain
 from histokit.vision import encoders
 
-pytestmark = pytest.mark.skipif(not backbone.MINI.is_dir(), reason="histokit/mini is not there: `histokit run params/mini.yaml` trains it")
+pytestmark = pytest.mark.skipif(
+    not pretrained.MINI.is_dir(), reason="histokit/mini is not there: `histokit run params/mini.yaml` trains it"
+)
 LOOKS, TOY = "looks", "toy"
 DATASETS = {  # description: folder below ../shared/data, classes whose training tiles it may have seen
     "ebhi_seg": ("ebhi-seg", {"Adenocarcinoma", "High-grade_IN", "Low-grade_IN"}),  # not Normal, Polyp, Serrated_adenoma
@@ -21,7 +23,7 @@ HEADS = {name for name, facts in toy.CLASSES.items() if facts["role"] == "head"}
 
 @pytest.fixture(scope="module")
 def seen():
-    return files.read_table(backbone.MINI / "trained_on.csv")
+    return files.read_table(pretrained.MINI / "trained_on.csv")
 
 
 def described(repository, name):
@@ -79,7 +81,7 @@ def test_it_has_seen_toys_head_classes_in_cases_that_toy_does_not_have(seen):
 
 
 def test_it_is_small_and_half_precision():
-    size = sum(path.stat().st_size for path in backbone.MINI.rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in pretrained.MINI.rglob("*") if path.is_file())
     assert size <= 34e6
     model = backbone.load("mini")
     assert sum(p.numel() for p in model.unet.parameters()) <= 11e6

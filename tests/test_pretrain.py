@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from histokit.core import files
-from histokit.diffusion import backbone, sampling
+from histokit.diffusion import backbone, pretrained, sampling
 from histokit.engine import batch
 from histokit.runs import recipe
 from histokit.training import corpus, ldm, package_mini, pretrain
@@ -82,7 +82,7 @@ def test_an_origin_is_a_step_a_base_or_a_folder(trained, monkeypatch):
     run = type("Run", (), {"experiment": "base", "parent": lambda self, step: trained / step})()
     assert pretrain.origin(run, "") is None
     assert pretrain.origin(run, "diffusion") == trained / "diffusion"
-    assert pretrain.origin(run, "mini") == backbone.MINI
+    assert pretrain.origin(run, "mini") == pretrained.MINI
     assert pretrain.origin(run, "outputs/base/diffusion") == trained / "diffusion"
 
 

@@ -9,7 +9,7 @@ from ordered import Ordered
 from tiny import tiny_model
 
 from histokit import runs
-from histokit.diffusion import adapters, backbone, latents, prompting
+from histokit.diffusion import backbone, latents, learned_tokens, prompting
 from histokit.tiles import data
 from histokit.training import finetuning, textual_inversion
 
@@ -37,7 +37,7 @@ def test_only_the_new_rows_change(tiles):
     after, table_after = state(model)
     assert torch.equal(table, table_after) and before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    fresh = adapters.initial_rows(tiny_model(), "blue tissue", 2)
+    fresh = learned_tokens.initial_rows(tiny_model(), "blue tissue", 2)
     moved = (tokens.vectors()[classes["blue"]] - fresh).abs().amax(dim=1)
     assert (moved > 0.01).all() and len(history) and not tokens.parameter.requires_grad
     assert not any(p.requires_grad for p in [*model.unet.parameters(), *model.text_encoder.parameters()])
@@ -45,7 +45,7 @@ def test_only_the_new_rows_change(tiles):
 
 def test_training_lowers_the_loss_it_trains():
     model = tiny_model()
-    tokens = adapters.add_tokens(model, {"<hk-a>": "gland"}, 2)
+    tokens = learned_tokens.add_tokens(model, {"<hk-a>": "gland"}, 2)
     z = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     loss = finetuning.loss(model, lambda prompts: backbone.embed(model, prompts), min_snr_gamma=0)
     batch = {"latents": z, "captions": ["a <hk-a>"] * 4}

@@ -1,156 +1,28 @@
-"""Learned tokens and LoRA: into a model, out of it, onto disk and back.
+"""Adapters, learned tokens and LoRA: onto disk, back into a model, and out of it.
 
 Both kinds of file are those of stock diffusers (`load_textual_inversion`, `load_lora_weights`); beside them lies
-`adapter.json`, which says on what base and from which cases they were trained, so that `load` can refuse. How they
-are trained is in `textual_inversion` and `lora`.
+`adapter.json`, which says on what base and from which cases they were trained, so that `load` can refuse. What a token is to a
+model is in `learned_tokens`; how both are trained in `textual_inversion` and `lora`.
 """
 
-import copy
 import json
-import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from histokit.core import files
-from histokit.diffusion import backbone
+from histokit.diffusion import learned_tokens, pretrained
 
 VERSION = 2
 
 CARD = "adapter.json"
 LORA = "pytorch_lora_weights.safetensors"  # the name stock diffusers looks for
-PLACEHOLDER = re.compile(r"<[a-z0-9]+(-[a-z0-9]+)*>")
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 TARGETS = {
     "attn": ATTENTION,
     "attn+ff": (*ATTENTION, "ff.net.0.proj", "ff.net.2"),
     "attn+conv": (*ATTENTION, "conv1", "conv2", "conv_shortcut", "proj_in", "proj_out"),
 }
-
-
-# --- tokens ----------------------------------------------------------------------------------------------------------
-
-
-class TokenTable(nn.Module):
-    """The text encoder's token embedding with rows of its own for new ids; the table below them is never written."""
-
-    def __init__(self, table, tokenizer):
-        super().__init__()
-        self.table, self.first_id = table, len(tokenizer)
-        self.tokenizer = tokenizer  # as it was, for `unload`
-        self.blocks, self.norms = nn.ParameterList(), []
-
-    @property
-    def weight(self):
-        return self.table.weight
-
-    def rows(self, k):
-        """Rows [n, D] of block k as the encoder sees them, held at a fixed norm where that was asked for."""
-        block, norm = self.blocks[k], self.norms[k]
-        return block if norm is None else F.normalize(block, dim=-1) * norm
-
-    def forward(self, ids):
-        rows = torch.cat([self.rows(k) for k in range(len(self.blocks))]).to(self.table.weight.dtype)  # [n, D]
-        new = ids >= self.first_id
-        old = self.table(ids.masked_fill(new, 0))  # [B, L, D]
-        # not rows[...]: its gradient adds up what falls on one row in whatever order the threads arrive, and no run would repeat another
-        return torch.where(new[..., None], F.embedding((ids - self.first_id).clamp(min=0), rows), old)
-
-
-@dataclass
-class Tokens:
-    """Tokens added together: `parameter` [sum of vectors, D] is what inversion trains."""
-
-    counts: dict  # placeholder -> number of vectors
-    table: TokenTable
-    block: int
-
-    @property
-    def parameter(self):
-        return self.table.blocks[self.block]
-
-    def vectors(self):
-        """{placeholder: [n, D] float32 on the CPU}, as they are saved."""
-        rows = self.table.rows(self.block).detach().float().cpu()
-        return dict(zip(self.counts, rows.split(list(self.counts.values())), strict=True))
-
-
-def placeholder(class_name):
-    """The token of a class: lower case and in brackets, because CLIP folds case and stock diffusers replaces text."""
-    return f"<hk-{files.slug(class_name)}>"
-
-
-def initial_rows(model, phrase, n_vectors, how="spread"):
-    """Rows [n_vectors, D] to start from, out of the words of any phrase.
-
-    Args:
-        phrase: text, such as the name of the class; its tokens' embeddings are the material.
-        how: "mean" gives every vector the mean of the phrase; "spread" deals the tokens out in order, each vector the mean
-            of its share (repeating tokens when there are fewer than vectors).
-    """
-    if how not in ("mean", "spread"):
-        raise ValueError(f"initialiser {how!r} is unknown; use mean or spread")
-    ids = model.tokenizer(phrase, add_special_tokens=False)["input_ids"]
-    if not ids:
-        raise ValueError(f"the initialiser {phrase!r} has no token; give a word or a phrase such as 'mucinous tissue'")
-    table = model.text_encoder.get_input_embeddings()
-    with torch.no_grad():
-        words = table(torch.tensor(ids, device=model.device)[None])[0].float()  # [m, D]
-    if how == "mean":
-        return words.mean(0, keepdim=True).repeat(n_vectors, 1)
-    if len(words) < n_vectors:
-        return words[torch.arange(n_vectors) % len(words)]
-    return torch.stack([share.mean(0) for share in words.tensor_split(n_vectors)])
-
-
-def add_tokens(model, initial, n_vectors=1, how="spread", fixed_norm=False):
-    """Give `model` new tokens and return what can be trained of them.
-
-    Args:
-        model: backbone.Model; its tokenizer is replaced by an extended copy, its token embedding wrapped.
-        initial: {placeholder: phrase to start from, or tensor [n, D]}.
-        n_vectors: vectors of each token that starts from a phrase.
-        how: "spread" or "mean", see `initial_rows`.
-        fixed_norm: train directions only and keep each vector at its initial length.
-
-    Returns:
-        Tokens, with `parameter` float32 that requires no gradient yet.
-
-    Raises ValueError for a placeholder that is not like `<hk-name>`, or that the vocabulary already holds.
-    """
-    model.need("tokenizer", "text_encoder")
-    rows = {}
-    for name, start in initial.items():
-        if not PLACEHOLDER.fullmatch(name):
-            raise ValueError(f"placeholder {name!r} must be lower case, in brackets, of letters, digits and '-', such as '<hk-mucinous>'")
-        rows[name] = start.detach().float() if torch.is_tensor(start) else initial_rows(model, start, n_vectors, how)
-        if rows[name].ndim != 2 or rows[name].shape[1] != model.text_encoder.config.hidden_size:
-            raise ValueError(f"{name}: rows {list(rows[name].shape)} do not fit a text width of {model.text_encoder.config.hidden_size}")
-    names = {name: [name] + [f"{name}_{k}" for k in range(1, len(block))] for name, block in rows.items()}
-    pieces = [piece for group in names.values() for piece in group]
-    taken = sorted(set(pieces) & set(model.tokenizer.get_vocab()))
-    if taken:
-        raise ValueError(f"the vocabulary already holds {', '.join(taken)}; unload the adapter that brought it, or rename the class")
-
-    before, tokenizer = len(model.tokenizer), copy.deepcopy(model.tokenizer)
-    tokenizer.add_tokens(pieces)
-    for group in names.values():  # what the prompt will really contain, not what was asked for
-        got, want = tokenizer(" ".join(group), add_special_tokens=False)["input_ids"], [before + pieces.index(p) for p in group]
-        if got != want:
-            raise ValueError(f"{group[0]!r} reads as token ids {got}, expected {want}; choose another class name")
-    table = model.text_encoder.get_input_embeddings()
-    if not isinstance(table, TokenTable):
-        table = TokenTable(table, model.tokenizer)
-        model.text_encoder.set_input_embeddings(table)
-    block = torch.cat(list(rows.values())).to(model.device)
-    table.blocks.append(nn.Parameter(block.clone(), requires_grad=False))
-    table.norms.append(block.norm(dim=-1, keepdim=True) if fixed_norm else None)
-    model.tokenizer = tokenizer
-    model.placeholders = {**model.placeholders, **names}
-    return Tokens({name: len(block) for name, block in rows.items()}, table, len(table.blocks) - 1)
 
 
 # --- LoRA ------------------------------------------------------------------------------------------------------------
@@ -209,14 +81,6 @@ def save_lora(folder, model):
     return files.write_tensors(Path(folder) / LORA, lora_tensors(model), header)
 
 
-def save_tokens(folder, tokens):
-    """Write one file per token for `load_textual_inversion`: tokens/<name>.safetensors holding {placeholder: [n, D]}."""
-    return [
-        files.write_tensors(Path(folder) / "tokens" / f"{name.strip('<>')}.safetensors", {name: rows}, {"format": "pt"})
-        for name, rows in tokens.items()
-    ]
-
-
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
@@ -253,6 +117,14 @@ def save(folder, model, classes, tiles, *, dataset="", tokens=None, lora=False, 
     return files.write_json(Path(folder) / CARD, card)
 
 
+def save_tokens(folder, tokens):
+    """Write one file per token for `load_textual_inversion`: tokens/<name>.safetensors holding {placeholder: [n, D]}."""
+    return [
+        files.write_tensors(Path(folder) / "tokens" / f"{name.strip('<>')}.safetensors", {name: rows}, {"format": "pt"})
+        for name, rows in tokens.items()
+    ]
+
+
 def load(model, *folders, tiles=None, dataset=""):
     """`model` with the tokens and the LoRA of finished 01 or 02 folders, ready to sample.
 
@@ -280,7 +152,7 @@ def load(model, *folders, tiles=None, dataset=""):
             tokens[name] = (rows, path)
         classes |= {k: v for k, v in card["classes"].items() if v or k not in classes}
     if tokens:
-        add_tokens(model, {name: rows for name, (rows, _) in tokens.items()})
+        learned_tokens.add_tokens(model, {name: rows for name, (rows, _) in tokens.items()})
     for folder, card in cards.items():
         if card["lora"]:
             _load_lora(model, folder)
@@ -305,17 +177,12 @@ def read_tokens(model, *folders, tiles=None, dataset=""):
     return found
 
 
-def digest_rows(tokens):
-    """Hash of Tokens as they stand, "" for None."""
-    return files.digest({name: rows.tolist() for name, rows in tokens.vectors().items()})[:16] if tokens else ""
-
-
 def unload(model):
     """Take every adapter out: the UNet's modules, the token table and the tokenizer are as `backbone.load` left them."""
     if model.unet is not None and getattr(model.unet, "peft_config", None):
         model.unet.unload_lora()
     table = model.text_encoder.get_input_embeddings() if model.text_encoder is not None else None
-    if isinstance(table, TokenTable):
+    if isinstance(table, learned_tokens.TokenTable):
         model.text_encoder.set_input_embeddings(table.table)
         model.tokenizer = table.tokenizer
     model.adapters, model.placeholders = [], {}
@@ -351,7 +218,7 @@ def _captions(settings):
 
 def _same_base(model, card, folder):
     theirs, ours = card["base"]["identity"], model.identity
-    differ = [part for part in backbone.PARTS if part in theirs and theirs[part] != ours.get(part)]
+    differ = [part for part in pretrained.PARTS if part in theirs and theirs[part] != ours.get(part)]
     if differ:
         raise ValueError(
             f"{folder} was trained on base {card['base']['name']!r}; {', '.join(differ)} of {model.name!r} differ from it. "

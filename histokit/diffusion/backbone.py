@@ -1,7 +1,6 @@
-"""Where weights come from: the parts of a latent diffusion model, from "mini", a folder or a hub id.
+"""The parts of a latent diffusion model on one device, and what each is asked for: latents, pictures, text embeddings.
 
-The only module that knows how Stable Diffusion lies on disk. It loads, encodes, decodes and embeds
-prompts; it trains nothing and denoises nothing. Everything is loaded in float32: what is trained must
+Where they come from is in `pretrained`. Nothing here trains or denoises. Everything is loaded in float32: what is trained must
 be, and on a GPU the arithmetic is made cheap by `autocast`, never by casting a module.
 """
 
@@ -9,19 +8,14 @@ import contextlib
 import re
 import threading
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
-from histokit import PACKAGE
 from histokit.core import files, machine
+from histokit.diffusion import pretrained
 from histokit.tiles import contamination
 
 VERSION = 1
-
-MINI = PACKAGE / "mini"
-PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
-STEMS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model", "text_encoder": "model"}
 
 
 @dataclass
@@ -29,7 +23,7 @@ class Model:
     """The parts of one latent diffusion model on one device; a part that the folder lacks is None.
 
     `identity` maps each part to a hash of its weights and settings: adapters remember it. `placeholders` maps
-    a learned token to the token strings it stands for; `adapters.add_tokens` fills it, `expand` reads it.
+    a learned token to the token strings it stands for; `learned_tokens.add_tokens` fills it, `expand` reads it.
     """
 
     vae: object = None
@@ -123,15 +117,10 @@ def load(name, device="cpu", dtype=torch.float32, tiles=None):
 
     Raises FileNotFoundError naming where to put a missing base, ValueError for a base that is no SD 1.x / 2.x.
     """
-    folder = locate(name)
+    folder = pretrained.locate(name)
     if tiles is not None:
         contamination.refuse(folder, tiles, f"base model {name!r}")
-    parts, identity = {}, {}
-    for part in PARTS:
-        if (folder / part).is_dir():
-            parts[part], identity[part] = _load_part(folder / part, part, dtype)
-    if not parts:
-        raise FileNotFoundError(f"base model {name!r}: {folder} has none of the subfolders {', '.join(PARTS)}; {_where(name)}")
+    parts, identity = pretrained.read(name, folder, dtype)
     device = torch.device(device)
     for part in ("vae", "unet", "text_encoder"):
         if part in parts:
@@ -139,143 +128,6 @@ def load(name, device="cpu", dtype=torch.float32, tiles=None):
     model = Model(**parts, name=str(name), identity=identity, device=device, dtype=dtype)
     model.tile_px = _tile_px(model)
     return model
-
-
-def locate(name):
-    """Folder of the base model `name`; asks the hub only when `name` can be nothing but a hub id."""
-    if str(name) == "mini" or str(name).startswith("mini/"):
-        folder = MINI / str(name)[5:]
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"the built-in base {name!r} is not at {folder}; reinstall histokit or run params/mini.yaml to train it"
-            )
-        return folder
-    path = Path(name).expanduser()
-    for folder in (path, files.root() / path):
-        if folder.is_dir():
-            return folder
-        if folder.is_file():
-            raise FileNotFoundError(f"base model {name!r} is a single file; convert it to a diffusers folder first. {_where(name)}")
-    looks_local = path.is_absolute() or str(name).startswith((".", "~")) or (files.root() / path.parts[0]).is_dir()
-    if looks_local or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)):
-        raise FileNotFoundError(f"base model {name!r} not found; {_where(name)}")
-    return _download(str(name))
-
-
-def _where(name):
-    target = files.root() / Path(name).expanduser()
-    return (
-        f"put a diffusers folder (vae/, unet/, text_encoder/, tokenizer/, scheduler/ with *.safetensors weights) at {target}, "
-        'or give another base_model: a folder, a hub id, or "mini" for the built-in miniature'
-    )
-
-
-def _download(name):
-    """Folder of a hub repository's snapshot with one set of safetensors weights; a cached copy needs no network."""
-    import huggingface_hub as hub
-
-    try:
-        try:
-            listed = hub.list_repo_files(name)
-        except Exception:
-            return Path(hub.snapshot_download(name, local_files_only=True))
-        return Path(hub.snapshot_download(name, allow_patterns=_wanted(listed)))
-    except Exception as error:
-        raise FileNotFoundError(
-            f"base model {name!r} is no folder, and the hub gave none ({type(error).__name__}); {_where(name)}"
-        ) from error
-
-
-def _wanted(listed):
-    """The files of a hub repository to fetch: settings, tokenizer, and per part the fp16 weights, else the plain ones."""
-    wanted = [path for path in listed if path.split("/")[0] in PARTS and path.endswith((".json", ".txt")) and ".index." not in path]
-    for part, stem in STEMS.items():
-        names = [path for path in listed if path.startswith(f"{part}/{stem}") and ".safetensors" in path]
-        half = [path for path in names if ".fp16" in path]
-        plain = [path for path in names if re.fullmatch(rf"{part}/{stem}(-\d+-of-\d+)?\.safetensors(\.index\.json)?", path)]
-        wanted += half or plain
-    return wanted
-
-
-def _weights(folder, stem):
-    """Variant ("fp16", another name, or None for plain) and weight files of one part; plain weights come first."""
-    groups = {}
-    for path in sorted(folder.glob(f"{stem}*.safetensors")):
-        tag = re.sub(r"-\d+-of-\d+", "", path.name)[len(stem) : -len(".safetensors")]
-        groups.setdefault(tag.strip("."), []).append(path)
-    if not groups:
-        held = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
-        raise FileNotFoundError(
-            f"{folder} holds {held}, no {stem}.safetensors; pickled .bin/.ckpt weights are not read, convert them to safetensors"
-        )
-    tag = min(groups, key=lambda name: (name != "", name != "fp16", name))
-    return tag or None, groups[tag]
-
-
-def _load_part(folder, part, dtype):
-    """One part and the hash of its weights and settings."""
-    import diffusers
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    if part == "tokenizer":
-        tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
-        return tokenizer, files.digest(sorted(tokenizer.get_vocab().items()), tokenizer.pad_token, tokenizer.model_max_length)[:16]
-    config = _settings(folder, {"scheduler": "scheduler_config.json"}.get(part, "config.json"))
-    if part == "scheduler":
-        scheduler = _ddim(config)
-        return scheduler, files.digest(_plain(scheduler.config))[:16]
-
-    variant, paths = _weights(folder, STEMS[part])
-    options = {"variant": variant, "use_safetensors": True, "dtype": dtype, "local_files_only": True, "output_loading_info": True}
-    if part == "text_encoder":
-        if config.get("model_type") not in ("clip_text_model", "clip"):
-            raise ValueError(f"{folder}: text encoder is a {config.get('model_type')!r}, expected CLIP; only SD 1.x / 2.x bases are read")
-        module, info = transformers.CLIPTextModel.from_pretrained(folder, **options)
-    else:
-        if part == "unet" and config.get("in_channels", 4) != 4:
-            raise ValueError(
-                f"{folder}: UNet takes {config['in_channels']} channels, expected 4; inpainting and upscaling bases do not fit"
-            )
-        if part == "unet" and config.get("addition_embed_type"):
-            raise ValueError(f"{folder}: UNet wants {config['addition_embed_type']!r} conditions (SDXL); only SD 1.x / 2.x bases are read")
-        kind = {"vae": diffusers.AutoencoderKL, "unet": diffusers.UNet2DConditionModel}[part]
-        module, info = kind.from_pretrained(folder, **options)
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ValueError(
-            f"{folder}: {', '.join(p.name for p in paths)} lacks {len(missing)} weights, first {missing[0]!r}; fetch the file again"
-        )
-    return module, files.digest(_plain(config), [files.sha256(path) for path in paths])[:16]
-
-
-def _settings(folder, name):
-    path = folder / name
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; copy the whole folder of the base model")
-    return files.read_json(path)
-
-
-def _plain(config):
-    """A config without what does not change the arithmetic (library version, where it was saved)."""
-    return {
-        key: config[key]
-        for key in sorted(config)
-        if not key.startswith("_") and key not in ("transformers_version", "torch_dtype", "dtype")
-    }
-
-
-def _ddim(config):
-    """DDIM on the base's own noise schedule; clip_sample and steps_offset as Stable Diffusion pipelines set them."""
-    from diffusers import DDIMScheduler
-
-    if config.get("rescale_betas_zero_snr") and config.get("prediction_type", "epsilon") != "v_prediction":
-        raise ValueError(
-            "the scheduler has rescale_betas_zero_snr without v_prediction: at its last step the noise says nothing of the image; "
-            "set it to false, or prediction_type to what the UNet was trained for"
-        )
-    known = {key: value for key, value in config.items() if not key.startswith("_")}
-    return DDIMScheduler.from_config({**known, "clip_sample": False, "thresholding": False, "steps_offset": 1})
 
 
 def _tile_px(model):

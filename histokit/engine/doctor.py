@@ -76,7 +76,7 @@ def _kernel():
 
 def weights():
     """(name, kind, problem) of the built-in weights and of every base or encoder that a recipe in params/ names."""
-    from histokit.diffusion import backbone
+    from histokit.diffusion import pretrained
     from histokit.vision import encoders
 
     named = dict.fromkeys([("mini", "base model"), ("mini-ssl", "encoder"), ("mini-sup", "encoder")])
@@ -84,7 +84,7 @@ def weights():
         named |= dict.fromkeys(_named(path))
     for name, kind in named:
         try:
-            backbone.locate(name) if kind == "base model" else encoders.load(name)
+            pretrained.locate(name) if kind == "base model" else encoders.load(name)
         except (OSError, ValueError) as error:
             yield name, kind, str(error)
         else:

@@ -111,7 +111,8 @@ def spread(embed, texts):
     """Embeddings [B, L, D] of texts, each different one embedded once."""
     unique = list(dict.fromkeys(texts))
     known = dict(zip(unique, embed(unique), strict=True))
-    return torch.stack([known[text] for text in texts])  # an index would add up gradients in no fixed order, see `adapters.TokenTable`
+    # not an index, whose gradient adds up in no fixed order, see `learned_tokens.TokenTable`
+    return torch.stack([known[text] for text in texts])
 
 
 def validation(model, embed, cache, captions, seed, *, draws=HELD_OUT_DRAWS, batch_size=8, kind="l2"):

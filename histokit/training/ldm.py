@@ -1,7 +1,8 @@
-"""A latent diffusion model from scratch: autoencoder, text-conditioned UNet, encoders.
+"""A latent diffusion model from scratch: views of pictures, autoencoder, vocabulary, text-conditioned UNet.
 
 This is how `mini`, the embedded miniature of Stable Diffusion, was made (`params/mini.yaml`), and how a model is
-pre-trained on one's own tiles. Rombach et al. (2022), arXiv:2112.10752. Training itself is `loop.fit`.
+pre-trained on one's own tiles. Rombach et al. (2022), arXiv:2112.10752. Training itself is `loop.fit`, encoders are in
+`representation`.
 """
 
 import json
@@ -299,57 +300,3 @@ def diffusion_player(model, lr=6e-4, caption_dropout=0.1):
 
     params = [*model.unet.parameters(), *model.text_encoder.parameters()]
     return loop.Player("diffusion", [{"params": params, "lr": lr}], loss)
-
-
-# ---------------------------------------------------------------------------------------------- encoders
-
-
-def jitter(images, rng, strength=0.2):
-    """Stain jitter of views [B, px, px, 3] uint8: each colour's optical density times U(1 - s, 1 + s), plus U(-s, s) / 4."""
-    density = -np.log((images.astype(np.float32) + 1) / 256)
-    gain = rng.uniform(1 - strength, 1 + strength, (len(images), 1, 1, 3)).astype(np.float32)
-    shift = rng.uniform(-strength / 4, strength / 4, (len(images), 1, 1, 3)).astype(np.float32)
-    return np.clip(256 * np.exp(-(density * gain + shift)) - 1, 0, 255).astype(np.uint8)
-
-
-def view_pairs(images, weights, px, batch_size, seed, labels=None, device="cpu"):
-    """`batches(k)` of two independent, stain-jittered views of each chosen image, and its label where there are any."""
-    weights = np.asarray(weights, float) / np.sum(weights)
-
-    def batches(k):
-        rng = np.random.default_rng(files.seed(seed, "pairs", k))
-        chosen = rng.choice(len(images), batch_size, replace=False, p=weights)
-        pair = [jitter(np.stack([view(images[i], px, rng) for i in chosen]), rng) for _ in range(2)]
-        out = {
-            name: (torch.from_numpy(v).permute(0, 3, 1, 2).float() / 127.5 - 1).to(device) for name, v in zip(("a", "b"), pair, strict=True)
-        }
-        return out | ({} if labels is None else {"labels": torch.as_tensor([labels[i] for i in chosen])})
-
-    return batches
-
-
-def contrastive_player(encoder, projector, lr=1e-3, temperature=0.2):
-    """Each view finds its partner among the others' (NT-Xent, Chen et al. 2020, arXiv:2002.05709, equation 1)."""
-
-    def loss(batch, step, generator):
-        z = F.normalize(projector(encoder(torch.cat([batch["a"], batch["b"]]))).float(), dim=-1)  # [2B, D]
-        logits = z @ z.T / temperature
-        logits.fill_diagonal_(float("-inf"))
-        n = len(batch["a"])
-        partner = torch.cat([torch.arange(n, 2 * n), torch.arange(n)]).to(z.device)
-        return F.cross_entropy(logits, partner), {"matched": (logits.argmax(-1) == partner).float().mean()}
-
-    return loop.Player("ssl", [{"params": [*encoder.parameters(), *projector.parameters()], "lr": lr}], loss, encoder.buffers())
-
-
-def supervised_player(encoder, head, lr=1e-3, smoothing=0.1):
-    """Cross-entropy on the labels of both views."""
-
-    def loss(batch, step, generator):
-        logits = head(encoder(torch.cat([batch["a"], batch["b"]])))
-        labels = batch["labels"].to(logits.device).repeat(2)
-        return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing), {
-            "accuracy": (logits.argmax(-1) == labels).float().mean()
-        }
-
-    return loop.Player("sup", [{"params": [*encoder.parameters(), *head.parameters()], "lr": lr}], loss, encoder.buffers())

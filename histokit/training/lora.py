@@ -7,7 +7,7 @@ tuning). `adapters` writes and reads the result.
 
 from dataclasses import dataclass
 
-from histokit.diffusion import adapters, backbone, latents, prompting
+from histokit.diffusion import adapters, backbone, latents, learned_tokens, prompting
 from histokit.training import finetuning, settings
 
 VERSION = 2
@@ -51,16 +51,16 @@ def train(model, tiles, terms, *, seed, folder=None, tokens=None, **options):
         options: by name, what `Settings` and `settings.Loop` have; ValueError for another name.
 
     Returns:
-        ({class name: placeholder or ""}, adapters.Tokens or None, history DataFrame).
+        ({class name: placeholder or ""}, learned_tokens.Tokens or None, history DataFrame).
     """
     how, training = Settings.of(options)
     tiles = finetuning.of_classes(model, tiles, terms)
     given = {name: held for name, held in (tokens or {}).items() if name in terms}
     initial = dict(given.values())
-    classes = {name: given[name][0] if name in given else adapters.placeholder(name) if how.joint else "" for name in terms}
+    classes = {name: given[name][0] if name in given else learned_tokens.placeholder(name) if how.joint else "" for name in terms}
     if how.joint:
         initial |= {classes[name]: terms[name] for name in terms if name not in given}
-    words = adapters.add_tokens(model, initial, how.n_vectors) if initial else None
+    words = learned_tokens.add_tokens(model, initial, how.n_vectors) if initial else None
     groups = [{"params": adapters.add_lora(model, how.rank, how.alpha, how.targets, how.dora, seed), "lr": how.lr}]
     if how.joint:
         groups.append({"params": [words.parameter], "lr": how.token_lr, "weight_decay": 0.0})
@@ -74,7 +74,7 @@ def train(model, tiles, terms, *, seed, folder=None, tokens=None, **options):
 
     history = finetuning.run(
         model, "lora", groups, encode if how.joint else latents.Prompts(model), tiles, texts, how, training, seed=seed, folder=folder,
-        identity={"method": "lora", "terms": terms, "classes": classes, "tokens": adapters.digest_rows(words)},
+        identity={"method": "lora", "terms": terms, "classes": classes, "tokens": learned_tokens.digest_rows(words)},
         prompts=[prompting.caption(how.prompt, word) for word in called.values()],
     )  # fmt: skip
     return classes, words, history

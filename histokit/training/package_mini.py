@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from histokit.core import files
-from histokit.diffusion import backbone
+from histokit.diffusion import backbone, pretrained
 from histokit.tiles import contamination
 
 CARD = """# mini: the embedded base of histokit
@@ -51,7 +51,7 @@ SPACE = (
 )
 
 
-def package(experiment="mini", target=backbone.MINI):
+def package(experiment="mini", target=pretrained.MINI):
     """Copy the finished parts of `outputs/<experiment>` to `target` with card and list; returns the facts written to mini.json.
 
     A part that was not trained anew stays as it is, with what mini.json says of it; the autoencoder is the one whose latents the
@@ -69,7 +69,7 @@ def package(experiment="mini", target=backbone.MINI):
         made = {"batch_size": run["parameters"]["batch_size"], "finished": run["finished"], "on": where}
         facts[step] = files.read_json(home / step / "results.json") | made
         lists.append(files.read_table(home / step / contamination.LIST))
-        for part in backbone.PARTS if step == "diffusion" else ():
+        for part in pretrained.PARTS if step == "diffusion" else ():
             for path in sorted((home / step / part).iterdir()):
                 files.write_bytes(target / part / path.name, path.read_bytes())
         if step in ("ssl", "sup"):

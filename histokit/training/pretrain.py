@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from histokit.core import files, machine
-from histokit.diffusion import backbone, losses, sampling
+from histokit.diffusion import backbone, losses, pretrained, sampling
 from histokit.metrics import distributions
 from histokit.runs import places
 from histokit.tiles.contamination import LIST
-from histokit.training import ldm, loop
+from histokit.training import ldm, loop, representation
 from histokit.vision import encoders
 
 VERSION = 1
@@ -74,7 +74,7 @@ def origin(run, name):
     if not name:
         return None
     a_step = Path(name).name == name and places.find(run.experiment, name, "")
-    return run.parent(name) if a_step else backbone.locate(name)
+    return run.parent(name) if a_step else pretrained.locate(name)
 
 
 def learned(corpus, *origins):
@@ -295,7 +295,7 @@ def _encoder(run, seen, held, *, objective, tile_px, dim, batch_size, lr, device
         head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 64)) if not names else nn.Linear(dim, len(names))
         head.to(device)
     images, rows = whole_tiles(held, tile_px, 10_000)
-    player = ldm.supervised_player(encoder, head, lr) if names else ldm.contrastive_player(encoder, head, lr)
+    player = representation.supervised_player(encoder, head, lr) if names else representation.contrastive_player(encoder, head, lr)
 
     def finish():
         encoder.eval()
@@ -310,7 +310,7 @@ def _encoder(run, seen, held, *, objective, tile_px, dim, batch_size, lr, device
 
     return Task(
         player=player,
-        batches=ldm.view_pairs(seen.images, seen.weights, tile_px, batch_size, run.seed, labels, device),
+        batches=representation.view_pairs(seen.images, seen.weights, tile_px, batch_size, run.seed, labels, device),
         validate=None,
         sheet=None,
         finish=finish,

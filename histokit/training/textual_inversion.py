@@ -6,7 +6,7 @@ word then goes into prompts like any other; `adapters` writes and reads it.
 
 from dataclasses import dataclass
 
-from histokit.diffusion import adapters, backbone, prompting
+from histokit.diffusion import backbone, learned_tokens, prompting
 from histokit.training import finetuning, settings
 
 VERSION = 2
@@ -17,7 +17,7 @@ class Settings(settings.Finetuning):
     """What can be turned of an inversion, beside what every fine-tuning has; no weight decay on the vectors.
 
     Args:
-        start: "spread" or "mean", see `adapters.initial_rows`.
+        start: "spread" or "mean", see `learned_tokens.initial_rows`.
         fixed_norm: train directions only and keep each vector at its initial length.
         templates: captions with {label}, and {group} where tiles have one; each draw takes one of them.
     """
@@ -44,13 +44,13 @@ def train(model, tiles, phrases, *, seed, folder=None, **options):
         options: by name, what `Settings` and `settings.Loop` have; ValueError for another name.
 
     Returns:
-        ({class name: placeholder}, adapters.Tokens, history DataFrame).
+        ({class name: placeholder}, learned_tokens.Tokens, history DataFrame).
     """
     how, training = Settings.of(options)
     tiles = finetuning.of_classes(model, tiles, phrases)
-    classes = {name: adapters.placeholder(name) for name in phrases}
+    classes = {name: learned_tokens.placeholder(name) for name in phrases}
     initial = {classes[name]: words for name, words in phrases.items()}
-    tokens = adapters.add_tokens(model, initial, how.n_vectors, how.start, how.fixed_norm)
+    tokens = learned_tokens.add_tokens(model, initial, how.n_vectors, how.start, how.fixed_norm)
 
     def texts(row):
         group = prompting.group_words(how.group_terms, row["group"])
