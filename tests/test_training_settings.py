@@ -14,10 +14,11 @@ from histokit.tiles import data
 from histokit.training import loop, lora, settings, textual_inversion
 
 METHODS = {textual_inversion.Settings: textual_inversion.train, lora.Settings: lora.train}
-OTHER = {  # a value that is not the default, for every setting that a fine-tuning has
+OTHER = {  # a value that is not the default, for every setting that what is trained depends on
     "steps": 2, "batch_size": 3, "lr": 0.5, "n_vectors": 3, "group_terms": {"a": "dark"}, "balance": "none", "caption_dropout": 0.5,
     "min_snr_gamma": 0.0, "loss": "l1", "hold_out": 0.5, "start": "mean", "fixed_norm": True, "templates": ["a tile of {label}"],
     "joint": True, "rank": 3, "alpha": 5, "targets": "attn+ff", "dora": True, "token_lr": 0.5, "prompt": "a tile of {label}",
+    "schedule": "cosine", "warmup": 3, "accumulate": 2, "clip": 0.5, "ema": 0.9, "weight_decay": 0.5,
 }  # fmt: skip
 
 
@@ -72,13 +73,13 @@ def test_a_value_that_makes_no_sense_is_refused(given, said):
         lora.Settings.of(given)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_setting_is_part_of_what_a_resumed_run_is_compared_by(method):
-    usual = method().identity()
-    for name in settings.names(method):
-        changed = replace(method(), **{name: OTHER[name]}).identity()
+@pytest.mark.parametrize("kind", [*METHODS, settings.Updates])
+def test_every_setting_is_part_of_what_a_resumed_run_is_compared_by(kind):
+    usual = kind().identity()
+    for name in settings.names(kind):
+        changed = replace(kind(), **{name: OTHER[name]}).identity()
         assert changed[name] != usual.get(name), name
-    assert "hold_out" not in usual, "or nothing that was trained before it joined would go on"
+    assert not {"hold_out", "warmup", "weight_decay"} & set(usual), "or nothing that was trained before they joined would go on"
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -90,7 +91,7 @@ def test_whoever_resumes_with_another_setting_is_refused(method, tiles, tmp_path
         METHODS[method](model, tiles, {"blue": "blue tissue"}, seed=0, folder=tmp_path / "training", **usual | changes)
 
     train()
-    for name in settings.names(method):
+    for name in (*settings.names(method), *settings.names(settings.Updates)):
         with pytest.raises(ValueError, match="was trained with"):
             train(**{name: OTHER[name]})
     train()  # and what changes nothing is let through

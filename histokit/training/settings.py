@@ -12,7 +12,7 @@ from histokit.runs import recipe
 SCHEDULES = ("constant", "cosine", "one_cycle")
 SHEET_SAMPLES, SHEET_STEPS = 4, 20  # of a fine-tuning's sample sheet: images per prompt, denoising steps of each
 HELD_OUT_DRAWS = 64  # noise draws of its held-out loss; more where there are more held-out tiles
-HOLD_OUT = 0.125  # share of a class's training cases that a fine-tuning validates on
+HOLD_OUT = 0.125  # share of a class's training cases that it validates on
 
 
 def names(kind):
@@ -44,6 +44,12 @@ def _at_least(settings, least, *which):
     for name in which:
         if getattr(settings, name) < least:
             raise ValueError(f"{name} is {getattr(settings, name)}; expected {least} or more")
+
+
+def _compared(settings, joined):
+    """All settings, {name: value}; of those that `joined` later only what is not the default, so that what was trained before goes on."""
+    usual = {one.name: one.default for one in fields(settings)}
+    return {name: value for name, value in asdict(settings).items() if name not in joined or value != usual[name]}
 
 
 # --- of the loop -----------------------------------------------------------------------------------------------------
@@ -78,8 +84,8 @@ class Updates:
             raise ValueError(f"ema is a decay, from 0 (off) to below 1; got {self.ema}")
 
     def identity(self):
-        """Those that a resumed run is compared by."""
-        return {name: getattr(self, name) for name in ("schedule", "accumulate", "clip", "ema")}
+        """What a resumed run is compared by: every setting, see `_compared`."""
+        return _compared(self, joined=("warmup", "weight_decay"))
 
 
 @dataclass(frozen=True)
@@ -206,8 +212,5 @@ class Finetuning:
         return own, Loop(*loop)
 
     def identity(self):
-        """What a resumed run is compared by: every setting.
-
-        `hold_out` joined later: at its default it is left out, so what was trained without it is still what it was.
-        """
-        return {name: value for name, value in asdict(self).items() if name != "hold_out" or value != HOLD_OUT}
+        """What a resumed run is compared by: every setting, see `_compared`."""
+        return _compared(self, joined=("hold_out",))
