@@ -9,7 +9,6 @@ import pandas as pd
 from histokit import runs
 from histokit.arms.predictions import Predictions
 from histokit.core import files
-from histokit.metrics import stats
 from histokit.runs import selection_reasons
 from histokit.tiles import data
 
@@ -22,6 +21,11 @@ def dataset(classes=CLASSES, tail=TAIL, has_cases=True, tile_px=32, **changes):
     held = {"name": "planted", "classes": list(classes), "terms": {c: c.lower() for c in classes}, "tile_px": tile_px, "fit": "resize"}
     held |= {"roles": {c: "tail" if c in tail else "head" for c in classes}, "mpp": None, "root": "tiles", "has_cases": has_cases}
     return data.Dataset(**held | {"counts": {}} | changes)
+
+
+def crossed(draws=1, generators=1, seeds=1):
+    """Every combination as runs [R, 3] int: draw of the rare tiles, generator seed, classifier seed, the last changing fastest."""
+    return np.stack(np.meshgrid(np.arange(draws), np.arange(generators), np.arange(seeds), indexing="ij"), -1).reshape(-1, 3)
 
 
 def tiles(cases, per_case=5, split="test", classes=CLASSES):
@@ -73,7 +77,7 @@ def predicted(rows, arms, seeds=6, classes=CLASSES, **how):
     found = {(arm, s): p for arm, s, p in _every(rows, arms, seeds, classes, how)}
     y, (tile, case) = rows["label"].map(classes.index).to_numpy(), (rows[name].to_numpy(str) for name in ("tile_id", "case_id"))
     p = np.array([[found[arm, s] for s in range(seeds)] for arm in arms])
-    return Predictions(list(classes), list(arms), stats.crossed(seeds=seeds), tile, case, y, p.argmax(-1), p, {}, [])
+    return Predictions(list(classes), list(arms), crossed(seeds=seeds), tile, case, y, p.argmax(-1), p, {}, [])
 
 
 def _every(rows, arms, seeds, classes, how, replicate=()):

@@ -14,6 +14,11 @@ from histokit import cli
 from histokit.core import files, locks
 from histokit.select import reviews
 
+
+def add_review(experiment, sha256, verdict, reviewer="", note=""):
+    return reviews.add_reviews(experiment, [{"sha256": sha256, "verdict": verdict, "reviewer": reviewer, "note": note}])
+
+
 MADE = 15
 START = """\
 import json
@@ -149,7 +154,7 @@ def test_verdicts_by_keyboard_appear_at_once_and_are_written_down(study, lab, pa
     (study / "free").touch()
 
     # a reload of the page finds everything again, also what another person wrote meanwhile
-    reviews.add_review("x", shas[9], "keep", "<b>Ben</b>", "see slide 4")
+    add_review("x", shas[9], "keep", "<b>Ben</b>", "see slide 4")
     page.reload()
     shown = waited(page)
     assert shown.locator(".hk-count").inner_text() == f"tile 1 of {2 * MADE}, 7 decided"

@@ -21,6 +21,10 @@ from histokit.tiles import augment, data
 from histokit.vision import classifiers, encoders, features
 
 
+def add_review(experiment, sha256, verdict, reviewer="", note=""):
+    return reviews.add_reviews(experiment, [{"sha256": sha256, "verdict": verdict, "reviewer": reviewer, "note": note}])
+
+
 def test_a_copy_of_a_training_image_finds_its_original():
     real = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
     similarity, index = scoring.nearest_similarity(3 * real[[4, 11]], real)
@@ -396,8 +400,8 @@ def test_a_verdict_in_the_review_file_wins_and_makes_the_run_stale(study):
     made = [squares.tile("red", 4001), squares.tile("blue", 5001)]
     run, (manifest, *_) = screen(made, {"judge_rank": 1})
     assert manifest["status"].tolist() == ["rejected", "kept"]
-    reviews.add_review("exp", manifest["sha256"][0], "reject", "A. B.", "first thought")
-    reviews.add_review("exp", manifest["sha256"][0], "keep", "A. B.", "a rare stain, see slide 4")
+    add_review("exp", manifest["sha256"][0], "reject", "A. B.", "first thought")
+    add_review("exp", manifest["sha256"][0], "keep", "A. B.", "a rare stain, see slide 4")
     table = files.read_table(study / "params" / "reviews" / "exp.csv")
     assert table["verdict"].tolist() == ["reject", "keep"]  # nothing is overwritten
     run.finish(data.without_memory(manifest))
@@ -407,7 +411,7 @@ def test_a_verdict_in_the_review_file_wins_and_makes_the_run_stale(study):
         and selection_reasons.read(manifest["reason"][0])[0]["note"] == "a rare stain, see slide 4"
     )
     with pytest.raises(ValueError, match="expected keep or reject"):
-        reviews.add_review("exp", manifest["sha256"][0], "maybe")
+        add_review("exp", manifest["sha256"][0], "maybe")
     bad = study / "params" / "reviews" / "exp.csv"
     bad.write_text(bad.read_text().replace("keep", "kept"))
     with pytest.raises(ValueError, match=r"exp\.csv, line 3: verdict 'kept'"):
@@ -427,7 +431,7 @@ def test_a_verdict_can_be_taken_back_and_what_stands_is_not_said_again(study):
     assert reviews.standing("exp") == {}
     _, (again, *_) = screen(made, {"judge_rank": 1})
     assert again["status"].tolist() == manifest["status"].tolist() == ["rejected", "kept"], "the scores decide as before"
-    reviews.add_review("exp", red, "keep", "C. D.", "as before")
+    add_review("exp", red, "keep", "C. D.", "as before")
     assert reviews.standing("exp") == {red: {"verdict": "keep", "reviewer": "C. D.", "note": "as before"}}
 
 
@@ -435,7 +439,7 @@ def test_verdicts_written_by_two_at_a_time_are_all_there(study):
     (study / "params" / "reviews").mkdir(parents=True, exist_ok=True)
     shas = [f"{i:064x}" for i in range(40)]
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda sha: reviews.add_review("exp", sha, "keep"), shas))
+        list(pool.map(lambda sha: add_review("exp", sha, "keep"), shas))
     assert sorted(reviews.standing("exp")) == shas
 
 

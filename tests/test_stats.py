@@ -1,6 +1,7 @@
 """The interval against simulation, the resampling against loops, the permutation test against scipy."""
 
 import numpy as np
+import planted
 import pytest
 import scipy.stats
 
@@ -24,7 +25,7 @@ def study(cases, seeds=6, tiles=6, effect=0.0, noise=0.3, seed=0, draws=1, gener
     y, case = np.array(y), np.array(case)
     n = case.max() + 1
     latent = rng.normal(0, 0.8, n)[case] + rng.normal(0, 0.35, (2, n))[:, case] + rng.normal(0, 0.6, len(y))
-    runs = stats.crossed(draws, generators, seeds)
+    runs = planted.crossed(draws, generators, seeds)
     latent = latent[:, None] + rng.normal(0, noise, (2, len(runs), 1)) + rng.normal(0, 0.5, (2, len(runs), len(y)))
     level = runs[:, 0] if draws > 1 else runs[:, 1]
     latent[1] += effect + rng.normal(0, luck, level.max() + 1)[level, None] if luck else effect
@@ -37,7 +38,7 @@ def balanced(confusion):
 
 def compare(y, case, pred, n=300, seed=0, runs=None):
     """Difference, low, high of arm 1 minus arm 0; `runs` is by default one draw and generator, and as many seeds as there are."""
-    classes, runs = y.max() + 1, stats.crossed(seeds=pred.shape[1]) if runs is None else runs
+    classes, runs = y.max() + 1, planted.crossed(seeds=pred.shape[1]) if runs is None else runs
     tables = [stats.confusion_by_case(y, p, case, classes) for p in pred]
     groups = stats.strata(y, case)
     values = [stats.estimate(t, balanced, classes) for t in tables]
@@ -62,7 +63,7 @@ def rate_of_missing_zero(trials, luck, shape, seen=None):
     missed = 0
     for trial in range(trials):
         y, case, pred = study((20, 20), noise=0.05, seed=trial, luck=luck, **shape)
-        _, low, high = compare(y, case, pred, n=150, seed=trial, runs=stats.crossed(**(seen or shape)))
+        _, low, high = compare(y, case, pred, n=150, seed=trial, runs=planted.crossed(**(seen or shape)))
         missed += not low <= 0 <= high
     return missed / trials
 
@@ -78,10 +79,10 @@ def test_leaving_the_luck_of_the_draw_out_claims_too_much():
 
 
 def test_generators_within_a_draw_are_counted_once():
-    levels = stats.redrawn(stats.crossed(3, 2, 4))
+    levels = stats.redrawn(planted.crossed(3, 2, 4))
     assert list(levels) == ["classifier seeds", "draws"] and levels["draws"].tolist() == [0] * 8 + [1] * 8 + [2] * 8
-    assert list(stats.redrawn(stats.crossed(1, 2, 1))) == ["generator seeds"] and stats.redrawn(stats.crossed()) == {}
-    weights, block = stats.leave_out(np.zeros(3, int), stats.crossed(3, 2, 2))
+    assert list(stats.redrawn(planted.crossed(1, 2, 1))) == ["generator seeds"] and stats.redrawn(planted.crossed()) == {}
+    weights, block = stats.leave_out(np.zeros(3, int), planted.crossed(3, 2, 2))
     assert [(block == k).sum() for k in (0, -1, -2)] == [3, 2, 3]
     assert (weights.runs[block == -2].reshape(3, 3, 4).sum(-1) == 4 * (1 - np.eye(3))).all()
 
@@ -106,7 +107,7 @@ def test_a_large_effect_is_found():
 
 def test_replicates_equal_a_loop_over_drawn_cases_and_seeds():
     y, case, pred = study((4, 3), seeds=3)
-    weights = stats.resample(stats.strata(y, case), stats.crossed(seeds=3), n=5, seed=1)
+    weights = stats.resample(stats.strata(y, case), planted.crossed(seeds=3), n=5, seed=1)
     table = stats.confusion_by_case(y, pred[0], case, 2)
     fast = stats.replicates(
         table, weights, lambda c: np.stack([classification.recall(c)[..., 0], classification.macro_f1(c)], -1), 2, budget=1
@@ -133,20 +134,20 @@ def test_strata_are_the_rarest_class_of_each_case_and_keep_every_class():
     y = np.array([0, 2, 0, 1, 0, 0, 1])
     groups = stats.strata(y, case)
     assert groups.tolist() == [2, 1, 0, 0, 1]
-    drawn = stats.resample(groups, stats.crossed(seeds=2), n=500).cases
+    drawn = stats.resample(groups, planted.crossed(seeds=2), n=500).cases
     assert drawn[:, 0].min() == 1  # the only case of its class is held fixed
     assert (drawn[:, [1, 4]].sum(1) == 2).all() and (drawn[:, [2, 3]].sum(1) == 2).all()
 
 
 def test_resampled_means_have_the_unbiased_variance():
     values = np.array([0.0, 1.0, 1.0, 0.0, 1.0])
-    means = stats.resample(np.zeros(5, int), stats.crossed(), n=40_000).cases @ values / 5
+    means = stats.resample(np.zeros(5, int), planted.crossed(), n=40_000).cases @ values / 5
     np.testing.assert_allclose(means.var(), values.var(ddof=1) / 5, rtol=0.03)
 
 
 def test_resamples_are_the_same_for_every_arm_and_follow_the_seed():
     groups = np.array([0, 0, 1, 1, 1])
-    one, two, other = (stats.resample(groups, stats.crossed(2, 2, 4), n=10, seed=s) for s in (0, 0, 1))
+    one, two, other = (stats.resample(groups, planted.crossed(2, 2, 4), n=10, seed=s) for s in (0, 0, 1))
     assert (one.cases == two.cases).all() and (one.runs == two.runs).all()
     assert not (one.cases == other.cases).all()
 
@@ -168,7 +169,7 @@ def test_degrees_of_freedom_are_those_of_one_sample_and_lie_between_two():
 
 
 def test_leaving_out_covers_every_case_once_and_groups_the_many():
-    weights, block = stats.leave_out(np.array([0] * 3 + [1] * 200 + [2]), stats.crossed(seeds=4))
+    weights, block = stats.leave_out(np.array([0] * 3 + [1] * 200 + [2]), planted.crossed(seeds=4))
     assert [(block == h).sum() for h in (0, 1, 2, -1)] == [3, 50, 0, 4]
     assert ((weights.cases[block == 1][:, 3:203] == 0).sum(0) == 1).all()
     np.testing.assert_allclose(weights.cases[block == 1][:, 3:203].sum(1), 200)
@@ -195,13 +196,6 @@ def test_sign_flip_agrees_with_scipy_and_has_its_lower_limit():
     assert stats.sign_flip(np.zeros(9)) == 1
     many = np.random.default_rng(0).normal(0.3, 1, 40)
     assert stats.sign_flip(many) == pytest.approx(scipy.stats.ttest_1samp(many, 0).pvalue, abs=0.02)
-
-
-def test_mcnemar_agrees_with_its_binomial_sum():
-    from math import comb
-
-    assert stats.mcnemar(2, 9) == pytest.approx(2 * sum(comb(11, k) for k in range(3)) / 2**11)
-    assert stats.mcnemar(9, 2) == stats.mcnemar(2, 9) and stats.mcnemar(0, 0) == stats.mcnemar(4, 4) == 1
 
 
 def test_holm_is_the_step_down_of_its_definition_and_skips_what_was_not_tested():

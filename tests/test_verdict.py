@@ -15,7 +15,7 @@ from histokit.arms import predictions
 from histokit.core import files
 from histokit.evaluate import error_analysis, question, verdict, wording
 from histokit.fidelity import likeness
-from histokit.metrics import classification, distributions, stats
+from histokit.metrics import classification, distributions
 from histokit.tiles import data
 
 ROWS = tiles([20, 15, 12, 10])
@@ -247,7 +247,7 @@ def replicated(tmp_path, luck, draws=3, generators=2, gain=0.0):
 def test_replicates_are_read_together_and_an_arm_without_a_generator_stands_for_all(tmp_path):
     folders = replicated(tmp_path, luck=0.5)
     read = predictions.read(folders, CLASSES, ["real", "augmented"])
-    assert read.runs.tolist() == stats.crossed(3, 2, 3).tolist() and read.called.shape == (2, 18, len(ROWS))
+    assert read.runs.tolist() == planted.crossed(3, 2, 3).tolist() and read.called.shape == (2, 18, len(ROWS))
     real = read.called[0].reshape(3, 2, 3, -1)
     assert (real[:, 0] == real[:, 1]).all(), "one real arm for both generators of a draw"
     assert len(read.hashes) == 3 * 2 * 3 + 3 * 3
@@ -266,7 +266,7 @@ def test_helps_is_said_of_a_gain_over_three_draws_and_two_generators(tmp_path):
 def test_the_interval_holds_the_luck_of_the_draw(tmp_path):
     roles = {"real": {}, "augmented": {"synthetic": "keep"}}
     read = predictions.read(replicated(tmp_path, luck=2.0, generators=1, gain=1.0), CLASSES, ["real", "augmented"])
-    blind = replace(read, runs=stats.crossed(seeds=9))  # the same answers, taken for nine classifier seeds of one draw
+    blind = replace(read, runs=planted.crossed(seeds=9))  # the same answers, taken for nine classifier seeds of one draw
     wide, narrow = (judge({}, read=one, specs=roles)["differences"]["augmented"][verdict.TAIL] for one in (read, blind))
     assert wide["difference"] == narrow["difference"]
     assert wide["high"] - wide["low"] > 1.3 * (narrow["high"] - narrow["low"])
@@ -417,7 +417,7 @@ def test_every_tile_that_changed_is_named_by_how():
 def unlucky(trial, draws=3, generators=2, seeds=3, luck=0.4):
     """Predictions of an arm that truly adds nothing, whose draws and generators have luck of their own."""
     rows, rng = tiles([14, 12, 10, 9], per_case=4), np.random.default_rng(trial)
-    runs = stats.crossed(draws, generators, seeds)
+    runs = planted.crossed(draws, generators, seeds)
     of_draw, of_generator = rng.normal(0, luck, (draws, 2)), rng.normal(0, luck, (draws, generators, 2))
     p = []
     for arm in range(2):

@@ -20,7 +20,7 @@ class Predictions:
 
     classes: list
     arms: list  # [A]
-    runs: np.ndarray  # [R, 3] int, common to all arms, see `stats.crossed`
+    runs: np.ndarray  # [R, 3] int, common to all arms: draw of the rare tiles, generator seed, classifier seed
     tile_id: np.ndarray  # [N] str
     case_id: np.ndarray  # [N] str
     y: np.ndarray  # [N] int label ids

@@ -322,19 +322,6 @@ def nearest(queries, keys, k=1, block=2048):
 # --- copying ---------------------------------------------------------------------------------------------------------
 
 
-def authenticity(synthetic, training):
-    """Whether each synthetic tile [M] bool is authentic: farther from its nearest training tile than that is from its own neighbour.
-
-    The share of them, AuthPct, is about one half for new tiles of the same kind and 0 for copies; Alaa et al. (2022),
-    arXiv:2102.08921, section 4. Read it beside that of held-out real tiles.
-    """
-    synthetic, training = _features(synthetic, training, least=1, what="authenticity")
-    if len(training) < 2:
-        raise TooSmall("n too small to say: authenticity needs at least two training tiles")
-    distance, index = nearest(synthetic, training)
-    return distance[:, 0] > np.sqrt(_radii(training, 1))[index[:, 0]]
-
-
 def data_copying(synthetic, held_out):
     """Whether synthetic tiles lie nearer to the training tiles than held-out real tiles do; C_T of Meehan et al. (2020).
 

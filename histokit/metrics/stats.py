@@ -25,11 +25,6 @@ class Weights(NamedTuple):
     runs: np.ndarray  # [B, R] float
 
 
-def crossed(draws=1, generators=1, seeds=1):
-    """Every combination as runs [R, 3] int: draw of the rare tiles, generator seed, classifier seed, the last changing fastest."""
-    return np.stack(np.meshgrid(np.arange(draws), np.arange(generators), np.arange(seeds), indexing="ij"), -1).reshape(-1, 3)
-
-
 def confusion_by_case(y_true, y_pred, case, n_classes):
     """Confusion counts of each case and run, sparse [R * C * C, K]; column k sums to (tiles of case k) x R.
 
@@ -67,7 +62,7 @@ def resample(strata, runs, n=2000, seed=0):
 
     Args:
         strata: [K] stratum of each case.
-        runs: [R, 3] int, draw, generator seed and classifier seed of each run, common to all arms; see `crossed`.
+        runs: [R, 3] int, draw, generator seed and classifier seed of each run, common to all arms
     """
     rng = np.random.default_rng(seed)
     cases = np.ones((n, len(strata)), np.float32)
@@ -221,18 +216,6 @@ def sign_flip(contributions, n=10_000, seed=0):
         signs[0] = 1  # the truth is one of the flips, so p is never 0
     sums = np.abs(signs @ contributions)
     return float((sums >= abs(contributions.sum()) * (1 - 1e-9) - 1e-15).mean())
-
-
-def mcnemar(only_one, only_other):
-    """Two-sided exact p in (0, 1] that two arms err equally often on paired tiles; McNemar (1947), exact binomial form.
-
-    Only where every case has one tile: tiles of one case would count as independent.
-
-    Args:
-        only_one: tiles that only the first arm found; `only_other`: only the second. With none of either, p is 1.
-    """
-    both = only_one + only_other
-    return float(stats.binomtest(min(only_one, only_other), both).pvalue) if both else 1.0
 
 
 def holm(p):

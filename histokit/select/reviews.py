@@ -45,11 +45,6 @@ def file_of(experiment):
     return files.root() / "params" / "reviews" / f"{experiment}.csv"
 
 
-def add_review(experiment, sha256, verdict, reviewer="", note=""):
-    """Append one verdict on a tile; see `add_reviews`."""
-    return add_reviews(experiment, [{"sha256": sha256, "verdict": verdict, "reviewer": reviewer, "note": note}])
-
-
 def add_reviews(experiment, verdicts):
     """Append lines to params/reviews/<experiment>.csv, in their order; earlier lines stay, and what stands already is not said again.
 
