@@ -62,7 +62,7 @@ def resample(strata, runs, n=2000, seed=0):
 
     Args:
         strata: [K] stratum of each case.
-        runs: [R, 3] int, draw, generator seed and classifier seed of each run, common to all arms
+        runs: [R, 3] int, draw, generator seed and classifier seed of each run, common to all arms.
     """
     rng = np.random.default_rng(seed)
     cases = np.ones((n, len(strata)), np.float32)
