@@ -126,8 +126,8 @@ def test_the_notebook_values_synthetic_tiles_in_real_ones_and_reports_its_contro
     arms |= {f"real{n}": {"Polyp": shift, "Serrated": shift} for n, shift in ((30, 0.7), (90, 1.4))}
     specs = {"real": {}, "augmented": {"synthetic": "keep"}, "shuffled": {"synthetic": "keep", "labels": "shuffled"}}
     planted.experiment(root, arms, [9, 9, 12, 11], specs=specs | {f"real{n}": {"real_tiles": n} for n in (30, 90)})
-    found, printed, pictures = execute(repository, root, experiment="planted", encoder="colour-texture", resamples=200)
-    assert pictures == 9  # as above, without more arms than are main ones; and every arm, and the curves
+    found, printed, pictures = execute(repository, root, "07_evaluate", experiment="planted", resamples=200)
+    assert pictures == 6  # as above, without more arms than are main ones; and every arm, and the curves
     texts = [row["text"] for row in found["worth"]]
     assert len(texts) == 2 and all(" synthetic tiles of augmented" in text and text in " ".join(printed.split()) for text in texts)
     assert len(found["controls"]) == 1 and "shuffled, whose labels are wrong" in found["controls"][0]
