@@ -79,7 +79,7 @@ def pressed(page, keys):
         page.keyboard.press(key)
 
 
-def shown(page):
+def pixels(page):
     """The picture on the stage as the browser has it: (type, pixels)."""
     source = page.locator(".hk-big").get_attribute("src")
     kind, held = page.evaluate(
@@ -147,9 +147,9 @@ def test_verdicts_by_keyboard_appear_at_once_and_are_written_down(study, lab, pa
     page.keyboard.up("n")
     assert shown.locator(".hk-big").get_attribute("src") == first
     page.keyboard.press("z")
-    wait_until(lambda: shown(page)[0] == "image/png")
+    wait_until(lambda: pixels(page)[0] == "image/png")
     with Image.open(pictures[5]) as picture:
-        np.testing.assert_array_equal(shown(page)[1], np.asarray(picture))
+        np.testing.assert_array_equal(pixels(page)[1], np.asarray(picture))
     photograph(page, "gallery-actual")
     (study / "free").touch()
 
