@@ -21,7 +21,7 @@ test: setup  ## everything that is checked, offline and on the CPU
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lab: setup  ## JupyterLab on the notebooks; STUDY=FOLDER for those of a study that `histokit new` made
-	cd '$(STUDY)' && HISTOKIT_ROOT="$$PWD" '$(CURDIR)/$(BIN)/jupyter' lab $(if $(filter 0,$(shell id -u)),--allow-root) \
+	cd '$(STUDY)' && GOMP_SPINCOUNT=1000 HISTOKIT_ROOT="$$PWD" '$(CURDIR)/$(BIN)/jupyter' lab $(if $(filter 0,$(shell id -u)),--allow-root) \
 	  --LabApp.default_url=/lab/tree/notebooks
 
 lint: setup

@@ -182,7 +182,7 @@ def _status(arguments):
 def _open(arguments):
     import subprocess
 
-    from histokit.core import files
+    from histokit.core import files, machine
     from histokit.engine import jobs
     from histokit.runs import notebooks, recipe
 
@@ -205,7 +205,7 @@ def _open(arguments):
         return 0
     lab = [sys.executable, "-m", "jupyterlab", str(copy), f"--ServerApp.root_dir={root}", "--ContentsManager.allow_hidden=True"]
     lab += ["--no-browser"] if arguments.no_browser else []
-    return subprocess.call(lab, env=dict(os.environ, HISTOKIT_ROOT=str(root)))
+    return subprocess.call(lab, env={**machine.PASSIVE, **os.environ, "HISTOKIT_ROOT": str(root)})
 
 
 def _doctor(arguments):
