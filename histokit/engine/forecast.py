@@ -72,9 +72,8 @@ def _adapter(p, c, job, found):
     checks, drawn = (steps / every[name] if every[name] else 0 for name in ("validate_every", "sheet_every"))
     sheets = drawn * settings.SHEET_SAMPLES * classes
     latents = 8 * c.tail_train * classes / max(1, len(c.tail))
-    looked = workload.SUSPECTS * workload.SUSPECT_DRAWS * max(2, classes)  # at the tiles least like their label
     units = Counter({"train": steps * p["batch_size"] + (checks + drawn) * settings.HELD_OUT_DRAWS / 3, "seconds": FIGURES})
-    units["denoise"] = sheets * settings.SHEET_STEPS * 2 + looked
+    units["denoise"] = sheets * settings.SHEET_STEPS * 2
     lora = 3 * p.get("rank", 0) / 16  # what is kept, and a checkpoint with two moments
     return units + Counter({"code": latents + sheets, "latents": latents, "loras": lora, "bytes": 1e5 * sheets, "files": 6})
 

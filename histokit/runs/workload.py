@@ -3,6 +3,5 @@
 The numbers belong to the method that is named beside them: who changes one raises `VERSION` there.
 """
 
-SUSPECTS, SUSPECT_DRAWS = 40, 8  # `show.label_errors`: tiles that are denoised, the most suspicious; noise levels of each
 PLANTED = 60  # `fidelity.copy_detection`: training tiles of which each kind of copy is planted
 COPIES = ("exact", "flip", "turn", "crop 90 %", "JPEG 75", "stain", "autoencoder")  # those kinds; the last where there is a base
