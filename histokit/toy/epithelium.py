@@ -1,9 +1,10 @@
-"""Epithelium of a `Look`: solid sheets, glands of three kinds, and the cytoplasm and nuclei that both are made of.
+"""Epithelium of a `Look`: solid sheets, nests, glands of five kinds, and the cytoplasm and nuclei that all are made of.
 
 A gland is a stadium on a jittered lattice: its outline, its lumen and the rows of nuclei follow from the same few numbers.
 """
 
 import numpy as np
+from scipy import ndimage
 
 from histokit.toy.canvas import MASK_VALUES, blob, ramp, scatter, smooth_noise, two_nearest
 
@@ -20,7 +21,27 @@ def sheets(slide, look, rng):
     fill_with_nuclei(slide, look, region > 0.8, rng)
 
 
+def nests(slide, look, rng):
+    """Round clusters of cells in the stroma, or in a pool."""
+    if look.nests > 0:
+        clusters(slide, look, scatter(rng, slide.mask != MASK_VALUES["fat"], look.nests * slide.n**2 / 128**2, 34), rng)
+
+
+def clusters(slide, look, centres, rng):
+    """Round clusters of cells at centres [N, 2] (y, x)."""
+    if len(centres) == 0:
+        return
+    nearest, _, _ = two_nearest(slide, centres)
+    radius = rng.uniform(9, 15)
+    cluster = ramp(radius + 2.0 * smooth_noise(rng, slide.n, 10) - nearest, 1.3)
+    slide.lay(cluster, *cytoplasm(slide, look), "gland")
+    slide.in_gland |= cluster > 0.5
+    fill_with_nuclei(slide, look, ndimage.binary_erosion(cluster > 0.5, iterations=2), rng, 1.12)
+
+
 # ---------------------------------------------------------------------------------------------- glands
+
+FILLED = ("cribriform", "single", "solid")  # cells all over, not along the base: several round lumina, one, none
 
 
 def glands(slide, look, rng):
@@ -36,8 +57,8 @@ def glands(slide, look, rng):
     slide.lay(ramp(depth - 0.8), *cytoplasm(slide, look))
     slide.mask[depth > 0] = MASK_VALUES["gland"]
     slide.in_gland |= depth > 0
-    if look.gland == "cribriform":
-        lumen = punched_holes(slide, look, depth, rng)
+    if look.gland in FILLED:
+        lumen = holes(slide, look, places, depth, owner, rng)
         fill_with_nuclei(slide, look, (depth > 0.5 * look.size) & (lumen < -0.5 * look.size), rng, 1.12)
     else:
         wall, rough = gland_wall(places, look), 0.4 + 1.1 * (look.gland == "elongated")
@@ -51,7 +72,7 @@ def glands(slide, look, rng):
 def gland_lattice(slide, look, rng):
     """Glands as rows (y, x, half length of the axis, radius, angle, bend) of an array [G, 6]."""
     n, radius = slide.n, look.gland_size / 2
-    long = {"round": 0.12, "elongated": 1.5, "cribriform": 0.25}[look.gland]
+    long = {"round": 0.12, "elongated": 1.5}.get(look.gland, 0.25)
     dv, du = 2 * radius + look.gap, 2 * radius * (1 + long) + look.gap
     theta = np.deg2rad(look.angle)
     count = int(1.5 * n / dv) + 2, int(1.5 * n / du) + 2
@@ -92,8 +113,14 @@ def gland_wall(places, look):
     return radius - inner
 
 
-def punched_holes(slide, look, depth, rng):
-    """Several round lumina per gland: depth [n, n] in px below their outline, < 0 outside."""
+def holes(slide, look, places, depth, owner, rng):
+    """The round lumina of glands that cells fill: depth [n, n] in px below their outline, < 0 outside."""
+    if look.gland == "solid":
+        return np.full(depth.shape, -1e3)
+    if look.gland == "single":
+        radius, shift = np.sqrt(look.lumen) * places[:, 3], 0.2 * places[:, 3] * rng.uniform(-1, 1, (2, len(places)))
+        away = slide.y + slide.warp[0] - (places[:, 0] + shift[0])[owner], slide.x + slide.warp[1] - (places[:, 1] + shift[1])[owner]
+        return radius[owner] - np.hypot(*away)
     radius = rng.uniform(5, 8)
     pitch = radius * np.sqrt(np.pi / max(look.lumen, 0.05)) * 0.93
     centres = scatter(rng, depth > radius + 0.75 * look.size, slide.n**2 / pitch**2 * 2, pitch)

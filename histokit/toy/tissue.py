@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from histokit.toy.canvas import MASK_VALUES, Slide, blob, develop, ramp, scatter, smooth_noise, truth_of, two_nearest
-from histokit.toy.epithelium import cytoplasm, fill_with_nuclei, glands, sheets
+from histokit.toy.epithelium import clusters, glands, nests, sheets
 
 MARGIN = 16  # px drawn around the tile and cut off, so that nothing ends at the border
 
@@ -25,7 +25,7 @@ class Look:
     elongation: float = 1.3  # long over short axis
     chromatin: float = 0.3  # 0 evenly dark, 1 open and clumped with nucleoli
     # glands
-    gland: str = "none"  # none | round | elongated | cribriform
+    gland: str = "none"  # none | round | elongated | cribriform, and of other tissue single (one round lumen) | solid (none)
     gland_size: float = 50.0  # short diameter
     gap: float = 10.0  # stroma between two glands
     lumen: float = 0.15  # share of the gland
@@ -37,6 +37,10 @@ class Look:
     fat: float = 0.0
     mucin: float = 0.0
     necrosis: float = 0.0
+    # in other tissue only
+    oedema: float = 0.0
+    blood: float = 0.0
+    nests: float = 0.0  # clusters of cells in a tile of 128 px
     # stroma, which fills the rest
     fibres: float = 0.6  # contrast of the fibres
     coherence: float = 0.7  # 1 all in one direction, 0 in all directions
@@ -53,7 +57,7 @@ def render(look, stain, rng, px=128):
         Image [px, px, 3] uint8, mask [px, px] uint8 of `MASK_VALUES`, and the truth as a dict (see `truth_of`).
     """
     slide = Slide(px + 2 * MARGIN, rng)
-    for draw in (stroma, sheets, fat, mucin, glands, necrosis, loose_cells):
+    for draw in (stroma, sheets, fat, mucin, pools, nests, glands, necrosis, loose_cells):
         draw(slide, look, rng)
     slide.ink_nuclei(look)
     cut = slice(MARGIN, MARGIN + px)
@@ -118,15 +122,16 @@ def mucin(slide, look, rng):
     slide.lay(pool, np.clip(0.15 + 0.055 * streaks, 0.02, 1), 0.06 + 0.02 * streaks, "mucin")
 
     core = ndimage.binary_erosion(pool > 0.5, iterations=9)
-    centres = scatter(rng, core, rng.integers(3, 7), 34)
-    if len(centres) == 0:
-        return
-    nearest, _, _ = two_nearest(slide, centres)
-    radius = rng.uniform(9, 15)
-    cluster = ramp(radius + 2.0 * smooth_noise(rng, n, 10) - nearest, 1.3)
-    slide.lay(cluster, *cytoplasm(slide, look), "gland")
-    slide.in_gland |= cluster > 0.5
-    fill_with_nuclei(slide, look, ndimage.binary_erosion(cluster > 0.5, iterations=2), rng, 1.12)
+    clusters(slide, look, scatter(rng, core, rng.integers(3, 7), 34), rng)
+
+
+def pools(slide, look, rng):
+    """What fills a gap that is no mucin: oedema, pale pink and even, or blood, a crowd of red discs."""
+    if look.oedema > 0:
+        slide.lay(blob(rng, slide.n, look.oedema, 26), 0.05, 0.2 + 0.05 * smooth_noise(rng, slide.n, 6))
+    if look.blood > 0:
+        discs = np.abs(smooth_noise(rng, slide.n, 3.5))
+        slide.lay(blob(rng, slide.n, look.blood, 26), 0.05, 0.75 + 0.5 * ramp(0.6 - discs, 0.5))
 
 
 def necrosis(slide, look, rng):

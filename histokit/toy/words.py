@@ -56,17 +56,23 @@ def gland_words(look, rng):
     if look.gland == "none":
         return []
     size = grade(look.gland_size, (36, "small"), (60, ""), ("", "large"))
+    crowd = pick(rng, "crowded", "close") if look.gap < 8 else pick(rng, "scattered", "distant") if look.gap > 22 else ""
+    if look.gland in ("single", "solid"):
+        inside = {"single": "one round lumen", "solid": pick(rng, "no lumen", "cells")}[look.gland]
+        full = "solid" if look.gland == "solid" else "cell filled"
+        return [" ".join(f"{crowd} {size} {full} glands with {inside}".split()), nuclear_words(look)]
     shape = "round" if look.gland == "round" else "long"
     lumen = grade(look.lumen, (0.09, "narrow lumen"), (0.32, "open lumen"), ("", "wide lumen"))
     rows = "rows of nuclei" if look.layers > 1.5 else "one row of nuclei"
-    crowd = pick(rng, "crowded", "close") if look.gap < 8 else pick(rng, "scattered", "distant") if look.gap > 22 else ""
     glands = " ".join(f"{crowd} {size} {shape} glands with {lumen} and {rows}".split())
     pale = ["pale vacuoles in the glands"] if look.goblet > 0.5 else []
     return [glands, *pale, nuclear_words(look)]
 
 
 def sheet_words(look, rng):
-    """Phrases about solid epithelium."""
+    """Phrases about solid epithelium and nests."""
+    if look.nests > 0.5:
+        return [f"{pick(rng, 'round nests of cells', 'cell nests')} with {nuclear_words(look)}"]
     if look.sheet <= 0.05:
         return []
     where = pick(rng, "a sheet of cells", "solid cells") if look.sheet > 0.6 else pick(rng, "nests of cells", "cell nests")
@@ -83,8 +89,8 @@ def nuclear_words(look):
 
 
 def filling_words(look, rng):
-    """Phrases about fat and dead tissue."""
-    words = []
+    """Phrases about fat, pools and dead tissue."""
+    words = ["pale oedema"] * (look.oedema > 0.05) + [pick(rng, "blood", "a pool of blood")] * (look.blood > 0.05)
     if look.fat > 0.05:
         words.append(pick(rng, "some", "a little") + " fat" if look.fat < 0.3 else pick(rng, "much fat", "many fat vacuoles"))
     if look.necrosis > 0.05:
