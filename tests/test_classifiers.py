@@ -1,16 +1,18 @@
 """Classifiers, arms and trials on plain coloured tiles."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 import squares
 import torch
 
-from histokit import runs
-from histokit.arms import comparison, fit_classifier, longtail, trials
+from histokit import runs, toy
+from histokit.arms import ceilings, comparison, fit_classifier, longtail, trials
 from histokit.core import files
 from histokit.diffusion import backbone, codecs
-from histokit.tiles import data
+from histokit.tiles import data, decode
 from histokit.vision import classifiers, encoders, features
 
 
@@ -170,15 +172,46 @@ def test_the_curve_of_real_tiles_nests_and_lends_from_the_withheld():
     rows += [("d", "blue", "labelled", "test")]
     tiles = pd.DataFrame(rows, columns=["case_id", "label", "use", "split"]).assign(source="real")
     tiles["tile_id"] = [str(i) for i in range(len(tiles))]
-    sets = {n: comparison.real_tiles(tiles, n) for n in (0, 2, 3, 5, 7)}
+    sets = {n: ceilings.real_tiles(tiles, n) for n in (0, 2, 3, 5, 7)}
     chosen = {n: set(part.loc[part["label"].eq("blue"), "tile_id"]) for n, part in sets.items()}
     assert [len(part) for part in chosen.values()] == [3, 2, 3, 5, 7]
     assert chosen[2] < chosen[3] == chosen[0] < chosen[5] < chosen[7]
     assert all(part["label"].eq("red").sum() == 3 and part["use"].eq("labelled").all() for part in sets.values())
     with pytest.raises(ValueError, match="real_tiles 8: blue has 7 training tiles with those withheld"):
-        comparison.real_tiles(tiles, 8)
+        ceilings.real_tiles(tiles, 8)
     with pytest.raises(ValueError, match="a class that a budget makes rare"):
-        comparison.real_tiles(tiles[tiles["use"].eq("labelled")], 2)
+        ceilings.real_tiles(tiles[tiles["use"].eq("labelled")], 2)
+
+
+def test_a_ceiling_gives_tiles_of_the_same_cases_or_of_others():
+    rows = [("b", "blue", "labelled")] * 2 + [("b", "blue", "withheld")] * 3 + [("c", "blue", "withheld")] * 4
+    tiles = pd.DataFrame(rows, columns=["case_id", "label", "use"]).assign(source="real", split="train")
+    tiles["tile_id"] = [str(i) for i in range(len(tiles))]
+    for whose, cases in (("same_cases", {"b"}), ("new_cases", {"c"})):
+        given = ceilings.real_tiles(tiles, 5, whose)[lambda part: part["given"]]
+        assert len(given) == 3 and set(given["case_id"]) == cases and given["use"].eq("labelled").all()
+    with pytest.raises(ValueError, match="real_tiles 6: blue has 5 training tiles with those withheld of same cases"):
+        ceilings.real_tiles(tiles, 6, "same_cases")
+
+
+def test_of_invented_tissue_a_ceiling_is_drawn_anew(root):
+    run = runs.start(experiment="exp", step="06_classifier")
+    own = pd.DataFrame({"label": ["mucinous"] * 3, "case_id": ["C001", "C001", "C002"], "tile_id": list("abc"), "sha256": list("abc")})
+    own = own.assign(source="real", split="train", use="labelled", root="data", file_name="a.png", path="a.png")
+    dataset = SimpleNamespace(tail=["mucinous"])
+    few, more = (ceilings.real_tiles(own, n, "same_cases", ceilings.Drawn(run, dataset)).query("given") for n in (5, 8))
+    assert more["case_id"].tolist() == ["C001", "C002"] * 2 + ["C001"] and few["sha256"].tolist() == more["sha256"].tolist()[:2]
+    assert more["sha256"].nunique() == 5 and more["root"].eq("06_classifier").all()
+    others = ceilings.real_tiles(own, 8, "new_cases", ceilings.Drawn(run, dataset)).query("given")
+    assert others["case_id"].tolist() == ["X001"] * 3 + ["X002"] * 2
+    np.testing.assert_array_equal(decode.rgb(run.path(more["file_name"].iloc[2]))[0], toy.tile("mucinous", "C001", 1001)[0])
+
+
+def test_what_is_given_back_goes_through_the_autoencoder_and_what_is_own_does_not():
+    tiles = pd.DataFrame({"source": ["real", "real", "synthetic"], "given": [False, True, np.nan]})
+    asked = [("none", "none"), ("none", "vae"), ("vae", "none")]
+    coded = [trials._Trial._coded(SimpleNamespace(arm={"real_through": real, "through": given}), tiles).tolist() for real, given in asked]
+    assert coded == [[False] * 3, [False, True, False], [True, True, False]]
 
 
 def test_a_tile_made_from_a_test_tile_is_refused(study):

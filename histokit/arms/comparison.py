@@ -10,8 +10,7 @@ import re
 
 import pandas as pd
 
-from histokit.arms import fit_classifier, longtail
-from histokit.core import files
+from histokit.arms import ceilings, fit_classifier, longtail
 from histokit.tiles import data, decode, staining
 from histokit.vision import classifiers, features
 
@@ -23,6 +22,8 @@ ARM = {
     "synthetic_share": 1.0,  # of the draws of a class, the share that synthetic tiles have at most
     "recolour": "none",  # reinhard, macenko: adds `per_class` real tiles of each rare class, in the stain of other cases
     "real_tiles": 0,  # so many real training tiles of each class that a budget made rare, 0 for the budget's: the curve of real tiles
+    "from": "any",  # whose those beyond it are: same_cases or new_cases; what a generator that knew them perfectly could bring
+    "through": "none",  # vae: those beyond it pass through the autoencoder: what its codec leaves of that
     "labels": "own",  # shuffled: every synthetic tile gets a label not its own, a control that must not help
     "real_through": "none",  # vae: real training tiles pass through the autoencoder, so its traces tell no class
     "sampler": "natural",
@@ -46,6 +47,8 @@ CHOICES = {
     "labels": ("own", "shuffled"),
     "recolour": ("none", *staining.METHODS),
     "real_through": ("none", "vae"),
+    "from": ceilings.WHOSE,
+    "through": ("none", "vae"),
     "sampler": tuple(longtail.SAMPLERS),
     "augment": tuple(features.VIEWS),
     "loss": tuple(longtail.LOSSES),
@@ -82,10 +85,12 @@ def settle(arms, mode="linear", encoder="mini-sup"):
             raise ValueError(f"arm {name!r}: recolour {why}")
         idle = [key for key in MADE if not arm["synthetic"] and arm[key] != ARM[key]]
         idle = [key for key in idle if not (recoloured and key == "per_class")]
+        idle += [key for key in ("from", "through") if not arm["real_tiles"] and arm[key] != ARM[key]]
         idle += [key for key in TRAINING if arm["mode"] in ("knn", "prototype") and arm[key] != ARM[key]]
         idle += ["sampler"] if arm["mode"] == "prototype" and arm["sampler"] != ARM["sampler"] else []
         if idle:
             why = f"mode {arm['mode']}" if arm["synthetic"] or idle[0] not in MADE else "an arm without synthetic tiles"
+            why = "an arm without real_tiles" if idle[0] in ("from", "through") else why
             raise ValueError(f"arm {name!r}: {idle[0]} does nothing in {why}; leave it out")
         _check_share(name, arm)
         try:
@@ -122,9 +127,10 @@ def assemble(run, tiles, arms):
     """
     kept = tiles["split"].isin(["val", "test"]) | tiles["use"].eq("withheld")
     dataset, held_out = data.dataset(run), set(tiles.loc[kept, "tile_id"])
+    draw = ceilings.Drawn(run, dataset) if dataset.procedural == "toy" else None
     sets, painted = {}, {}
     for name, arm in arms.items():
-        real, made = real_tiles(tiles, arm["real_tiles"]), tiles.iloc[:0]
+        real, made = ceilings.real_tiles(tiles, arm["real_tiles"], arm["from"], draw), tiles.iloc[:0]
         if arm["synthetic"]:
             made = data.used(data.load(run, step=arm["synthetic"]), arm["status"], arm["per_class"])
             _check_origin(made, held_out, set(dataset.classes), arm["synthetic"])
@@ -135,32 +141,6 @@ def assemble(run, tiles, arms):
             made = painted[arm["recolour"]].groupby("label", sort=False).head(arm["per_class"])
         sets[name] = pd.concat([real, made], ignore_index=True) if len(made) else real.reset_index(drop=True)
     return sets
-
-
-def real_tiles(tiles, n=0):
-    """The real training tiles, with `n` of each class that a budget made rare; 0 for as many as the budget left.
-
-    More than the budget left are taken from those it withholds, fewer from those it left, so every larger number holds the smaller one.
-
-    Raises ValueError where no class has a budget, or one has fewer than n tiles.
-    """
-    real = data.training(tiles)
-    if not n:
-        return real
-    withheld = tiles[tiles["use"].eq("withheld") & tiles["split"].eq("train")]
-    if withheld.empty:
-        raise ValueError("real_tiles needs a class that a budget makes rare: real tiles that can be given back one by one")
-    rare, parts = sorted(set(withheld["label"])), [real[~real["label"].isin(set(withheld["label"]))]]
-    for name in rare:
-        pool = pd.concat([_shuffled(part[part["label"].eq(name)]) for part in (real, withheld)])
-        if len(pool) < n:
-            raise ValueError(f"real_tiles {n}: {name} has {len(pool)} training tiles with those withheld")
-        parts.append(pool.head(n).assign(use="labelled"))
-    return pd.concat(parts)
-
-
-def _shuffled(rows):
-    return rows.loc[rows["tile_id"].map(files.digest).sort_values(kind="stable").index]
 
 
 def _check_origin(made, held_out, classes, step):
@@ -258,6 +238,8 @@ def described(arms, baseline=""):
         "labels": "labels {}",
         "recolour": "recoloured, {}",
         "real_tiles": "{} real tiles",
+        "from": "of {}",
+        "through": "those through the {}",
     }
     plain, told = ARM | (arms.get(baseline) or {}), {}
     for name, spec in arms.items():

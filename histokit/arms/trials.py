@@ -4,13 +4,14 @@ Every arm gets the same number of updates of the same batch size, so that more t
 chosen on real validation tiles; test tiles are predicted here and judged in 07_evaluate.
 """
 
+import itertools
 import time
 
 import numpy as np
 import pandas as pd
 import torch
 
-from histokit.arms import fit_classifier, longtail
+from histokit.arms import ceilings, fit_classifier, longtail
 from histokit.core import files
 from histokit.diffusion import backbone, codecs
 from histokit.tiles import augment, contamination, data, decode, staining
@@ -51,9 +52,10 @@ def train(run, arms, sets, tiles, *, seeds, steps, batch_size, lr=0.0, base_mode
             contamination.refuse(place, tiles, f"encoder {arm['encoder']!r}")
             if external is not None and len(external):
                 contamination.refuse(place, external.assign(split="test"), f"encoder {arm['encoder']!r}")
-        if arm["real_through"] == "vae" and codec is None:
+        coded = "vae" in (arm["real_through"], arm["through"])
+        if coded and codec is None:
             codec = codecs.load(base_model, run.device, dataset.tile_px, tiles)
-        trial = _Trial(run, name, arm, sets[name], held_out, dataset, codec if arm["real_through"] == "vae" else None)
+        trial = _Trial(run, name, arm, sets[name], held_out, dataset, codec if coded else None)
         rows += [trial.finished(s, steps, batch_size, lr) or trial.train(s, steps, batch_size, lr) for s in range(seeds)]
         val = [row["val_balanced_accuracy"] for row in rows[-seeds:]]
         spread = f"{np.mean(val):.3f} ({min(val):.3f} to {max(val):.3f})"
@@ -115,10 +117,12 @@ class _Trial:
         self.encoder = self._encoder(0)
         self.cached = None
         rows = [tiles[["sha256", "file_name", "label"]].values.tolist(), held_out[["sha256", "tile_id", "label", "split"]].values.tolist()]
-        said_by_rows = ("synthetic", "status", "per_class", "recolour", "real_tiles")
+        said_by_rows = ("synthetic", "status", "per_class", "recolour", "real_tiles", "from")
         settings = {key: value for key, value in arm.items() if key not in said_by_rows}
         if settings["synthetic_share"] == 1:
             del settings["synthetic_share"]  # it joined later, and what was trained without it is still what it was
+        if settings["through"] == "none":
+            del settings["through"]  # so did this
         modules = (classifiers, fit_classifier, longtail, features, encoders, augment, loop, decode, data, backbone)
         versions = [VERSION, *(module.VERSION for module in modules)]
         size = [dataset.classes, dataset.roles, dataset.tile_px, dataset.fit, codec.identity if codec else None]
@@ -274,11 +278,11 @@ class _Trial:
 
     def _features(self):
         if self.cached is None:
-            real, made = self.tiles.iloc[: self.n_real], self.tiles.iloc[self.n_real :]
-            how = {"augment": self.arm["augment"]}
+            how, coded = {"augment": self.arm["augment"]}, self._coded(self.tiles)
+            ends = [0, *(np.flatnonzero(np.diff(coded)) + 1), len(coded)]  # what goes through the codec lies together
             parts = [
-                features.embed(self.encoder, real, self.run, codec=self.codec, **how),
-                features.embed(self.encoder, made, self.run, **how),
+                features.embed(self.encoder, self.tiles.iloc[a:b], self.run, codec=self.codec if coded[a] else None, **how)
+                for a, b in itertools.pairwise(ends)
             ]
             parts = [part if part.ndim == 3 else part[:, None] for part in parts if len(part)]
             own = ~self.held_out["split"].eq("external")  # tiles from elsewhere may be fitted in another way
@@ -286,14 +290,20 @@ class _Trial:
             self.cached = features.stacked(parts), features.stacked(asked) if len(asked) > 1 else asked[0]
         return self.cached
 
+    def _coded(self, tiles):
+        """Which tiles [N] pass through the autoencoder before the classifier sees them."""
+        asked = {"real": self.arm["real_through"] == "vae", "given": self.arm["through"] == "vae"}
+        given = tiles[ceilings.GIVEN].eq(True).to_numpy(bool) if ceilings.GIVEN in tiles else np.zeros(len(tiles), bool)
+        return tiles["source"].eq("real").to_numpy() & (given & asked["given"] | asked["real"])
+
     def _reader(self):
         """`read(indices)` -> uint8 tiles of this arm."""
 
         def pixels(tiles):
             out = data.pixels(tiles)
-            real = tiles["source"].eq("real").to_numpy()
-            if self.codec and real.any():
-                out[real] = self.codec(data.pixels(tiles[real], self.codec.reads_px))
+            coded = self._coded(tiles)
+            if coded.any():
+                out[coded] = self.codec(data.pixels(tiles[coded], self.codec.reads_px))
             return out
 
         return self._kept(self.tiles, pixels)
