@@ -7,7 +7,8 @@ from tiny import tiny_model
 
 from histokit import toy
 from histokit.diffusion import backbone, losses, sampling
-from histokit.training import corpus, ldm, loop, representation
+from histokit.training import loop
+from histokit.training.pretraining import corpus, decoder, ldm, representation
 from histokit.vision import encoders
 
 
@@ -224,3 +225,23 @@ def test_a_picture_is_drawn_by_its_weight_however_many_views_it_has():
     drawn = batches(0)
     assert np.mean([text == "drawn" for text in drawn["captions"]]) == pytest.approx(0.5, abs=0.03)
     assert drawn["latents"].round().unique().tolist() == list(range(9)), "and every view comes up"
+
+
+def test_fine_contrast_sees_a_blur_that_squared_errors_forgive():
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    soft = torch.nn.functional.avg_pool2d(images, 3, 1, 1, count_include_pad=False)
+    real, blurred, flat = (decoder.fine_contrast(x) for x in (images, soft, torch.zeros_like(images)))
+    assert real.shape == (2, 3, 8, 8) and float(flat.max()) < 0.004
+    assert float((blurred / real).max()) < 0.6
+    torch.testing.assert_close(decoder.fine_contrast(images.flip(-1)).flip(-1), real)
+
+
+def test_views_are_degraded_within_bounds_and_never_brightened():
+    rng = np.random.default_rng(0)
+    images = rng.integers(60, 200, (40, 32, 32, 3)).astype(np.uint8)
+    clean = representation.degrade(images, np.random.default_rng(1), noise=0)
+    noisy = representation.degrade(images, np.random.default_rng(1))
+    ratio = clean.std(axis=(1, 2, 3)) / images.std(axis=(1, 2, 3))
+    assert 0.3 < ratio.min() < 0.45 and 0.9 < ratio.max() <= 1.0, "from a 3 x 3 mean to nothing at all"
+    assert np.abs(clean.mean((1, 2, 3)) - images.mean((1, 2, 3))).max() < 1
+    assert (noisy.astype(int) - clean).std(axis=(1, 2, 3)).max() < 0.07 * 255

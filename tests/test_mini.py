@@ -7,7 +7,7 @@ from histokit import toy
 from histokit.core import files
 from histokit.diffusion import backbone, pretrained
 from histokit.tiles import data, decode
-from histokit.training import corpus, ldm, pretrain
+from histokit.training.pretraining import corpus, held_out, ldm
 from histokit.vision import encoders
 
 pytestmark = pytest.mark.skipif(
@@ -93,7 +93,7 @@ def test_a_round_trip_keeps_structure_and_stain(ebhi):
     manifest = data.scan(ebhi)
     held = manifest[manifest["split"].eq("val")]
     corpora = corpus.Corpus(images=[_pixels(ebhi.root / name) for name in held["file_name"]])
-    tiles, _ = pretrain.whole_tiles(corpora, 128, 10_000)
+    tiles, _ = held_out.whole_tiles(corpora, 128, 10_000)
     back = ldm.reconstruct(backbone.load("mini").vae, tiles)
     assert len(tiles) == 224 and float(ldm.psnr(back, tiles).mean()) >= 22
     hue, kept = (x.mean(dim=(2, 3))[:, 0] - x.mean(dim=(2, 3))[:, 1] for x in (tiles, back))

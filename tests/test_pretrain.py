@@ -1,4 +1,4 @@
-"""20_pretrain by hand and headless: its three parts, from invented pictures to a base and an encoder that the other pages load."""
+"""20_pretrain by hand and headless: its four parts, from invented pictures to a base and an encoder that the other pages load."""
 
 import shutil
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from histokit.core import files
 from histokit.diffusion import backbone, pretrained, sampling
 from histokit.engine import batch
 from histokit.runs import recipe
-from histokit.training import corpus, ldm, package_mini, pretrain
+from histokit.training.pretraining import corpus, held_out, ldm, package_mini, pretrain, sample_quality
 from histokit.vision import encoders
 
 RECIPE = """\
@@ -21,10 +21,12 @@ shared:
 steps:
   - autoencoder: {run: 20_pretrain, part: autoencoder, widths: [16, 16, 16], steps: 4, batch_size: 2}
   - longer: {run: 20_pretrain, part: autoencoder, init: autoencoder, widths: [16, 16, 16], steps: 1, batch_size: 2, lr: 1e-12}
+  - decoder: {run: 20_pretrain, part: decoder, init: autoencoder, steps: 2, batch_size: 2, pieces: 1}
   - diffusion: {run: 20_pretrain, part: diffusion, autoencoder: autoencoder, widths: [16, 32], steps: 4, batch_size: 2, lr: 1e-3}
   - further: {run: 20_pretrain, part: diffusion, init: diffusion, steps: 1, batch_size: 2, lr: 1e-12}
   - sup: {run: 20_pretrain, part: encoder, objective: supervised, widths: [32], steps: 4, batch_size: 2, lr: 1e-3}
 """
+STEPS = ("autoencoder", "longer", "decoder", "diffusion", "further", "sup")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def trained(tmp_path_factory, repository):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HISTOKIT_ROOT", str(root))
         results = batch.run(recipe.read(root / "params" / "base.yaml"), workers=2, say=lambda line: None)
-    assert {id[0]: r.state for id, r in results.items()} == dict.fromkeys(("autoencoder", "longer", "diffusion", "further", "sup"), "done")
+    assert {id[0]: r.state for id, r in results.items()} == dict.fromkeys(STEPS, "done")
     return root / "outputs" / "base"
 
 
@@ -51,7 +53,7 @@ def test_the_base_it_made_draws_pictures(trained):
 def test_its_latents_have_unit_deviation_by_the_factor_it_wrote(trained, step):
     model = backbone.load(str(trained / step))
     seen = corpus.gather({"toy": {"classes": ["stroma", "fat"], "tiles": 4}, "looks": {"tiles": 4}})
-    views, _ = pretrain.whole_tiles(seen, 128, 100)
+    views, _ = held_out.whole_tiles(seen, 128, 100)
     latents = backbone.encode(model, views)[0] * model.scaling
     assert float(latents.std()) == pytest.approx(1, abs=0.05)  # measured on other views
 
@@ -65,6 +67,30 @@ def test_a_part_goes_on_from_another(trained, first, second, parts):
         assert all(torch.equal(old[name], new[name]) for name in old), "at a learning rate of nothing it stays what it was"
     if first.tokenizer:
         assert first.identity["tokenizer"] == second.identity["tokenizer"] and first.identity["vae"] == second.identity["vae"]
+
+
+def test_a_new_decoder_leaves_latents_and_the_rest_of_the_base_as_they_are(trained):
+    old, new = (files.read_tensors(next((trained / step / "vae").glob("*.safetensors"))) for step in ("autoencoder", "decoder"))
+    moved = {name.split(".")[0] for name in old if not torch.equal(old[name], new[name])}
+    assert moved == {"decoder", "post_quant_conv"}
+    before, after = (backbone.load(str(trained / step)) for step in ("autoencoder", "decoder"))
+    assert after.identity["vae"] == before.identity["vae"] and after.identity["decoder"] != before.identity["vae"]
+    assert "decoder" not in before.identity, "adapters and latents of the one are those of the other, pictures are not"
+    facts = files.read_json(trained / "decoder" / "results.json")
+    assert set(facts["contrast"]) == set(facts["contrast_before"]) == set(facts["psnr_of"]) == {"toy", "looks"}
+
+
+def test_a_decoder_needs_a_base(trained):
+    with pytest.raises(ValueError, match="part decoder goes on from a base"):
+        pretrain.task("decoder", None, None, None, tile_px=128, widths=[16], batch_size=2, lr=1e-3)
+
+
+def test_every_source_has_its_say_in_a_validation_as_it_is_drawn():
+    seen = corpus.gather({"toy": {"classes": ["fat"], "tiles": 6, "weight": 3}, "looks": {"tiles": 5, "weight": 1}})
+    few = held_out.BySource(seen, 64, per_source=4)
+    assert few.images.shape == (8, 3, 64, 64) and few.names.tolist() == ["toy"] * 4 + ["looks"] * 4
+    mean, of = few.mean(torch.tensor([1.0] * 4 + [5.0] * 4))
+    assert mean == pytest.approx(0.75 * 1 + 0.25 * 5) and of == {"val_toy": 1.0, "val_looks": 5.0}
 
 
 def test_settings_of_another_part_are_refused(trained):
@@ -153,18 +179,19 @@ def test_drawn_sources_hold_out_other_pictures():
 
 def test_fidelity_stands_between_its_floor_and_the_untrained(monkeypatch, tmp_path):
     """A model that returns held-out pictures is at the floor; the untrained one far away, a blurring autoencoder in between."""
-    held = corpus.gather({"toy": {"classes": ["stroma"], "tiles": 400}}, split="val")
+    monkeypatch.setattr(corpus, "HELD_DRAWN", 40)
+    held = corpus.gather({"toy": {"classes": ["stroma"], "tiles": 40}}, split="val")
     held.cases = [str(i) for i in range(len(held.cases))]
     others = corpus.gather({"toy": {"classes": ["stroma"], "tiles": 40}}, seed=5)
-    good, _ = pretrain.whole_tiles(others, 128, 40)
-    good = pretrain._pixels(good)
+    good, _ = held_out.whole_tiles(others, 128, 40)
+    good = sample_quality._pixels(good)
     drawn = iter([good, 255 - good])
-    monkeypatch.setattr(pretrain, "sample", lambda model, prompts, seed: next(drawn))
+    monkeypatch.setattr(sample_quality, "sample", lambda model, prompts, seed: next(drawn))
     blur = lambda vae, images: torch.nn.functional.avg_pool2d(images, 3, 1, 1, count_include_pad=False)  # noqa: E731
     monkeypatch.setattr(ldm, "reconstruct", blur)
     model = type("Model", (), {"tile_px": 128, "unet": ldm.unet((16, 16), latent_px=32), "vae": None})()
     monkeypatch.setattr(backbone, "load", lambda folder, device: model)
-    facts = pretrain.fidelity(tmp_path, held, 40)
+    facts = sample_quality.fidelity(tmp_path, held, 40)
     assert facts["samples"] == 40 and facts["psnr_tiles"] == 40 and facts["psnr_db"] < 40
     for kid in facts["kid"].values():
         assert kid["n"] == 20 and abs(kid["samples"] - kid["floor"]) < 0.1 * kid["untrained"] and kid["nearer"] > 10

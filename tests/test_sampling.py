@@ -6,7 +6,7 @@ import torch
 from tiny import tiny_model
 
 from histokit.diffusion import backbone, sampling
-from histokit.training import ldm
+from histokit.training.pretraining import ldm
 
 
 @pytest.fixture(scope="module")

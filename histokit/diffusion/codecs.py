@@ -23,6 +23,7 @@ class VaeRoundTrip:
     def __init__(self, model, tile_px):
         self.model, self.tile_px, self.reads_px = model.need("vae"), tile_px, model.tile_px
         self.identity = {"vae": model.identity.get("vae", model.name), "tile_px": model.tile_px}
+        self.identity |= {part: model.identity[part] for part in ("decoder",) if part in model.identity}
 
     def __call__(self, pixels):
         out = []

@@ -13,6 +13,7 @@ VERSION = 1
 
 MINI = PACKAGE / "mini"
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
+FITTED = "fitted_decoder.json"  # beside an autoencoder of which only the decoder was trained: whose encoder it has
 STEMS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model", "text_encoder": "model"}
 
 
@@ -90,12 +91,18 @@ def _weights(folder, stem):
 def read(name, folder, dtype):
     """What the folder of the base `name` holds: {part: module, tokenizer or scheduler} and {part: hash of its weights and settings}.
 
+    Where only the decoder was trained, `vae` is the hash of the autoencoder whose encoder it has, since latents, caches and adapters are
+    those of that one, and `decoder` is its own.
+
     Raises FileNotFoundError where there is no part at all, ValueError for one that is not of SD 1.x / 2.x.
     """
     found = {part: _read_part(folder / part, part, dtype) for part in PARTS if (folder / part).is_dir()}
     if not found:
         raise FileNotFoundError(f"base model {name!r}: {folder} has none of the subfolders {', '.join(PARTS)}; {_where(name)}")
-    return {part: loaded for part, (loaded, _) in found.items()}, {part: digest for part, (_, digest) in found.items()}
+    identity = {part: digest for part, (_, digest) in found.items()}
+    if (folder / "vae" / FITTED).is_file():
+        identity |= {"vae": files.read_json(folder / "vae" / FITTED)["encoder_of"], "decoder": identity["vae"]}
+    return {part: loaded for part, (loaded, _) in found.items()}, identity
 
 
 def _read_part(folder, part, dtype):

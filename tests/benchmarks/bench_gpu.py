@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from histokit import runs
 from histokit.diffusion import adapters, backbone, losses, sampling
-from histokit.training import finetuning, ldm, loop
+from histokit.training import finetuning, loop
+from histokit.training.pretraining import ldm
 
 SMALL = bool(os.environ.get("HISTOKIT_BENCH_SMALL"))
 pytestmark = [] if SMALL else [pytest.mark.gpu]

@@ -1,11 +1,11 @@
-"""The three parts of 20_pretrain: an autoencoder, a diffusion model on its latents, an encoder.
+"""The four parts of 20_pretrain: an autoencoder, its decoder alone, a diffusion model on its latents, an encoder.
 
 Each builds a `Task`: what `loop.fit` needs, what to draw, and how to save the result as `backbone.load` or
 `features.load` reads it. Networks and losses are in `ldm`, pictures and words in `corpus`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +14,14 @@ import torch
 from torch import nn
 
 from histokit.core import files, machine
-from histokit.diffusion import backbone, losses, pretrained, sampling
-from histokit.metrics import distributions
+from histokit.diffusion import backbone, losses, pretrained
 from histokit.runs import places
 from histokit.tiles.contamination import LIST
-from histokit.training import ldm, loop, representation
+from histokit.training import loop
+from histokit.training.pretraining import decoder, held_out, ldm, representation, sample_quality
 from histokit.vision import encoders
 
-VERSION = 1
-GUIDANCE = 4.0  # KID x 1000 of 96 samples of mini at 1, 2, 4: 158, 124, 127 in mini-ssl, 323, 204, 174 in mini-sup; crypts appear at 4
+VERSION = 2
 WORDS = (  # so that a class no one has trained on still has words of its own; SD's vocabulary would have them
     "adenoma adenocarcinoma carcinoma tumour tumor cancer metastasis neoplasia dysplasia polyp serrated hyperplastic tubular villous "
     "mucinous cribriform papillary solid normal mucosa colon colorectal rectum stomach breast lung prostate liver kidney skin lymph node "
@@ -45,19 +44,21 @@ class Task:
 
 
 def task(part, run, seen, held, *, tile_px, widths, batch_size, lr, objective="", autoencoder=None, init=None, pieces=0, device="cpu"):
-    """The Task of a part: `autoencoder`, `diffusion` or `encoder` (with an `objective`).
+    """The Task of a part: `autoencoder`, `decoder`, `diffusion` or `encoder` (with an `objective`).
 
     Args:
         run: gives seed and folder.
         seen: corpus.Corpus to train on; `held`: one of held-out tiles, to validate on.
         widths: channels per level, finest first; of an encoder: [feature width]; not looked at where there is an `init`.
         autoencoder: folder of the base whose latents, centred, a diffusion model learns; None takes those of `init` as they are.
-        init: folder of the base that an autoencoder or a diffusion model goes on from; None starts from random weights.
-        pieces: first updates of an autoencoder that see quarters of the views, see `ldm.picture_batches`.
+        init: folder of the base that an autoencoder, a decoder or a diffusion model goes on from; None starts from random weights.
+        pieces: first updates of an autoencoder or decoder that see quarters of the views, see `ldm.picture_batches`.
     """
     options = {"tile_px": tile_px, "batch_size": batch_size, "lr": lr, "device": device}
-    if pieces and part != "autoencoder":
+    if pieces and part not in ("autoencoder", "decoder"):
         raise ValueError(f"`pieces` is for an autoencoder, which has no layout to learn; part {part} sees whole views, leave it 0")
+    if part == "decoder":
+        return _decoder(run, seen, held, init=init, pieces=pieces, **options)
     if part == "autoencoder":
         return _autoencoder(run, seen, held, widths=widths, init=init, pieces=pieces, **options)
     if part == "diffusion":
@@ -66,7 +67,7 @@ def task(part, run, seen, held, *, tile_px, widths, batch_size, lr, objective=""
         if init:
             raise ValueError("an encoder starts from random weights; leave `init` empty")
         return _encoder(run, seen, held, objective=objective, dim=widths[0], **options)
-    raise ValueError(f"part {part!r} is unknown; use autoencoder, diffusion or encoder")
+    raise ValueError(f"part {part!r} is unknown; use autoencoder, decoder, diffusion or encoder")
 
 
 def origin(run, name):
@@ -88,28 +89,12 @@ def _on(device, module):
     return module.to(device, memory_format=torch.channels_last if machine.bfloat16(device) else torch.contiguous_format)
 
 
-def _save(module, folder):
-    """Half-precision weights and settings as `backbone.load` reads them, without the path a part was loaded from."""
-    module.half().save_pretrained(folder, variant="fp16")
+def _save(module, folder, half=True):
+    """Weights, in half precision or as they are, and settings as `backbone.load` reads them, without the path a part was loaded from."""
+    (module.half() if half else module).save_pretrained(folder, **({"variant": "fp16"} if half else {}))
     module.float()
     settings = files.read_json(folder / "config.json")
     files.write_json(folder / "config.json", {key: value for key, value in settings.items() if key != "_name_or_path"})
-
-
-def whole_tiles(corpus, tile_px, limit):
-    """Up to `limit` evenly spread pictures [N, 3, px, px] in [-1, 1], whole and upright, and their indices."""
-    rows = np.unique(np.linspace(0, len(corpus.images) - 1, min(limit, len(corpus.images))).astype(int))
-    upright = np.random.default_rng(0)
-    views = [ldm.view(corpus.images[i], tile_px, upright, least=1, turn=False) for i in rows]
-    return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() / 127.5 - 1, rows
-
-
-def tiled(images, columns):
-    """Images [N, 3, H, W] in [-1, 1] as one uint8 picture of `columns` columns; the last row is filled with white."""
-    count = -(-len(images) // columns) * columns
-    images = torch.cat([images, torch.ones(count - len(images), *images.shape[1:])])
-    rows = [torch.cat(list(images[i : i + columns]), dim=-1) for i in range(0, count, columns)]
-    return ((torch.cat(rows, dim=-2) + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
 
 
 # ---------------------------------------------------------------------------------------------- autoencoder
@@ -120,26 +105,72 @@ def _autoencoder(run, seen, held, *, tile_px, widths, batch_size, lr, device, in
         torch.manual_seed(files.seed(run.seed, "autoencoder"))
         vae = backbone.load(str(init)).vae.requires_grad_(True).train() if init else ldm.autoencoder(widths, tile_px=tile_px)
     vae = _on(device, vae)
-    seed = files.seed(run.seed, "init") if init else run.seed  # other views than those it began with
-    images, _ = whole_tiles(held, tile_px, 112)
 
     def finish():
-        vae.eval().requires_grad_(False)
-        everything, _ = whole_tiles(held, tile_px, 10_000)
-        train, _ = whole_tiles(seen, tile_px, 512)
-        vae.register_to_config(scaling_factor=round(ldm.measure_scaling(vae, train.to(device)), 5))
-        _save(vae, run.path("vae"))
-        psnr = ldm.psnr(ldm.reconstruct(vae, everything.to(device)).cpu(), everything)
-        return {"psnr_db": float(psnr.mean()), "psnr_tiles": len(psnr), "scaling_factor": vae.config.scaling_factor}
+        train, _ = held_out.whole_tiles(seen, tile_px, 512)
+        vae.register_to_config(scaling_factor=round(ldm.measure_scaling(vae.eval(), train.to(device)), 5))
+        return _codec(run, vae, held, tile_px) | {"scaling_factor": vae.config.scaling_factor}
+
+    return _round_trip(run, seen, held, vae, ldm.autoencoder_player(vae, lr), finish, tile_px, batch_size, init, pieces, ema=0.995)
+
+
+def _decoder(run, seen, held, *, tile_px, batch_size, lr, device, init, pieces):
+    if not init:
+        raise ValueError("part decoder goes on from a base whose latents stay as they are; name a step or a base in `init`")
+    base = backbone.load(str(init)).need("vae")
+    vae = _on(device, base.vae.train())
+    half = all(torch.equal(p, p.half().float()) for p in vae.encoder.parameters())  # rounding it would be another encoder
+    before = _contrast(vae, held_out.BySource(held, tile_px))
+
+    def finish():
+        for name in ("tokenizer", "scheduler", "text_encoder", "unet"):  # with them the folder is a base again
+            for path in (init / name).iterdir() if (init / name).is_dir() else ():
+                files.link(path, run.path(name, path.name))
+        facts = _codec(run, vae.eval(), held, tile_px, half) | {"contrast_before": before}
+        files.write_json(run.path("vae", pretrained.FITTED), {"encoder_of": base.identity["vae"]})
+        return facts
+
+    return _round_trip(run, seen, held, vae, decoder.player(vae, lr), finish, tile_px, batch_size, init, pieces, ema=0.99)
+
+
+def _round_trip(run, seen, held, vae, player, finish, tile_px, batch_size, init, pieces, ema):
+    """The Task of what is trained on a round trip of pictures, and validated by what is missing of it in decibels."""
+    device = next(vae.parameters()).device
+    few = held_out.BySource(held, tile_px)
+    seed = files.seed(run.seed, "init") if init else run.seed  # other views than those it began with
+    shown = few.images[:: max(1, len(few.images) // 8)][:8]
+
+    def validate():
+        lost, of = few.mean(-ldm.psnr(ldm.reconstruct(vae, few.images.to(device)).cpu(), few.images))
+        return lost, of | {f"contrast_{name}": value for name, value in _contrast(vae, few).items()}
 
     return Task(
-        player=ldm.autoencoder_player(vae, lr),
+        player=player,
         batches=ldm.picture_batches(seen.images, seen.weights, tile_px, batch_size, seed, device, pieces),
-        validate=lambda: -ldm.psnr(ldm.reconstruct(vae, images.to(device)).cpu(), images).mean(),
-        sheet=lambda step: tiled(torch.cat([images[::14], ldm.reconstruct(vae, images[::14].to(device)).cpu()]), len(images[::14])),
+        validate=validate,
+        sheet=lambda step: held_out.tiled(torch.cat([shown, ldm.reconstruct(vae, shown.to(device)).cpu()]), len(shown)),
         finish=finish,
-        settings={"autocast": machine.bfloat16(device), "ema": 0.995, "weight_decay": 1e-4, "schedule": "one_cycle"},
+        settings={"autocast": machine.bfloat16(device), "ema": ema, "weight_decay": 1e-4, "schedule": "one_cycle"},
     )
+
+
+def _contrast(vae, few):
+    """{source: fine contrast of its pictures after the round trip over that before it}; 1 is as sharp as real, below is softer."""
+    device = next(vae.parameters()).device
+    images = few.images.to(device)
+    kept = decoder.fine_contrast(ldm.reconstruct(vae, images)).mean((1, 2, 3)) / decoder.fine_contrast(images).mean((1, 2, 3))
+    return {name.removeprefix("val_"): value for name, value in few.mean(kept.cpu())[1].items()}
+
+
+def _codec(run, vae, held, tile_px, half=True):
+    """Writes the autoencoder; returns what its round trip keeps of the held-out pictures, source by source."""
+    vae.requires_grad_(False)
+    _save(vae, run.path("vae"), half)
+    everything = held_out.BySource(held, tile_px, per_source=1000)
+    device = next(vae.parameters()).device
+    psnr = ldm.psnr(ldm.reconstruct(vae, everything.images.to(device)).cpu(), everything.images)
+    of = {name.removeprefix("val_"): value for name, value in everything.mean(psnr)[1].items()}
+    return {"psnr_db": float(psnr.mean()), "psnr_of": of, "psnr_tiles": len(psnr), "contrast": _contrast(vae, everything)}
 
 
 # ---------------------------------------------------------------------------------------------- diffusion
@@ -170,20 +201,24 @@ def _diffusion(run, seen, held, *, tile_px, widths, batch_size, lr, device, auto
         from diffusers.models.attention_processor import AttnProcessor
 
         model.unet.set_attn_processor(AttnProcessor())  # plain attention: the fused one is slower there in bfloat16
-    images, rows = whole_tiles(held, tile_px, 64)
-    held_latents = torch.cat([backbone.encode(model, x)[0] for x in images.split(16)]) * model.scaling
-    held_captions = [held.captions[i][-1] for i in rows]
+    few = held_out.BySource(held, tile_px)
+    held_latents = torch.cat([backbone.encode(model, x)[0] for x in few.images.split(16)]) * model.scaling
+    held_captions = [held.captions[i][-1] for i in few.rows]
     seed = files.seed(run.seed, "init") if init else run.seed  # other batches than those it began with
-    timesteps, noise = (t.to(device) for t in losses.fixed_noise(len(images), held_latents.shape[1:], model.scheduler, run.seed))
+    timesteps, noise = losses.fixed_noise(len(few.rows), held_latents.shape[1:], model.scheduler, run.seed)
+    order = torch.randperm(len(timesteps), generator=torch.Generator().manual_seed(files.seed(run.seed, "levels")))
+    timesteps, noise = timesteps[order].to(device), noise.to(device)  # or each source would meet a share of the schedule
     prompts = list({label: captions[0] for label, captions in zip(seen.labels, seen.captions, strict=True) if label}.values())
 
     def validate():
-        return losses.diffusion_loss(
-            model.unet, model.scheduler, held_latents, backbone.embed(model, held_captions), timesteps, noise, min_snr_gamma=0
-        )
+        errors = []
+        for part in torch.arange(len(held_captions)).split(32):
+            context = backbone.embed(model, [held_captions[i] for i in part])
+            errors.append(losses.diffusion_errors(model.unet, model.scheduler, held_latents[part], context, timesteps[part], noise[part]))
+        return few.mean(torch.cat(errors).cpu())
 
     def sheet(step):
-        return _sample_sheet(model, prompts[:11], 2, run.seed)
+        return sample_quality.sheet(model, prompts[:11], 2, run.seed)
 
     def finish():
         for name in ("unet", "text_encoder"):
@@ -216,59 +251,6 @@ def _views(run, model, seen, tile_px, per_tile=8):
     return held["mean"], held["logvar"], held["source"].numpy()
 
 
-def _sample_sheet(model, prompts, per_prompt, seed):
-    """One column a prompt, `per_prompt` images each at fixed seeds."""
-    images = sample(model, [p for _ in range(per_prompt) for p in prompts], seed)
-    return tiled(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1, len(prompts))
-
-
-def sample(model, prompts, seed):
-    """One image uint8 [N, H, W, 3] a prompt from pure noise at fixed seeds, by the sampler of every later notebook."""
-    generators = [torch.Generator().manual_seed(files.seed(seed, "sample", i)) for i in range(len(prompts))]
-    return sampling.sample(model, prompts, generators, guidance_scale=GUIDANCE, num_inference_steps=20)
-
-
-def fidelity(folder, held, count, seed=0, device="cpu", spaces=("colour-texture", "mini-ssl")):
-    """How far `count` samples are from held-out tiles, beside what the autoencoder alone loses and what an untrained UNet draws.
-
-    KID x 1000 in each of `spaces`, at guidance `GUIDANCE`, prompts as often as held-out labels. Colour-texture is not learned and sees
-    the slightest blur, so the autoencoder bounds it from below; of layout it sees nothing: noise, decoded, is grain of about the right
-    stain and was nearer to real tiles (37) than they to their own round trip (114). mini-ssl sees content.
-
-    Returns:
-        Dict of samples, psnr_db and psnr_tiles (round trip of the held-out tiles), and `kid`: space -> samples, autoencoder (held-out
-        tiles after their round trip), untrained (100 samples), floor (real tiles of other cases), n tiles a side, and nearer: how many
-        times nearer to the floor the samples are than those of the untrained UNet; a sample below the floor counts as on it.
-    """
-    model = backbone.load(str(folder), device)
-    rng = np.random.default_rng(files.seed(seed, "fidelity"))
-    prompts = [held.captions[i][0] for i in rng.choice(len(held.images), count)]
-    real, _ = whole_tiles(held, model.tile_px, 10_000)
-    again = ldm.reconstruct(model.vae, real.to(device)).cpu()
-    drawn = {"samples": sample(model, prompts, seed), "autoencoder": _pixels(again)}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(files.seed(seed, "untrained"))
-        model.unet = type(model.unet).from_config(model.unet.config).to(device).eval()
-    drawn["untrained"] = sample(model, prompts[:100], seed)  # so far off that more would say the same
-    psnr = ldm.psnr(again, real)
-    facts = {"samples": count, "psnr_db": float(psnr.mean()), "psnr_tiles": len(psnr), "kid": {}}
-    for space in spaces:
-        encoder = encoders.load(space, device)
-        of_real = encoder(_pixels(real)).numpy()
-        found = {}
-        for name, images in drawn.items():
-            kid, floor, n = distributions.kid_beside_floor(of_real, encoder(images).numpy(), held.cases)
-            found |= {name: float(1000 * kid.mean())} | ({"floor": float(1000 * floor.mean()), "n": n} if name == "samples" else {})
-        excess = max(found["samples"] - found["floor"], 0.0)
-        facts["kid"][space] = found | {"nearer": (found["untrained"] - found["floor"]) / excess if excess else float("inf")}
-    return facts
-
-
-def _pixels(images):
-    """Images [N, 3, H, W] in [-1, 1] as uint8 [N, H, W, 3]."""
-    return ((images.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()
-
-
 def updates(origin, part):
     """Optimiser updates that the `part` of a base or a finished run in folder `origin` has had; 0 where nothing says so."""
     if origin is None:
@@ -286,7 +268,7 @@ def _encoder(run, seen, held, *, objective, tile_px, dim, batch_size, lr, device
     if objective not in ("contrastive", "supervised"):
         raise ValueError(f"objective {objective!r} is unknown; an encoder is trained contrastive or supervised")
     if objective == "supervised":
-        seen = _labelled(seen)
+        seen, held = (corpus.part([bool(label) for label in corpus.labels]) for corpus in (seen, held))
         names = sorted(set(seen.labels))
         labels = [names.index(label) for label in seen.labels]
     with torch.random.fork_rng(devices=[]):
@@ -294,8 +276,21 @@ def _encoder(run, seen, held, *, objective, tile_px, dim, batch_size, lr, device
         encoder = encoders.SmallCNN(dim).to(device)
         head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 64)) if not names else nn.Linear(dim, len(names))
         head.to(device)
-    images, rows = whole_tiles(held, tile_px, 10_000)
+    few = held_out.BySource(held, tile_px, per_source=1000)
+    of_held = [names.index(held.labels[i]) for i in few.rows] if names else []
     player = representation.supervised_player(encoder, head, lr) if names else representation.contrastive_player(encoder, head, lr)
+
+    pairs = representation.view_pairs(held.images, held.weights, tile_px, min(batch_size, len(held.images)), files.seed(run.seed, "held"))
+
+    def validate():  # held-out cases: which class it is or, of a contrastive encoder, which view is whose partner
+        encoder.eval()
+        if names:
+            logits = torch.cat([head(encoder(x.to(device))).cpu() for x in few.images.split(32)])
+            lost = few.mean(nn.functional.cross_entropy(logits, torch.tensor(of_held), reduction="none"))
+        else:
+            lost = torch.stack([player.loss({k: v.to(device) for k, v in pairs(i).items()}, 0, None)[0] for i in range(4)]).mean()
+        encoder.train()
+        return lost
 
     def finish():
         encoder.eval()
@@ -303,24 +298,18 @@ def _encoder(run, seen, held, *, objective, tile_px, dim, batch_size, lr, device
         name = "sup" if names else "ssl"
         files.write_tensors(run.path(f"{name}.safetensors"), state, {"objective": objective, "dim": str(dim), "size": str(tile_px)})
         with torch.no_grad():
-            z = nn.functional.normalize(torch.cat([encoder(x.to(device)) for x in images.split(32)]), dim=-1)
+            z = nn.functional.normalize(torch.cat([encoder(x.to(device)) for x in few.images.split(32)]), dim=-1)
         nearest = (z @ z.T).fill_diagonal_(-1).argmax(-1).cpu().numpy()
-        kinds = np.array([held.labels[i] for i in rows])
-        return {"nearest_neighbour_agreement": float((kinds[nearest] == kinds).mean()), "held_out_tiles": len(kinds), "classes": names}
+        kinds = np.array([held.labels[i] for i in few.rows])
+        agree = kinds[nearest] == kinds
+        of = {name: float(agree[few.names == name].mean()) for name in few.share}
+        return {"nearest_neighbour_agreement": float(agree.mean()), "agreement_of": of, "held_out_tiles": len(kinds), "classes": names}
 
     return Task(
         player=player,
         batches=representation.view_pairs(seen.images, seen.weights, tile_px, batch_size, run.seed, labels, device),
-        validate=None,
+        validate=validate,
         sheet=None,
         finish=finish,
         settings={"autocast": machine.bfloat16(device), "weight_decay": 1e-2 if names else 1e-4, "schedule": "one_cycle"},
     )
-
-
-def _labelled(corpus):
-    """The part of a corpus that has labels, its weights summing to 1 again."""
-    keep = [i for i, label in enumerate(corpus.labels) if label]
-    part = replace(corpus, **{f.name: [getattr(corpus, f.name)[i] for i in keep] for f in fields(corpus)})
-    part.weights = list(np.array(part.weights) / np.sum(part.weights))
-    return part

@@ -6,11 +6,13 @@ This is how `mini-ssl` and `mini-sup` were made. What is a view, `ldm` says; tra
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 
 from histokit.core import files
-from histokit.training import ldm, loop
+from histokit.training import loop
+from histokit.training.pretraining import ldm
 
-VERSION = 1
+VERSION = 2
 
 
 def jitter(images, rng, strength=0.2):
@@ -21,14 +23,26 @@ def jitter(images, rng, strength=0.2):
     return np.clip(256 * np.exp(-(density * gain + shift)) - 1, 0, 255).astype(np.uint8)
 
 
+def degrade(images, rng, noise=0.06):
+    """Views [B, px, px, 3] uint8 as a softer lens and a noisier sensor would show them.
+
+    A mix, U(0, 1), with the 3 x 3 mean, and noise of deviation U(0, `noise`) of the range: what a codec takes from a tile and what a
+    sampler leaves on it must not be what an encoder knows a class by.
+    """
+    soft = ndimage.uniform_filter(images.astype(np.float32), (0, 3, 3, 0), mode="reflect")
+    mix = rng.uniform(0, 1, (len(images), 1, 1, 1)).astype(np.float32)
+    grain = rng.standard_normal(images.shape, dtype=np.float32) * rng.uniform(0, 255 * noise, (len(images), 1, 1, 1)).astype(np.float32)
+    return np.clip(images + mix * (soft - images) + grain, 0, 255).astype(np.uint8)
+
+
 def view_pairs(images, weights, px, batch_size, seed, labels=None, device="cpu"):
-    """`batches(k)` of two independent, stain-jittered views of each chosen image, and its label where there are any."""
+    """`batches(k)` of two independent views of each chosen image, jittered in stain and degraded, and its label where there are any."""
     weights = np.asarray(weights, float) / np.sum(weights)
 
     def batches(k):
         rng = np.random.default_rng(files.seed(seed, "pairs", k))
         chosen = rng.choice(len(images), batch_size, replace=False, p=weights)
-        pair = [jitter(np.stack([ldm.view(images[i], px, rng) for i in chosen]), rng) for _ in range(2)]
+        pair = [degrade(jitter(np.stack([ldm.view(images[i], px, rng) for i in chosen]), rng), rng) for _ in range(2)]
         out = {
             name: (torch.from_numpy(v).permute(0, 3, 1, 2).float() / 127.5 - 1).to(device) for name, v in zip(("a", "b"), pair, strict=True)
         }

@@ -1,6 +1,6 @@
 """From the runs of params/mini.yaml to histokit/mini: weights, the list of what was seen, the model card.
 
-python -m histokit.training.package_mini [experiment]
+python -m histokit.training.pretraining.package_mini [experiment]
 """
 
 import sys
@@ -55,21 +55,22 @@ def package(experiment="mini", target=pretrained.MINI):
     """Copy the finished parts of `outputs/<experiment>` to `target` with card and list; returns the facts written to mini.json.
 
     A part that was not trained anew stays as it is, with what mini.json says of it; the autoencoder is the one whose latents the
-    diffusion model learned. The list names every picture that any part has learned from, also before it was packaged the last time.
+    diffusion model learned, with the decoder that was trained for it, if any. The list names every picture that any part has learned
+    from, also before it was packaged the last time.
     Raises FileNotFoundError when a part is neither there nor packaged before, ValueError when the whole is above 34 MB.
     """
     target, home = Path(target), files.root() / "outputs" / experiment
     facts = files.read_json(target / "mini.json") if (target / "mini.json").exists() else {}
     lists = [files.read_table(target / contamination.LIST)] if (target / contamination.LIST).exists() else []
-    for step in ("autoencoder", "diffusion", "ssl", "sup"):
-        if step in facts and not (home / step / "results.json").exists():
+    for step in ("autoencoder", "diffusion", "decoder", "ssl", "sup"):
+        if (step in facts or step == "decoder") and not (home / step / "results.json").exists():
             continue
         run = files.read_json(home / step / "run.json")
         where = f"{run['platform'].split('-')[0]}, {run.get('threads', '?')} threads, device {run.get('device', 'cpu')}"
         made = {"batch_size": run["parameters"]["batch_size"], "finished": run["finished"], "on": where}
         facts[step] = files.read_json(home / step / "results.json") | made
         lists.append(files.read_table(home / step / contamination.LIST))
-        for part in pretrained.PARTS if step == "diffusion" else ():
+        for part in {"diffusion": pretrained.PARTS, "decoder": ("vae",)}.get(step, ()):
             for path in sorted((home / step / part).iterdir()):
                 files.write_bytes(target / part / path.name, path.read_bytes())
         if step in ("ssl", "sup"):

@@ -4,21 +4,26 @@ Sources are datasets (their training tiles only), freshly drawn `toy` classes, a
 picture hashes travels with the weights, so that anyone can check which tiles a model has never seen.
 """
 
+import json
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import psutil
+import torch
 
 from histokit import toy
 from histokit.core import files
 from histokit.tiles import data, decode, splits
 from histokit.tiles.contamination import pixels_hash
-from histokit.toy import words
+from histokit.toy import dataset, words
 
-VERSION = 2
+VERSION = 3
+DRAWN_PX = 128  # side of a drawn picture: the scale of its class is part of what is learned
+CACHE_GB = 4  # of drawn pictures
+HELD_DRAWN = 16  # drawn pictures of a class that are held out, four times as many looks
 PER_TILE = 2**18  # bytes of latents of a real tile in 20_pretrain, eight views of it, beside its pixels
 TEMPLATES = ("{}", "an H&E tile of {}", "a histology image of {}", "H&E stained {}", "a microscopy tile showing {}")
 
@@ -41,6 +46,13 @@ class Corpus:
     def texts(self):
         return [text for captions in self.captions for text in captions]
 
+    def part(self, keep):
+        """The pictures of which `keep` [N] is true, as a corpus of its own: weights sum to 1 again."""
+        rows = np.flatnonzero(keep)
+        some = replace(self, **{one.name: [getattr(self, one.name)[i] for i in rows] for one in fields(self)})
+        some.weights = list(np.array(some.weights) / np.sum(some.weights))
+        return some
+
 
 def gather(sources, roots=None, seed=0, split="train"):
     """The corpus of `sources`, a dict of name -> settings.
@@ -50,7 +62,7 @@ def gather(sources, roots=None, seed=0, split="train"):
             `weight`; `toy` with `classes`, `tiles` (a class) and `weight`; `looks` with `tiles` and `weight`. All of it is held in
             memory.
         roots: name of a description's file, without its suffix -> folder of its tiles, in place of its root.
-        split: `train`, or `val` for held-out tiles of the datasets; drawn sources hold out new pictures where there is no dataset.
+        split: `train`, or `val` for held-out tiles of the datasets and newly drawn pictures of the other sources.
 
     Raises:
         ValueError: an unknown setting, a toy class whose role is tail, or more tiles than memory holds.
@@ -61,8 +73,6 @@ def gather(sources, roots=None, seed=0, split="train"):
         unknown = set(settings) - {"classes", "tiles", "weight"}
         if unknown:
             raise ValueError(f"source {name!r}: unknown setting {sorted(unknown)[0]!r}; use classes, tiles, weight")
-        if held and name in drawn and len(drawn) < len(sources):
-            continue
         found = _drawn(name, settings, seed, held) if name in drawn else _tiles(name, settings, roots or {}, split)
         for image, captions, label, case, tile in found:
             corpus.images.append(image)
@@ -106,10 +116,13 @@ def _check_room(name, rows, root):
 
 
 def _drawn(name, settings, seed, held):
-    """Freshly drawn pictures: toy's head classes in cases of their own, or random other looks; `held`: a tenth as many, others."""
+    """Freshly drawn pictures: toy's head classes, each tile a case of its own, or random other looks; `held`: few, and others.
+
+    (image, captions, label, case, tile) of each; drawn once, and kept in outputs/.cache.
+    """
     tiles = settings.get("tiles", 1000 if name == "looks" else 100)
     if held:
-        tiles, seed = max(4, tiles // 10), files.seed(seed, "held")
+        tiles, seed = min(tiles, HELD_DRAWN * (4 if name == "looks" else 1)), files.seed(seed, "held")
     if name == "looks":
         jobs = [("", i, seed) for i in range(tiles)]
     else:
@@ -118,16 +131,22 @@ def _drawn(name, settings, seed, held):
         if tail:
             raise ValueError(f"toy class {tail[0]!r} is made rare by the demo; a base that has seen it proves nothing")
         jobs = [(c, i, seed) for c in classes for i in range(tiles)]
-    with ProcessPoolExecutor() as pool:
-        return list(pool.map(_draw, jobs, chunksize=16))
+    path = files.cache("drawn") / f"{files.digest(VERSION, dataset.VERSION, DRAWN_PX, jobs)}.safetensors"
+    if not path.is_file():
+        with ProcessPoolExecutor() as pool:
+            images, *told = zip(*pool.map(_draw, jobs, chunksize=16), strict=True)
+        files.write_tensors(path, {"images": torch.from_numpy(np.stack(images))}, {"told": json.dumps(list(zip(*told, strict=True)))})
+        files.prune("drawn", CACHE_GB, keep=[path])
+    images, told = files.read_tensors(path)["images"].numpy(), json.loads(files.read_metadata(path)["told"])
+    return [(image, tuple(captions), *rest) for image, (captions, *rest) in zip(images, told, strict=True)]
 
 
 def _draw(job):
     label, i, seed = job
     if not label:
-        image, caption, _ = toy.random_look(i, 160, seed)
+        image, caption, _ = toy.random_look(i, DRAWN_PX, seed)
         return image, (caption,), "", f"look {i}", f"look {i} seed {seed}"
-    case = f"pretrain {i % 80}"
-    image = toy.tile(label, case, i, 160, seed)[0]
+    case = f"pretrain {i}"  # as many stains as tiles
+    image = toy.tile(label, case, i, DRAWN_PX, seed)[0]
     rng = toy.generator(seed, "captions", label, i)
     return image, tuple(dict.fromkeys(words.caption(label, rng) for _ in range(4))), label, case, f"{label} {case} {i} seed {seed}"

@@ -1,0 +1,1 @@
+"""Pre-training: autoencoders, diffusion models and encoders from many tiles, before any experiment; how `mini` was made."""
