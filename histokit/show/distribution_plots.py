@@ -45,6 +45,25 @@ def long_tail(counts, roles=None, title="Tiles and cases of every class", ax=Non
     return ax
 
 
+def codec_gap(gap, title="What the autoencoder leaves of real tiles", ax=None):
+    """Power by spatial frequency of real tiles and of the same after the base's autoencoder, log scales; between them is what is lost.
+
+    Args:
+        gap: `codec_gap.Gap`.
+    """
+    ax = ax or new_axes(6.4, 3.4)
+    ax.fill_between(gap.frequency, gap.coded, gap.real, color=DROPPED, alpha=0.15, lw=0)
+    ax.plot(gap.frequency, gap.real, color=INK, label="real tiles")
+    ax.plot(gap.frequency, gap.coded, color=DROPPED, label=f"after the autoencoder: {gap.contrast:.0%} of the fine contrast")
+    ax.set_yscale("log")
+    ax.set_xlim(0, 0.5)
+    ax.set_xlabel("cycles a pixel: coarse to fine")
+    ax.set_ylabel("power")
+    ax.set_title(title, loc="left", fontsize=10)
+    ax.legend(frameon=False, fontsize=8)
+    return ax
+
+
 def stain_scatter(cases, roles=None, title="Mean stain of every case", ax=None):
     """One point a case, coloured by class; a rare class has larger points. Classes that lie apart can be told by stain alone.
 
