@@ -97,3 +97,22 @@ def test_replicates_with_other_numbers_of_tiles_give_their_range():
     assert (made["tiles"], made["fewest"], made["most"]) == (34, 24, 47)
     assert points.loc[points["kind"].eq("real"), "fewest"].tolist() == [10, 15, 30, 60]
     assert learning_curve.worth(m, parts, points)["text"][0].startswith("Polyp: 24 to 47 synthetic tiles of augmented")
+
+
+def test_the_judged_arm_stands_on_the_ceilings_of_any_generator():
+    shifts = {"augmented": 0.3, "same": 1.5, "coded": 0.8, "other": 4.0, "more": 5.0}
+    arms = {"real": {}} | {name: {"Polyp": shift, "Serrated": shift} for name, shift in shifts.items()}
+    given = {"real_tiles": 40, "from": "same_cases"}
+    specs = {"real": {}, "augmented": {"synthetic": "keep"}, "same": given, "coded": given | {"through": "vae"}}
+    specs |= {"other": given | {"from": "new_cases"}, "more": given | {"sampler": "balanced"}}
+    m = verdict.measure(predicted(ROWS, arms), dataset(), resamples=300)
+    parts = question.cast(specs, list(arms), "real")
+    found = learning_curve.ceilings(m, parts, specs)
+    assert found["arm"].tolist() == ["same", "coded", "other"], "an arm that differs in more is no ceiling"
+    assert found["difference"].iloc[1] < found["difference"].iloc[0] < found["difference"].iloc[2]
+    first, second = learning_curve.ruler(m, parts, found)
+    assert first.startswith("A perfect generator that knows these cases could bring +")
+    assert "; of which this base's autoencoder leaves +" in first and first.endswith("; all beside real, on the rare classes.")
+    mine = float((m.value["augmented"] - m.value["real"])[m.endpoints.index(verdict.TAIL)])
+    assert second.startswith("augmented with +") and mine < found["low"].iloc[0] and "stands below the lower bound" in second
+    assert learning_curve.ruler(m, parts, found.head(0)) == [] and parts.rivals == []

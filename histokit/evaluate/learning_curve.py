@@ -1,4 +1,4 @@
-"""What synthetic tiles were worth in real ones: the curve of real tiles, read backwards.
+"""What real tiles bring, and so what synthetic ones could: the curve of real tiles read backwards, and the ceilings of any generator.
 
 A class that was made rare on purpose has real tiles to spare. Arms with more and fewer of them (`real_tiles`) show what a real tile buys;
 the recall that synthetic tiles reach is looked up on that curve.
@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from histokit.arms import comparison
-from histokit.evaluate import verdict
+from histokit.evaluate import verdict, wording
 from histokit.metrics import stats
 
-VERSION = 2
+VERSION = 3
 LEAST = 3  # points of a curve
 
 
@@ -109,6 +109,51 @@ def worth(m, parts, points):
         row |= {"low": low, "high": high, "least": tiles[0] - base, "most": tiles[-1] - base}
         rows.append(row | {"text": sentence(row)})
     return pd.DataFrame(rows, columns="class arm synthetic fewest highest real worth low high least most text".split())
+
+
+CEILINGS = {
+    ("same_cases", "none"): "A perfect generator that knows these cases could bring",
+    ("same_cases", "vae"): "of which this base's autoencoder leaves",
+    ("new_cases", "none"): "one that knew other cases could bring",
+    ("new_cases", "vae"): "of which the autoencoder leaves",
+}
+
+
+def ceilings(m, parts, specs):
+    """The arms with true tiles in the place of made ones (`real_tiles` with `from`), beside the baseline on the rare classes.
+
+    Returns:
+        DataFrame arm, whose (same_cases | new_cases), through (none | vae), real_tiles, difference, low, high (points of tail balanced
+        accuracy in [-1, 1], NaN ends where there is no interval), in the order of `CEILINGS`; no rows without such arms.
+    """
+    plain, rows = comparison.ARM | (specs.get(parts.baseline) or {}), []
+    for whose, through in CEILINGS:
+        for arm in m.predictions.arms:
+            spec = comparison.ARM | (specs.get(arm) or {})
+            alike = all(spec[key] == plain[key] for key in spec if key not in ("real_tiles", "from", "through"))
+            if alike and (spec["from"], spec["through"]) == (whose, through):
+                d = verdict.difference(m, arm, parts.baseline, verdict.TAIL)
+                row = {"arm": arm, "whose": whose, "through": through, "real_tiles": spec["real_tiles"]}
+                rows.append(row | {"difference": d.difference, "low": d.low, "high": d.high})
+    return pd.DataFrame(rows, columns=["arm", "whose", "through", "real_tiles", "difference", "low", "high"])
+
+
+def ruler(m, parts, found):
+    """The ceilings in one sentence and, in another, where the judged arm stands on them; [] without ceilings."""
+    if found.empty:
+        return []
+    told = []
+    for row in found.itertuples():
+        gap = wording.points(row.difference, row.low, row.high)
+        told.append(f"{CEILINGS[row.whose, row.through]} {gap} ({row.arm}, {row.real_tiles} tiles a class)")
+    lines = ["; ".join(told)[:1].upper() + "; ".join(told)[1:] + f"; all beside {parts.baseline}, on the rare classes."]
+    best = found[found["whose"].eq("same_cases") & found["through"].eq("none")]
+    if parts.generated and len(best):
+        mine, top = verdict.difference(m, parts.judged, parts.baseline, verdict.TAIL), best.iloc[0]
+        where = "at or above" if mine.difference >= top["low"] else "below" if top["low"] == top["low"] else "beside"
+        of = f"the lower bound of the first ({100 * top['low']:+.1f})" if top["low"] == top["low"] else "the first, which has no interval"
+        lines.append(f"{parts.judged} with {wording.points(mine.difference, mine.low, mine.high)} stands {where} {of}.")
+    return lines
 
 
 def sentence(row):

@@ -6,7 +6,7 @@ import pandas as pd
 
 from histokit.evaluate import tail_detection
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class Results:
     abroad: object  # question.Abroad
     fidelity: pd.DataFrame = field(default_factory=pd.DataFrame)  # of summary.read
     looked_at: str = ""  # step it comes from
+    ceilings: pd.DataFrame = field(default_factory=pd.DataFrame)  # of learning_curve.ceilings
+    ruler: tuple = ()  # of learning_curve.ruler
 
     @property
     def sentence(self):
@@ -28,8 +30,9 @@ class Results:
 
     @property
     def lines(self):
-        """What follows the sentence: class by class, controls, worth in real tiles, tiles from elsewhere."""
-        return [*self.conclusion["classes"].values(), *self.conclusion["controls"], *self.bought["text"], *self.abroad.lines]
+        """What follows the sentence: class by class, controls, ceilings, worth in real tiles, tiles from elsewhere."""
+        told = [*self.conclusion["classes"].values(), *self.conclusion["controls"]]
+        return [*told, *self.ruler, *self.bought["text"], *self.abroad.lines]
 
     def plain(self):
         """What results.json holds: the sentence first."""
@@ -42,5 +45,6 @@ class Results:
             },
             "external": self.abroad.plain,
             "worth": self.bought.to_dict("records"),
+            "ceilings": {"arms": self.ceilings.to_dict("records"), "lines": list(self.ruler)},
             "fidelity": {"step": self.looked_at, "classes": self.fidelity.to_dict("records")},
         }  # fmt: skip
