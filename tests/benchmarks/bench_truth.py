@@ -3,7 +3,8 @@
     histokit run params/demo.yaml                                  # or another recipe on toy; its part is skipped without it
     python -m pytest tests/benchmarks/bench_truth.py -s -o python_files='bench_*.py' --timeout=0
 
-HISTOKIT_EXPERIMENT names the experiment (demo), HISTOKIT_BASE the base whose samples are drawn (mini), HISTOKIT_BENCH_TILES the samples of each class (16). The network is trained once, in five minutes.
+HISTOKIT_EXPERIMENT names the experiment (demo), HISTOKIT_BASE the base whose samples are drawn (mini), HISTOKIT_BENCH_TILES the
+samples of each class (16). The network is trained once, in five minutes.
 """
 
 import json
