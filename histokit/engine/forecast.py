@@ -238,15 +238,18 @@ def _frozen(home):
 
 
 def _described(given):
-    """Before 00 has run: six tiles in ten for training, and of a class made rare what its budget leaves."""
+    """Before 00 has run: six tiles in ten for training, and of a class made rare what its budget leaves; of toy, as it plans."""
     from histokit import toy
     from histokit.tiles import data, description
 
     told = description.describe(given["dataset"], given.get("data_root", ""), given.get("budget"))
-    every = (toy.plan() if told.procedural else data.scan(told))["label"].value_counts()
-    train = {name: min(int(0.6 * n), told.budget.get(name, {}).get("tiles", n)) for name, n in every.items()}
+    tiles = toy.plan() if told.procedural else data.scan(told)
+    every = tiles["label"].value_counts()
+    known = tiles.loc[tiles["split"].eq("train"), "label"].value_counts() if told.procedural else (0.6 * every).astype(int)
+    train = {name: min(int(n), told.budget.get(name, {}).get("tiles", n)) for name, n in known.items()}
     guess = {name: "tail" if n < told.tail_below else "head" for name, n in train.items()}
-    return _counts(train, int(0.4 * every.sum()), guess | told.roles, told.tile_px or 256)
+    held = len(tiles) - known.sum() if told.procedural else 0.4 * every.sum()
+    return _counts(train, int(held), guess | told.roles, told.tile_px or 256)
 
 
 def _counts(train, held, roles, tile_px):
