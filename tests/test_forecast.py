@@ -106,7 +106,12 @@ def test_counts_come_from_the_description_until_00_has_run(repository, root):
     found = recipe.read(root / "params/demo.yaml")
     at = {one.step: one for one in jobs.expand(found)}
     counted = forecast.counts(found, at["02_lora"])
-    assert counted.tail == ("mucinous", "cribriform") and counted.classes == 8 and counted.train + counted.held == len(toy.plan()) and counted.tail_train == 20
+    assert (
+        counted.tail == ("mucinous", "cribriform")
+        and counted.classes == 8
+        and counted.train + counted.held == len(toy.plan())
+        and counted.tail_train == 20
+    )
     assert forecast.counts(found, SimpleNamespace(step="02_lora", notebook=at["02_lora"].notebook)) == counted
 
 
