@@ -173,7 +173,7 @@ def test_updates_are_counted_through_what_a_part_went_on_from(trained, tmp_path)
 def test_drawn_sources_hold_out_other_pictures():
     sources = {"toy": {"classes": ["stroma"], "tiles": 40}, "looks": {"tiles": 10}}
     seen, held = corpus.gather(sources), corpus.gather(sources, split="val")
-    assert len(held.images) == 4 + 4
+    assert len(held.images) == corpus.HELD_DRAWN + 10, "few of each class; of looks four times as many, where there are so many"
     assert not set(seen.table().pixels_sha256) & set(held.table().pixels_sha256)
 
 
