@@ -245,3 +245,12 @@ def test_views_are_degraded_within_bounds_and_never_brightened():
     assert 0.3 < ratio.min() < 0.45 and 0.9 < ratio.max() <= 1.0, "from a 3 x 3 mean to nothing at all"
     assert np.abs(clean.mean((1, 2, 3)) - images.mean((1, 2, 3))).max() < 1
     assert (noisy.astype(int) - clean).std(axis=(1, 2, 3)).max() < 0.07 * 255
+
+
+def test_a_decoder_is_not_the_better_for_being_soft():
+    """Of a texture that is known in part, the known part alone has more decibels than the same at the texture's full contrast."""
+    known, unknown = (0.4 * torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    images, soft, sharp = 0.8 * known + 0.6 * unknown, 0.8 * known, known
+    assert (ldm.psnr(soft, images) > ldm.psnr(sharp, images)).all()
+    assert (decoder.errors(sharp, images) < decoder.errors(soft, images)).all()
+    assert float(decoder.errors(images, images).abs().max()) == 0

@@ -25,7 +25,7 @@ def real_tiles(tiles, n=0, whose="any", draw=None):
     Args:
         tiles: manifest of 00_dataset.
         whose: what is added is of `same_cases` as the tiles a class has, of `new_cases`, or of any.
-        draw: `draw(own, count)` -> rows, for a class of invented tissue, of which nothing is withheld.
+        draw: `draw(own, count, whose)` -> rows, a `Drawn`, for a class of invented tissue, of which nothing is withheld.
 
     Returns:
         Training rows; those that were added come last, with `given` true.

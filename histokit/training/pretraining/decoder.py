@@ -27,8 +27,15 @@ def trainable(vae):
     return [p for half in halves for p in half.requires_grad_(True).parameters()]
 
 
-def player(vae, lr=7e-4, l1=0.5, edge=0.5, contrast=3.0):
-    """The errors of `ldm.autoencoder_player` + contrast x absolute error of `fine_contrast`, on latents as the encoder draws them."""
+def errors(again, images, l1=0.5, edge=0.5, contrast=3.0):
+    """Total error [B] of pictures after their round trip, lower is better: those of `ldm.autoencoder_player` and of `fine_contrast`."""
+    error, over = again - images, (1, 2, 3)
+    total = error.square().mean(over) + l1 * error.abs().mean(over) + edge * sum(e.abs().mean(over) for e in ldm.edges(error))
+    return total + contrast * (fine_contrast(again) - fine_contrast(images)).abs().mean(over)
+
+
+def player(vae, lr=7e-4):
+    """Mean of `errors`, on latents as the encoder draws them."""
     params = trainable(vae)
 
     def loss(batch, step, generator):
@@ -37,10 +44,6 @@ def player(vae, lr=7e-4, l1=0.5, edge=0.5, contrast=3.0):
             posterior = vae.encode(images).latent_dist
             z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
         again = vae.decode(z).sample.float()
-        error = again - images
-        blurred = sum(e.abs().mean() for e in ldm.edges(error))
-        flat = (fine_contrast(again) - fine_contrast(images)).abs().mean()
-        total = error.square().mean() + l1 * error.abs().mean() + edge * blurred + contrast * flat
-        return total, {"squared_error": error.square().mean(), "contrast_error": flat}
+        return errors(again, images).mean(), {"squared_error": (again - images).square().mean()}
 
     return loop.Player("decoder", [{"params": params, "lr": lr}], loss)

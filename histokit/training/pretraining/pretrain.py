@@ -111,7 +111,8 @@ def _autoencoder(run, seen, held, *, tile_px, widths, batch_size, lr, device, in
         vae.register_to_config(scaling_factor=round(ldm.measure_scaling(vae.eval(), train.to(device)), 5))
         return _codec(run, vae, held, tile_px) | {"scaling_factor": vae.config.scaling_factor}
 
-    return _round_trip(run, seen, held, vae, ldm.autoencoder_player(vae, lr), finish, tile_px, batch_size, init, pieces, ema=0.995)
+    lost = lambda again, images: -ldm.psnr(again, images)  # noqa: E731
+    return _round_trip(run, seen, held, vae, ldm.autoencoder_player(vae, lr), lost, finish, tile_px, batch_size, init, pieces, ema=0.995)
 
 
 def _decoder(run, seen, held, *, tile_px, batch_size, lr, device, init, pieces):
@@ -120,7 +121,8 @@ def _decoder(run, seen, held, *, tile_px, batch_size, lr, device, init, pieces):
     base = backbone.load(str(init)).need("vae")
     vae = _on(device, base.vae.train())
     half = all(torch.equal(p, p.half().float()) for p in vae.encoder.parameters())  # rounding it would be another encoder
-    before = _contrast(vae, held_out.BySource(held, tile_px))
+    few = held_out.BySource(held, tile_px)
+    before = _contrast(_again(vae, few), few)
 
     def finish():
         for name in ("tokenizer", "scheduler", "text_encoder", "unet"):  # with them the folder is a base again
@@ -130,19 +132,21 @@ def _decoder(run, seen, held, *, tile_px, batch_size, lr, device, init, pieces):
         files.write_json(run.path("vae", pretrained.FITTED), {"encoder_of": base.identity["vae"]})
         return facts
 
-    return _round_trip(run, seen, held, vae, decoder.player(vae, lr), finish, tile_px, batch_size, init, pieces, ema=0.99)
+    lost = decoder.errors  # by decibels the softest step would be the best
+    return _round_trip(run, seen, held, vae, decoder.player(vae, lr), lost, finish, tile_px, batch_size, init, pieces, ema=0.99)
 
 
-def _round_trip(run, seen, held, vae, player, finish, tile_px, batch_size, init, pieces, ema):
-    """The Task of what is trained on a round trip of pictures, and validated by what is missing of it in decibels."""
+def _round_trip(run, seen, held, vae, player, lost, finish, tile_px, batch_size, init, pieces, ema):
+    """The Task of what is trained on a round trip of pictures, and validated by `lost(again, images)` -> [N], lower is better."""
     device = next(vae.parameters()).device
     few = held_out.BySource(held, tile_px)
     seed = files.seed(run.seed, "init") if init else run.seed  # other views than those it began with
     shown = few.images[:: max(1, len(few.images) // 8)][:8]
 
     def validate():
-        lost, of = few.mean(-ldm.psnr(ldm.reconstruct(vae, few.images.to(device)).cpu(), few.images))
-        return lost, of | {f"contrast_{name}": value for name, value in _contrast(vae, few).items()}
+        again = _again(vae, few)
+        total, of = few.mean(lost(again, few.images))
+        return total, of | {f"contrast_{name}": value for name, value in _contrast(again, few).items()}
 
     return Task(
         player=player,
@@ -154,12 +158,15 @@ def _round_trip(run, seen, held, vae, player, finish, tile_px, batch_size, init,
     )
 
 
-def _contrast(vae, few):
+def _again(vae, few):
+    """The pictures of `few` after their round trip, on the CPU."""
+    return ldm.reconstruct(vae, few.images.to(next(vae.parameters()).device)).cpu()
+
+
+def _contrast(again, few):
     """{source: fine contrast of its pictures after the round trip over that before it}; 1 is as sharp as real, below is softer."""
-    device = next(vae.parameters()).device
-    images = few.images.to(device)
-    kept = decoder.fine_contrast(ldm.reconstruct(vae, images)).mean((1, 2, 3)) / decoder.fine_contrast(images).mean((1, 2, 3))
-    return {name.removeprefix("val_"): value for name, value in few.mean(kept.cpu())[1].items()}
+    kept = decoder.fine_contrast(again).mean((1, 2, 3)) / decoder.fine_contrast(few.images).mean((1, 2, 3))
+    return {name.removeprefix("val_"): value for name, value in few.mean(kept)[1].items()}
 
 
 def _codec(run, vae, held, tile_px, half=True):
@@ -167,10 +174,10 @@ def _codec(run, vae, held, tile_px, half=True):
     vae.requires_grad_(False)
     _save(vae, run.path("vae"), half)
     everything = held_out.BySource(held, tile_px, per_source=1000)
-    device = next(vae.parameters()).device
-    psnr = ldm.psnr(ldm.reconstruct(vae, everything.images.to(device)).cpu(), everything.images)
+    again = _again(vae, everything)
+    psnr = ldm.psnr(again, everything.images)
     of = {name.removeprefix("val_"): value for name, value in everything.mean(psnr)[1].items()}
-    return {"psnr_db": float(psnr.mean()), "psnr_of": of, "psnr_tiles": len(psnr), "contrast": _contrast(vae, everything)}
+    return {"psnr_db": float(psnr.mean()), "psnr_of": of, "psnr_tiles": len(psnr), "contrast": _contrast(again, everything)}
 
 
 # ---------------------------------------------------------------------------------------------- diffusion
