@@ -205,7 +205,7 @@ def _open(arguments):
         return 0
     lab = [sys.executable, "-m", "jupyterlab", str(copy), f"--ServerApp.root_dir={root}", "--ContentsManager.allow_hidden=True"]
     lab += ["--no-browser"] if arguments.no_browser else []
-    return subprocess.call(lab, env={**machine.PASSIVE, **os.environ, "HISTOKIT_ROOT": str(root)})
+    return subprocess.call(lab, env={**machine.KERNEL, **os.environ, "HISTOKIT_ROOT": str(root)})
 
 
 def _doctor(arguments):

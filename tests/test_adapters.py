@@ -27,7 +27,7 @@ def scramble(params, scale=0.3, seed=0):
         p.data = torch.randn(p.shape, generator=generator) * scale
 
 
-def trained(folder, *, model=None, vectors=3, rank=4, alpha=16, targets="attn", dora=False, names=(A, B), seed=0, **options):
+def trained(folder, *, model=None, vectors=3, rank=4, alpha=16, targets="attention", dora=False, names=(A, B), seed=0, **options):
     """An adapter folder with tokens and a LoRA of random, strong effect."""
     model = model or tiny_model()
     tokens = learned_tokens.add_tokens(model, dict.fromkeys(names, "histology tissue of gland"), vectors)
@@ -71,7 +71,7 @@ def apart(a, b):
     return abs(a.astype(int) - b.astype(int)).max()
 
 
-@pytest.mark.parametrize(("targets", "dora"), [("attn", False), ("attn+ff", False), ("attn+conv", False), ("attn", True)])
+@pytest.mark.parametrize(("targets", "dora"), [("attention", False), ("attention+feedforward", False), ("attention+conv", False), ("attention", True)])
 def test_the_files_give_the_same_image_in_stock_diffusers(tmp_path, targets, dora):
     trained(tmp_path, targets=targets, dora=dora)
     model = adapters.load(tiny_model(), tmp_path)

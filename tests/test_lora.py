@@ -66,7 +66,7 @@ def test_nothing_is_added_up_in_whatever_order_the_threads_arrive(tiles, joint):
 
 def test_a_finished_folder_gives_the_trained_model_back(tiles, tmp_path):
     model = tiny_model()
-    classes, words, _ = lora.train(model, tiles, TERMS, joint=True, targets="attn+ff", alpha=4, **QUICK)
+    classes, words, _ = lora.train(model, tiles, TERMS, joint=True, targets="attention+feedforward", alpha=4, **QUICK)
     adapters.save(tmp_path / "02", model, classes, tiles, tokens=words.vectors(), lora=True)
     again = adapters.load(tiny_model(), tmp_path / "02")
     z, t = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor(500)

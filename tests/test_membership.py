@@ -106,7 +106,7 @@ def learned(root, steps):
         lr=5e-3,
         batch_size=4,
         hold_out=0,
-        targets="attn+ff",
+        targets="attention+feedforward",
         sheet_every=10**6,
     )
     adapters.save(run.folder, base, classes, train, dataset=dataset.name, lora=True, settings={"prompt": "an image of {label}"})

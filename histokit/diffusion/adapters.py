@@ -19,22 +19,22 @@ CARD = "adapter.json"
 LORA = "pytorch_lora_weights.safetensors"  # the name stock diffusers looks for
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 TARGETS = {
-    "attn": ATTENTION,
-    "attn+ff": (*ATTENTION, "ff.net.0.proj", "ff.net.2"),
-    "attn+conv": (*ATTENTION, "conv1", "conv2", "conv_shortcut", "proj_in", "proj_out"),
+    "attention": ATTENTION,
+    "attention+feedforward": (*ATTENTION, "ff.net.0.proj", "ff.net.2"),
+    "attention+conv": (*ATTENTION, "conv1", "conv2", "conv_shortcut", "proj_in", "proj_out"),
 }
 
 
 # --- LoRA ------------------------------------------------------------------------------------------------------------
 
 
-def add_lora(model, rank=16, alpha=None, targets="attn", dora=False, seed=0):
+def add_lora(model, rank=16, alpha=None, targets="attention", dora=False, seed=0):
     """Put a LoRA of zero effect into the UNet and return its parameters, float32, as a list.
 
     Args:
         rank: of each update.
         alpha: the update is scaled by alpha / rank; None means alpha = rank.
-        targets: "attn", "attn+ff" or "attn+conv".
+        targets: "attention", "attention+feedforward" or "attention+conv".
         dora: weight-decomposed variant (Liu et al. 2024, arXiv:2402.09353); about twice the time of a step.
         seed: of the random half of the weights.
     """

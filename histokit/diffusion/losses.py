@@ -5,6 +5,7 @@ import torch
 from histokit.core import files
 
 VERSION = 1
+TIMESTEPS = ("uniform", "structure")
 
 
 def min_snr_weight(alphas_cumprod, timesteps, gamma, prediction_type="epsilon"):
@@ -17,6 +18,37 @@ def min_snr_weight(alphas_cumprod, timesteps, gamma, prediction_type="epsilon"):
     a = alphas_cumprod.to(timesteps.device)[timesteps]
     snr = a / (1 - a)
     return snr.clamp(max=gamma) / (snr + 1 if prediction_type == "v_prediction" else snr)
+
+
+def structure_weight(alphas_cumprod, timesteps, gamma=5.0):
+    """Weight [B] of a velocity error: (min(SNR, gamma) + 1) / (SNR + 1); 1 where noise hides all but the layout, small where little is.
+
+    Min-SNR's own weight of a velocity, min(SNR, gamma) / (SNR + 1), fades where SNR is low, and there glands are laid out.
+    """
+    a = alphas_cumprod.to(timesteps.device)[timesteps]
+    snr = a / (1 - a)
+    return (snr.clamp(max=gamma) + 1) / (snr + 1)
+
+
+def timestep_draw(scheduler, kind="uniform"):
+    """`draw(count, generator)` -> timesteps [count] to train on: `uniform`, or in proportion to `structure_weight`.
+
+    Drawn so, the loss expects what that weight would give it, and no update is spent on timesteps that count little. A batch's
+    timesteps are then spread evenly over their distribution, in random order: less noise in the gradient for nothing.
+    """
+    total = scheduler.config.num_train_timesteps
+    if kind not in TIMESTEPS:
+        raise ValueError(f"timesteps {kind!r} is unknown; use {' or '.join(TIMESTEPS)}")
+    if kind == "uniform":
+        return lambda count, generator: torch.randint(total, (count,), generator=generator)
+    share = structure_weight(scheduler.alphas_cumprod.cpu(), torch.arange(total)).double()
+    reached = share.cumsum(0) / share.sum()
+
+    def draw(count, generator):
+        even = (torch.randperm(count, generator=generator) + torch.rand(1, generator=generator).double()) / count
+        return torch.searchsorted(reached, even, right=True).clamp(max=total - 1)
+
+    return draw
 
 
 def diffusion_loss(unet, scheduler, latents, context, timesteps, noise, *, min_snr_gamma=5.0, weight=None, kind="l2"):

@@ -130,7 +130,7 @@ def _read_part(folder, part, dtype):
             raise ValueError(
                 f"{folder}: UNet takes {config['in_channels']} channels, expected 4; inpainting and upscaling bases do not fit"
             )
-        if part == "unet" and config.get("addition_embed_type"):
+        if part == "unet" and config.get("addition_embed_type") not in (None, "text"):  # "text" takes the prompt's own states
             raise ValueError(f"{folder}: UNet wants {config['addition_embed_type']!r} conditions (SDXL); only SD 1.x / 2.x bases are read")
         kind = {"vae": diffusers.AutoencoderKL, "unet": diffusers.UNet2DConditionModel}[part]
         module, info = kind.from_pretrained(folder, **options)

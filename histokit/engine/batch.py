@@ -257,9 +257,9 @@ class _Session:
 
 
 def environment(root, job, workers):
-    """The environment of a job's kernel: the root, the notebook's file, and a fixed number of threads that wait passively."""
+    """The environment of a job's kernel: the root, the notebook's file, and a fixed number of threads, see `machine.KERNEL`."""
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // workers))
-    env = {**machine.PASSIVE, **os.environ, "HISTOKIT_ROOT": str(root), "HISTOKIT_NOTEBOOK": str(job.notebook)}
+    env = {**machine.KERNEL, **os.environ, "HISTOKIT_ROOT": str(root), "HISTOKIT_NOTEBOOK": str(job.notebook)}
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
         env.setdefault(name, threads)
     return env

@@ -89,20 +89,22 @@ def batches(cache, captions, weight, batch_size, seed, stratum=None):
     return batch
 
 
-def loss(model, embed, *, caption_dropout=0.1, min_snr_gamma=5.0, kind="l2"):
+def loss(model, embed, *, caption_dropout=0.1, timesteps="uniform", min_snr_gamma=5.0, kind="l2"):
     """`loss(batch, step, generator)`: the denoising error under captions, each emptied with probability `caption_dropout`.
 
     `embed(prompts)` -> [B, L, D]: `backbone.embed` where tokens are trained, `latents.Prompts` where they are not.
     """
+    draw = losses.timestep_draw(model.scheduler, timesteps)
+    gamma = min_snr_gamma if timesteps == "uniform" else 0  # drawn by weight, each counts alike
 
     def of(batch, step, generator):
         z = batch["latents"]
         drop = torch.rand(len(z), generator=generator) < caption_dropout
-        timesteps = torch.randint(model.scheduler.config.num_train_timesteps, (len(z),), generator=generator).to(z.device)
+        drawn = draw(len(z), generator).to(z.device)
         noise = torch.randn(z.shape, generator=generator).to(z.device)
         texts = ["" if gone else text for gone, text in zip(drop.tolist(), batch["captions"], strict=True)]
         context = spread(embed, texts)
-        return losses.diffusion_loss(model.unet, model.scheduler, z, context, timesteps, noise, min_snr_gamma=min_snr_gamma, kind=kind)
+        return losses.diffusion_loss(model.unet, model.scheduler, z, context, drawn, noise, min_snr_gamma=gamma, kind=kind)
 
     return of
 
@@ -190,7 +192,7 @@ def run(model, name, param_groups, embed, tiles, texts, how, training, *, seed, 
     try:
         learn, held = hold_out(tiles, how.hold_out, seed)
         cache = latents.Latents(model, learn)
-        error = loss(model, embed, caption_dropout=how.caption_dropout, min_snr_gamma=how.min_snr_gamma, kind=how.loss)
+        error = loss(model, embed, caption_dropout=how.caption_dropout, timesteps=how.timesteps, min_snr_gamma=how.min_snr_gamma, kind=how.loss)
         drawn = batches(cache, _captions(learn, texts), weights(learn, how.balance), how.batch_size, seed, strata(learn))
         validate = None
         if len(held):

@@ -21,7 +21,7 @@ class Settings(settings.Finetuning):
         joint: train tokens as well: those given, and new ones of `n_vectors` for classes that have none.
         rank: of each update.
         alpha: update scale times rank; None means alpha = rank.
-        targets: "attn", "attn+ff" or "attn+conv"; `dora` takes about twice the time.
+        targets: "attention", "attention+feedforward" or "attention+conv"; `dora` takes about twice the time.
         token_lr: step size of the vectors, as `lr` is of the LoRA; no weight decay on them.
         prompt: caption with {label}, and {group} where tiles have one.
     """
@@ -29,7 +29,7 @@ class Settings(settings.Finetuning):
     joint: bool = False
     rank: int = 16
     alpha: float | None = None
-    targets: str = "attn"
+    targets: str = "attention"
     dora: bool = False
     token_lr: float = 2e-3
     prompt: str = prompting.TEMPLATES[0]

@@ -180,7 +180,8 @@ class Finetuning:
         group_terms: {group: words} of captions; a group that is not in it goes by its own name.
         balance: what is drawn equally often: `class`, `class+group` or `none`.
         caption_dropout: share of empty captions, which keep the unconditional branch in step with the rest.
-        min_snr_gamma: of the weight of a timestep, see `losses.min_snr_weight`; 0 weighs all alike.
+        timesteps: drawn `uniform`, weighted by min-SNR, or `structure`: more often where the layout is decided, see `losses.timestep_draw`.
+        min_snr_gamma: of the weight of a uniformly drawn timestep, see `losses.min_snr_weight`; 0 weighs all alike.
         loss: `l2` or `l1` of the denoising error.
         hold_out: share of a class's training cases whose loss picks the best step, where it has twenty tiles or more.
     """
@@ -192,6 +193,7 @@ class Finetuning:
     group_terms: dict | None = None
     balance: str = "class+group"
     caption_dropout: float = 0.1
+    timesteps: str = "uniform"
     min_snr_gamma: float = 5.0
     loss: str = "l2"
     hold_out: float = HOLD_OUT
@@ -201,6 +203,8 @@ class Finetuning:
         _at_least(self, 1, "steps", "batch_size", "n_vectors")
         if self.loss not in ("l1", "l2"):
             raise ValueError(f"loss is {self.loss!r}; use l2 or l1")
+        if self.timesteps not in ("uniform", "structure"):
+            raise ValueError(f"timesteps is {self.timesteps!r}; use uniform or structure")
         for name in ("caption_dropout", "hold_out"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share, from 0 to 1; got {getattr(self, name)}")
@@ -213,4 +217,4 @@ class Finetuning:
 
     def identity(self):
         """What a resumed run is compared by: every setting, see `_compared`."""
-        return _compared(self, joined=("hold_out",))
+        return _compared(self, joined=("hold_out", "timesteps"))

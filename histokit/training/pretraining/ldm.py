@@ -18,6 +18,8 @@ from histokit.tiles import augment
 from histokit.training import loop
 
 VERSION = 2
+# The text's states, pooled by attention, are added to the embedding of the timestep, so that every block hears them at every noise level.
+POOLED = {"addition_embed_type": "text", "addition_embed_type_num_heads": 8}
 
 
 # ---------------------------------------------------------------------------------------------- pictures in
@@ -205,7 +207,7 @@ def text_encoder(vocabulary, eos, width=128, layers=4, heads=4):
 
 
 def unet(widths=(64, 96, 128, 160), layers=1, context=128, latent_px=32, heads=4):
-    """A UNet2DConditionModel for latents [B, 4, latent_px, latent_px]: cross-attention at every level but the finest."""
+    """A UNet2DConditionModel for latents [B, 4, latent_px, latent_px]: cross-attention at every level but the finest, and `POOLED`."""
     from diffusers import UNet2DConditionModel
 
     n = len(widths) - 1
@@ -218,6 +220,7 @@ def unet(widths=(64, 96, 128, 160), layers=1, context=128, latent_px=32, heads=4
         norm_num_groups=16,
         down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * n,
         up_block_types=("CrossAttnUpBlock2D",) * n + ("UpBlock2D",),
+        **POOLED,
     )
 
 
@@ -270,30 +273,17 @@ def caption_batches(mean, logvar, source, captions, weights, scaling, batch_size
     return batches
 
 
-def structure_weight(alphas_cumprod, timesteps, gamma=5.0):
-    """Weight [B] of a velocity error: (min(SNR, gamma) + 1) / (SNR + 1); 1 where noise hides all but the layout, small where little is.
-
-    Timesteps are drawn in this proportion: the loss expects the same, and no update is spent on those that count little. Min-SNR's own
-    weight of a velocity, min(SNR, gamma) / (SNR + 1), fades where SNR is low, and there glands are laid out.
-    """
-    a = alphas_cumprod.to(timesteps.device)[timesteps]
-    snr = a / (1 - a)
-    return (snr.clamp(max=gamma) + 1) / (snr + 1)
-
-
 def diffusion_player(model, lr=6e-4, caption_dropout=0.1):
     """UNet and text encoder together on the denoising error; each caption is emptied with probability `caption_dropout`.
 
-    A batch's timesteps are spread evenly over their distribution, `structure_weight`: less noise in the gradient for nothing.
+    Timesteps are drawn where the layout is decided, see `losses.structure_weight`.
     """
-    share = structure_weight(model.scheduler.alphas_cumprod, torch.arange(model.scheduler.config.num_train_timesteps)).double()
-    reached = share.cumsum(0) / share.sum()
+    draw = losses.timestep_draw(model.scheduler, "structure")
 
     def loss(batch, step, generator):
         z = batch["latents"].to(model.device)
         drop = torch.rand(len(z), generator=generator) < caption_dropout
-        even = (torch.arange(len(z)) + torch.rand(1, generator=generator)) / len(z)
-        timesteps = torch.searchsorted(reached, even.double(), right=True).clamp(max=len(reached) - 1).to(model.device)
+        timesteps = draw(len(z), generator).to(model.device)
         noise = torch.randn(z.shape, generator=generator).to(model.device)
         context = backbone.embed(model, ["" if d else c for d, c in zip(drop, batch["captions"], strict=True)])
         return losses.diffusion_loss(model.unet, model.scheduler, z, context, timesteps, noise, min_snr_gamma=0)

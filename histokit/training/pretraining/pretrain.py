@@ -247,11 +247,12 @@ def _diffusion(run, seen, held, *, tile_px, widths, batch_size, lr, device, auto
     )
 
 
-def _views(run, model, seen, tile_px, per_tile=8):
-    """Latents of random views, encoded once and kept in the run folder: `per_tile` of a real tile, one of a drawn picture."""
+def _views(run, model, seen, tile_px, most=8):
+    """Latents of random views, encoded once and kept in the run folder: as many of a picture as it is drawn oftener than the mean one."""
     path = run.path("views.safetensors")
     if not path.exists():
-        copies = [per_tile if name.endswith(".yaml") else 1 for name, *_ in seen.seen]
+        often = np.asarray(seen.weights) / np.mean(seen.weights)
+        copies = often.round().astype(int).clip(1, most)
         mean, logvar, source = ldm.view_latents(model.vae, seen.images, copies, tile_px, run.seed, least=0.75, device=model.device)
         files.write_tensors(path, {"mean": mean, "logvar": logvar, "source": torch.from_numpy(source)})
     held = files.read_tensors(path)
