@@ -11,6 +11,12 @@ PYTHON ?= $(shell for p in $$(cat .venv/python 2>/dev/null) python python3 pytho
   case "$$(command -v $$p)" in ('$(CURDIR)'/.venv/*) continue;; esac; \
   $$p -c '$(SUITABLE)' 2>/dev/null && { command -v $$p; break; }; done)
 
+# as in histokit.core.machine.KERNEL: threads wait passively, and memory is kept; the tests take two thirds of the time
+export GOMP_SPINCOUNT ?= 1000
+export MALLOC_MMAP_MAX_ ?= 0
+export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
+export MALLOC_TOP_PAD_ ?= 67108864
+
 .PHONY: demo test lab lint bench lock setup
 .DEFAULT_GOAL := demo
 
@@ -21,7 +27,7 @@ test: setup  ## everything that is checked, offline and on the CPU
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lab: setup  ## JupyterLab on the notebooks; STUDY=FOLDER for those of a study that `histokit new` made
-	cd '$(STUDY)' && GOMP_SPINCOUNT=1000 HISTOKIT_ROOT="$$PWD" '$(CURDIR)/$(BIN)/jupyter' lab $(if $(filter 0,$(shell id -u)),--allow-root) \
+	cd '$(STUDY)' && HISTOKIT_ROOT="$$PWD" '$(CURDIR)/$(BIN)/jupyter' lab $(if $(filter 0,$(shell id -u)),--allow-root) \
 	  --LabApp.default_url=/lab/tree/notebooks
 
 lint: setup

@@ -71,7 +71,9 @@ def apart(a, b):
     return abs(a.astype(int) - b.astype(int)).max()
 
 
-@pytest.mark.parametrize(("targets", "dora"), [("attention", False), ("attention+feedforward", False), ("attention+conv", False), ("attention", True)])
+@pytest.mark.parametrize(
+    ("targets", "dora"), [("attention", False), ("attention+feedforward", False), ("attention+conv", False), ("attention", True)]
+)
 def test_the_files_give_the_same_image_in_stock_diffusers(tmp_path, targets, dora):
     trained(tmp_path, targets=targets, dora=dora)
     model = adapters.load(tiny_model(), tmp_path)

@@ -14,7 +14,7 @@ from histokit import runs
 from histokit.core import files
 from histokit.diffusion import adapters, backbone, latents, learned_tokens, sampling
 from histokit.generate import img2img
-from histokit.tiles import data
+from histokit.tiles import data, staining
 
 TERMS = {"blue": "blue gland"}
 FEW = {"strength": 0.5, "num_inference_steps": 4, "guidance_scale": 2.0}
@@ -50,6 +50,66 @@ def pixels(rows):
 
 
 # --- the table
+
+
+def test_every_use_of_a_tile_wears_the_stain_of_another_case_and_never_one_of_val_or_test(model, tiles):
+    train = data.training(tiles)
+    own = train.set_index("tile_id")["case_id"]
+    for stains, lenders in (("all", train), ("head", train[train["label"].ne("blue")])):
+        table = jobs(model, tiles, 18, stains=stains, head=["red", "green"])
+        assert set(table["stain"]) <= set(lenders["case_id"]) and (table["stain"] != table["tile_id"].map(own)).all()
+        assert table.groupby("tile_id")["stain"].nunique().eq(3).all(), "three uses, three stains"
+        few = jobs(model, tiles, 5, stains=stains, head=["red", "green"])
+        pd.testing.assert_frame_equal(few, table.head(5))
+    assert set(jobs(model, tiles, 3)["stain"]) == {""}
+
+
+def test_the_group_in_a_prompt_is_that_of_the_case_whose_stain_is_worn(model, tiles):
+    train = data.training(tiles)
+    table = jobs(model, tiles, 18, stains="all", prompt="{label}, {group}", group_terms={"1": "pale", "5": "dark"})
+    of_case = train.groupby("case_id")["group"].first()
+    assert set(table["target_group"]) == {"1", "5"} and (table["target_group"] == table["stain"].map(of_case)).all()
+    assert all(row.prompt.endswith({"1": "pale", "5": "dark"}[row.target_group]) for row in table.itertuples())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"stains": "tail"}, "stains 'tail' is unknown"),
+        ({"stains": "all", "policy": "none"}, "policy none has none"),
+        ({"stains": "all", "stain_method": "vahadane"}, "stain method 'vahadane' is unknown"),
+    ],
+)
+def test_stains_that_cannot_be_worn_are_refused(model, tiles, options, said):
+    with pytest.raises(ValueError, match=said):
+        jobs(model, tiles, 3, **options)
+
+
+def test_stains_of_one_case_alone_are_refused(model, tiles):
+    with pytest.raises(ValueError, match="no second training case"):
+        jobs(model, tiles.assign(case_id="one"), 3, stains="all")
+
+
+def test_an_image_starts_from_the_tile_in_the_stain_that_its_row_names(model, tiles):
+    """At strength 0 an image is its source: so it shows the stain of the donor, and its row says whose."""
+    run = start()
+    table = jobs(model, tiles, 4, stains="head", head=["red"], strength=0.0)
+    made = img2img.render(model, table, run, tiles)
+    restain = staining.Restainer(data.training(tiles))
+    by_name = tiles.set_index("tile_id", drop=False)
+    for row, name in zip(made.to_dict("records"), table["tile_id"], strict=True):
+        settings = json.loads(row["settings"])
+        assert settings["stain"] in set(tiles.query("label == 'red' and split == 'train'")["case_id"])
+        assert json.loads(row["sources"]) == [name] and row["label"] == "blue"
+        dyed = restain(by_name.loc[name], settings["stain"], model.tile_px)
+        assert dyed.mean((0, 1))[0] > dyed.mean((0, 1))[2], "red tissue, of a blue tile"
+    expected = backbone.encode(
+        model, data.to_float(np.stack([restain(by_name.loc[r.tile_id], r.stain, model.tile_px) for r in table.itertuples()]))
+    )
+    sources = img2img.Sources(model, table, tiles)
+    torch.testing.assert_close(sources.latents(list(table.itertuples())), expected[0] * model.scaling, atol=1e-4, rtol=1e-4)
+    undyed = jobs(model, tiles, 4, strength=0.0)
+    assert not set(made["sha256"]) & set(img2img.render(model, undyed, start("other"), tiles)["sha256"])
 
 
 def test_every_tile_of_the_class_is_used_equally_often_and_never_one_of_val_or_test(model, tiles):

@@ -203,6 +203,14 @@ def seed(*parts):
     return int(digest(*parts)[:16], 16) >> 1
 
 
+def shuffled(values, *parts):
+    """The values in an order that follows from `parts` alone, as a list."""
+    import torch
+
+    values = list(values)
+    return [values[k] for k in torch.randperm(len(values), generator=torch.Generator().manual_seed(seed(*parts))).tolist()]
+
+
 def slug(name):
     """A folder name for any text: "High-grade IN" -> "high-grade-in-3fa2b1"; six digits of the exact name keep look-alikes apart."""
     folded = unicodedata.normalize("NFKD", name.casefold()).encode("ascii", "ignore").decode()

@@ -15,11 +15,11 @@ import torch
 from histokit.core import files, machine, progress
 from histokit.diffusion import backbone, latents, sampling
 from histokit.generate import previews, synthetic
-from histokit.generate.policies import POLICIES, SETTINGS, job_table
-from histokit.tiles import data, decode
+from histokit.generate.policies import POLICIES, SETTINGS, STAINS, job_table
+from histokit.tiles import data, decode, staining
 
 __all__ = [
-    "POLICIES", "SETTINGS", "Previewer", "export_json", "import_json", "job_table", "previewer", "render",
+    "POLICIES", "SETTINGS", "STAINS", "Previewer", "export_json", "import_json", "job_table", "previewer", "render",
 ]  # fmt: skip
 
 VERSION = 2
@@ -32,7 +32,8 @@ class Sources:
     """Latents and pixels of the real tiles that jobs start from, each encoded once and alone."""
 
     def __init__(self, model, jobs, tiles):
-        wanted = [tile for tile in dict.fromkeys(jobs["tile_id"]) if tile]
+        worn = [pair for pair in dict.fromkeys(zip(jobs["tile_id"], jobs["stain"], strict=True)) if pair[0]]
+        wanted = list(dict.fromkeys(tile for tile, _ in worn))
         rows = tiles[tiles["tile_id"].isin(wanted)].drop_duplicates("tile_id").set_index("tile_id", drop=False)
         lost = [tile for tile in wanted if tile not in rows.index]
         if lost:
@@ -44,20 +45,31 @@ class Sources:
                 f"source tile {first['tile_id']!r} is a {first['source']} tile of {first['split'] or 'no split'}, {first['use']}; "
                 f"only real labelled training tiles may be re-rendered ({len(leaks)} such)"
             )
-        self.model, self.rows = model, rows.loc[wanted]
-        self.cache = latents.Latents(model, self.rows, symmetries=1, batch_size=1) if wanted else None
-        self.place = {tile: i for i, tile in enumerate(wanted)}
+        self.model, self.place = model, {pair: i for i, pair in enumerate(worn)}
+        self.rows = self._worn(rows, worn, tiles, jobs)
+        self.cache = latents.Latents(model, self.rows, symmetries=1, batch_size=1) if worn else None
 
-    def latents(self, tile_ids):
+    def _worn(self, rows, worn, tiles, jobs):
+        """Manifest rows of the pictures that jobs start from: the tiles themselves, or in the stain of another case."""
+        if not any(stain for _, stain in worn):
+            return rows.loc[[tile for tile, _ in worn]]
+        restain = staining.Restainer(data.training(tiles), max(jobs["stain_method"]))
+        px = self.model.tile_px
+        return pd.DataFrame([restain.written(rows.loc[tile], stain, px) if stain else rows.loc[tile] for tile, stain in worn])
+
+    def of(self, jobs):
+        """Places in `rows` of what the jobs (namedtuples) start from; none for text-to-image."""
+        return [self.place[job.tile_id, job.stain] for job in jobs if job.tile_id]
+
+    def latents(self, jobs):
         """Scaled latents [B, 4, h, w], None for text-to-image."""
-        if not tile_ids[0]:
-            return None
-        mean, _ = self.cache.batch([self.place[tile] for tile in tile_ids], [0] * len(tile_ids))
-        return mean * self.model.scaling
+        places = self.of(jobs)
+        return self.cache.batch(places, [0] * len(places))[0] * self.model.scaling if places else None
 
-    def pixels(self, tile_ids):
+    def pixels(self, jobs):
         """uint8 [B, H, W, 3] at the model's tile size, None for text-to-image."""
-        return data.pixels(self.rows.loc[list(tile_ids)], self.model.tile_px) if tile_ids[0] else None
+        places = self.of(jobs)
+        return data.pixels(self.rows.iloc[places], self.model.tile_px) if places else None
 
 
 def _blocks(jobs, batch):
@@ -81,7 +93,7 @@ def _make(model, sources, block, batch, on_step=None, **settings):
         model,
         [row.prompt for row in slots[:last]],
         [torch.Generator().manual_seed(row.seed) for row in slots[:last]],
-        sources=sources.latents([row.tile_id for row in slots[:last]]),
+        sources=sources.latents(slots[:last]),
         batch=batch,
         pulls=pulls,
         on_step=on_step,
@@ -140,7 +152,7 @@ def _key(model, row, sources):
     """What the pixels of one job follow from."""
     source = ""
     if row.tile_id:
-        tile = sources.rows.loc[row.tile_id]
+        tile = sources.rows.iloc[sources.place[row.tile_id, row.stain]]
         source = [tile["sha256"] or files.sha256(tile["path"]), data.shown(tile)]
     settings = [getattr(row, name) for name in SETTINGS]
     versions = [VERSION, *(module.VERSION for module in (sampling, backbone, latents, decode, data))]
@@ -149,7 +161,7 @@ def _key(model, row, sources):
 
 def _told(batch, row, path):
     """What the manifest says of one job: how it was made, and how hard its prompt pulled where there was guidance."""
-    names = (*SETTINGS, "true_steps", "policy", "source_class", "source_group", "target_group")
+    names = (*SETTINGS, "true_steps", "policy", "stain", "source_class", "source_group", "target_group")
     pull = {name: value for name, value in synthetic.facts(path).items() if name == PULL}
     settings = {name: getattr(row, name) for name in names} | {"batch": batch}
     return {"method": "img2img" if row.tile_id else "text2img", "settings": settings, "scores": pull}
@@ -215,15 +227,17 @@ class Previewer:
         """What a batch looks like at a step, x0 from `on_step`: uint8 [n, h, w, 3]; None without a source to learn colours from."""
         rows, sources = self.first.rows(block), self.first.sources
         if self.fitted is None:
-            latents = sources.latents(list(rows["tile_id"]))
+            latents = sources.latents(list(rows.itertuples()))
             if latents is None:
                 return None
-            self.fitted = previews.fit_draft(latents, sources.pixels(list(rows["tile_id"])))
+            self.fitted = previews.fit_draft(latents, sources.pixels(list(rows.itertuples())))
         return np.stack([previews.draft(self.fitted, x0[number % self.batch]) for number in rows["number"]])
 
     def _shown(self, held, block, images, settings):
         rows = held.rows(block)
-        return previews.Preview(images, held.sources.pixels(list(rows["tile_id"])), self.steps(block, **settings), rows.assign(**settings))
+        return previews.Preview(
+            images, held.sources.pixels(list(rows.itertuples())), self.steps(block, **settings), rows.assign(**settings)
+        )
 
     def _kept(self, held, rows, batch, settings):
         """Name of the file that holds these rows under these settings."""

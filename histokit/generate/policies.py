@@ -7,11 +7,10 @@ the label of their source, `cross_class` and `nearest` take it from the prompt a
 
 import numpy as np
 import pandas as pd
-import torch
 
 from histokit.core import files
 from histokit.diffusion import adapters, prompting, sampling
-from histokit.tiles import data
+from histokit.tiles import data, staining
 
 VERSION = 2
 
@@ -23,11 +22,16 @@ POLICIES = {
     "majority_to_minority": "tiles of the class in a majority group; the prompt asks for a minority group",
     "none": "no source: text-to-image",
 }
+STAINS = {
+    "own": "each source as it is",
+    "head": "sources in the stains of cases of the head classes",
+    "all": "sources in the stains of all other training cases",
+}
 LEAST = 0.6  # strength below which a tile of another class stays too much what it was for its label to come from the words
 SETTINGS = ("strength", "guidance_scale", "num_inference_steps")
 COLUMNS = [
-    "job", "tile_id", "source_class", "source_group", "class", "target_group", "prompt", *SETTINGS, "true_steps", "number", "seed",
-    "policy", "lora_sha", "token_sha",
+    "job", "tile_id", "stain", "stain_method", "source_class", "source_group", "class", "target_group", "prompt", *SETTINGS, "true_steps",
+    "number", "seed", "policy", "lora_sha", "token_sha",
 ]  # fmt: skip
 
 
@@ -49,6 +53,8 @@ def job_table(
     minority=(),
     group_terms=None,
     embed=None,
+    stains="own",
+    stain_method="macenko",
 ):
     """One row per image to make; the first n rows of a class are the same whatever `num_images` is.
 
@@ -59,14 +65,16 @@ def job_table(
         num_images: images per class; with `fill_to`, as many as bring a class to that many real and synthetic tiles.
         policy: see `POLICIES`.
         prompt: with {label}, and {group} for the group of the source or, in majority_to_minority, the one asked for.
-        head: classes that lend their tiles in cross_class and nearest; () means all others.
+        head: classes that lend their tiles in cross_class and nearest, and their stains; () means all others.
         majority, minority: groups; majority () means all that are not minority.
         group_terms: {group: words for it}, the group itself where there are none.
         embed: `embed(rows)` -> [n, D], for diverse and nearest.
+        stains: see `STAINS`; each time a tile is used it wears the stain of another case, and a {group} in the prompt is the group of
+            that case. stain_method: see `staining.METHODS`.
 
     Returns:
-        DataFrame job, tile_id (source), source_class, source_group, class, target_group, prompt, strength, guidance_scale,
-        num_inference_steps, true_steps, number, seed, policy, lora_sha, token_sha.
+        DataFrame job, tile_id (source), stain (case whose stain it wears, "" for its own), stain_method, source_class, source_group, class,
+        target_group, prompt, strength, guidance_scale, num_inference_steps, true_steps, number, seed, policy, lora_sha, token_sha.
     """
     strength = 1.0 if policy == "none" else float(strength)
     transfer = policy == "majority_to_minority" or (policy == "nearest" and bool(minority))
@@ -74,6 +82,7 @@ def job_table(
     if strength:
         sampling.schedule(model.scheduler, num_inference_steps, strength)
     real = data.training(tiles)
+    restain, donors, groups = _donors(real, policy, stains, stain_method, list(head))
     steps, rows = sampling.true_steps(num_inference_steps, strength), []
     settings = {"strength": strength, "guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps, "true_steps": steps}
     for name, term in terms.items():
@@ -81,10 +90,11 @@ def job_table(
         count = max(0, fill_to - len(own)) if fill_to else num_images
         pool = _pool(real, own, name, policy, list(head), list(majority), list(minority))
         order = _order(pool, own, policy, embed, list(minority)) if len(pool) else None
-        word, wanted = adapters.words(model, name, term), _shuffled(list(minority), seed, name, "groups")
+        word, wanted = adapters.words(model, name, term), files.shuffled(list(minority), seed, name, "groups")
         for i in range(count):
             source = pool.iloc[_turn(order, i, policy, seed, name)] if order is not None else None
-            group = source["group"] if source is not None else ""
+            stain = restain.donor(source, i // len(order), seed, name, cases=donors) if restain else ""
+            group = groups[stain] if stain else source["group"] if source is not None else ""
             if transfer and group not in minority:
                 group = wanted[i % len(wanted)]
             text = prompting.caption(prompt, word, prompting.group_words(group_terms, group))
@@ -93,6 +103,8 @@ def job_table(
                 {
                     "job": f"{files.slug(name)}-{i:05d}",
                     "tile_id": source["tile_id"] if source is not None else "",
+                    "stain": stain,
+                    "stain_method": stain_method if stain else "",
                     "source_class": source["label"] if source is not None else "",
                     "source_group": source["group"] if source is not None else "",
                     "class": name,
@@ -107,6 +119,21 @@ def job_table(
                 }
             )
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _donors(real, policy, stains, method, head):
+    """(Restainer, cases whose stains are worn, {case: its group}); no Restainer where sources stay as they are."""
+    if stains not in STAINS:
+        raise ValueError(f"stains {stains!r} is unknown; use {', '.join(STAINS)}")
+    if stains == "own":
+        return None, (), {}
+    if policy == "none":
+        raise ValueError(f"stains: {stains} changes the tiles that images start from, and policy none has none; use stains: own")
+    lenders = real[real["label"].isin(head)] if stains == "head" and head else real
+    cases = sorted(lenders["case_id"].unique())
+    if len(set(real["case_id"]) & set(cases)) < 2:
+        raise ValueError(f"stains: {stains} finds no second training case whose stain could be worn; use stains: own")
+    return staining.Restainer(real, method), cases, real.groupby("case_id")["group"].first().to_dict()
 
 
 def _check(model, policy, prompt, strength, minority, transfer):
@@ -189,9 +216,4 @@ def _turn(order, i, policy, seed, name):
     lap, place = divmod(i, len(order))
     if policy in ("nearest", "diverse"):
         return order[place]
-    return order[_shuffled(range(len(order)), seed, name, "sources", lap)[place]]
-
-
-def _shuffled(values, *seeds):
-    values = list(values)
-    return [values[k] for k in torch.randperm(len(values), generator=torch.Generator().manual_seed(files.seed(*seeds))).tolist()]
+    return order[files.shuffled(range(len(order)), seed, name, "sources", lap)[place]]

@@ -4,12 +4,14 @@ The tissue stays, so does the label; new is the laboratory alone. Two published 
 an arm out of them. Nothing is trained and no synthetic tile is involved.
 """
 
+import os
+
 import numpy as np
 import pandas as pd
 import torch
 
 from histokit.core import files
-from histokit.tiles import augment, data
+from histokit.tiles import augment, data, decode
 
 VERSION = 1
 METHODS = ("reinhard", "macenko")
@@ -99,6 +101,66 @@ def _uint8(rgb, shape):
 HOW = {"reinhard": (reinhard_look, reinhard), "macenko": (macenko_look, macenko)}
 
 
+class Restainer:
+    """Tiles in the stains of other cases, each of which is measured once, on a few of its tiles.
+
+    Args:
+        real: training rows, as `data.training` gives them; their cases are the donors.
+        method: of `METHODS`.
+    """
+
+    def __init__(self, real, method="macenko"):
+        if method not in HOW:
+            raise ValueError(f"stain method {method!r} is unknown; use {' or '.join(METHODS)}")
+        self.method, (self.measure, self.paint) = method, HOW[method]
+        self.of_case, self.looks = dict(list(real.groupby("case_id"))), {}
+
+    def look(self, case):
+        """Look of a case; None where it has too little tissue to know its stain."""
+        if case not in self.looks:
+            held = self.of_case[case]
+            try:
+                self.looks[case] = self.measure(data.pixels(held.loc[held["tile_id"].map(files.digest).sort_values().index[:READ]]))
+            except ValueError:
+                self.looks[case] = None
+        return self.looks[case]
+
+    def donor(self, row, turn, *seeds, cases=None):
+        """The case in whose stain the tile is painted: every turn another; "" where no stain is known but its own, or not even that.
+
+        Args:
+            row: manifest row. turn: 0 for the tile's first copy, 1 for its second, ...
+            seeds: of the order, beside the tile's name.
+            cases: which may be donors; None for all.
+        """
+        others = files.shuffled(sorted(self.of_case if cases is None else cases), *seeds, row["tile_id"])
+        others = [case for case in others if case != row["case_id"]]
+        if not others or self.look(row["case_id"]) is None:
+            return ""
+        turn %= len(others)
+        return next((case for case in others[turn:] + others[:turn] if self.look(case) is not None), "")
+
+    def __call__(self, row, donor, px=None):
+        """Pixels uint8 [H, W, 3] of a manifest row, `px` wide, in the stain of the case `donor`."""
+        return self.paint(data.pixels(row, px), self.look(row["case_id"]), self.look(donor))[0]
+
+    def written(self, row, donor, px=None):
+        """The manifest row (dict) of that picture, which lies in the cache."""
+        px = px or int(row["tile_px"])
+        made_of = [VERSION, decode.VERSION, self.method, self.look(row["case_id"]).tolist(), self.look(donor).tolist()]
+        key = files.digest("restained", row["sha256"] or files.sha256(row["path"]), data.shown(row), px, made_of)
+        path = files.cache("restained") / key[:2] / f"{key}.png"
+        if not path.exists():
+            files.write_png(path, self(row, donor, px))
+        os.utime(path)
+        return {**dict(row), **_as_file(path, px)}
+
+
+def _as_file(path, px):
+    """What a manifest says of a square picture that is shown as it is."""
+    return {"path": str(path), "fit": "resize", "tile_px": px, "sha256": files.sha256(path), "width": px, "height": px, "mask": ""}
+
+
 def tiles(run, real, classes, method, per_class):
     """`per_class` recoloured tiles of each class, written as PNG below the run folder: manifest rows with `path`, `source` recoloured.
 
@@ -112,43 +174,24 @@ def tiles(run, real, classes, method, per_class):
 
     Raises ValueError for a class of which no tile can be recoloured.
     """
-    measure, paint = HOW[method]
-    of_case, looks, rows = dict(list(real.groupby("case_id"))), {}, []
-
-    def look(case):
-        if case not in looks:
-            held = of_case[case]
-            try:
-                looks[case] = measure(data.pixels(held.loc[held["tile_id"].map(files.digest).sort_values().index[:READ]]))
-            except ValueError:
-                looks[case] = None
-        return looks[case]
-
+    restain, rows = Restainer(real, method), []
     for name in classes:
         own = real[real["label"].eq(name)].sort_values("tile_id", ignore_index=True)
         for i in range(per_class if len(own) else 0):
             lap, place = divmod(i, len(own))
-            row = own.iloc[_shuffled(range(len(own)), run.seed, method, name, lap)[place]]
-            others = [case for case in _shuffled(sorted(of_case), run.seed, method, row["tile_id"]) if case != row["case_id"]]
-            turn = lap % max(1, len(others))  # every round of a tile wears another stain
-            donor = next((case for case in others[turn:] + others[:turn] if look(case) is not None), None)
-            if donor is None or look(row["case_id"]) is None:
+            row = own.iloc[files.shuffled(range(len(own)), run.seed, method, name, lap)[place]]
+            donor = restain.donor(row, lap, run.seed, method)
+            if not donor:
                 continue
-            pixels = paint(data.pixels(row), look(row["case_id"]), look(donor))[0]
             path = run.path(SOURCE, method, files.slug(name), f"{i:04d}.png")
+            pixels = restain(row, donor)
             files.write_png(path, pixels)
-            told = {"tile_id": f"{run.step}/{path.relative_to(run.folder).as_posix()}", "root": run.step, "source": SOURCE}
-            told |= {"file_name": path.relative_to(run.folder).as_posix(), "path": str(path), "fit": "resize", "tile_px": len(pixels)}
-            told |= {"method": method, "sha256": files.sha256(path), "width": len(pixels), "height": len(pixels), "mask": ""}
-            rows.append({**row.to_dict(), **told})
+            place = path.relative_to(run.folder).as_posix()
+            told = {"tile_id": f"{run.step}/{place}", "root": run.step, "source": SOURCE, "file_name": place, "method": method}
+            rows.append({**row.to_dict(), **_as_file(path, len(pixels)), **told})
         if len(own) and not any(row["label"] == name for row in rows):
             raise ValueError(f"recolour {method}: no other case, or too little tissue in the {len(own)} training tiles of {name}")
     return pd.DataFrame(rows, columns=[*real.columns, *(c for c in ("method",) if c not in real)])
-
-
-def _shuffled(values, *seeds):
-    values = list(values)
-    return [values[k] for k in torch.randperm(len(values), generator=torch.Generator().manual_seed(files.seed(*seeds))).tolist()]
 
 
 def stains(pixels):

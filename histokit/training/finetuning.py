@@ -192,7 +192,9 @@ def run(model, name, param_groups, embed, tiles, texts, how, training, *, seed, 
     try:
         learn, held = hold_out(tiles, how.hold_out, seed)
         cache = latents.Latents(model, learn)
-        error = loss(model, embed, caption_dropout=how.caption_dropout, timesteps=how.timesteps, min_snr_gamma=how.min_snr_gamma, kind=how.loss)
+        error = loss(
+            model, embed, caption_dropout=how.caption_dropout, timesteps=how.timesteps, min_snr_gamma=how.min_snr_gamma, kind=how.loss
+        )
         drawn = batches(cache, _captions(learn, texts), weights(learn, how.balance), how.batch_size, seed, strata(learn))
         validate = None
         if len(held):
