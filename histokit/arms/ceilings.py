@@ -35,24 +35,40 @@ def real_tiles(tiles, n=0, whose="any", draw=None):
     real = data.training(tiles).assign(**{GIVEN: False})
     if not n:
         return real
-    withheld = tiles[tiles["use"].eq("withheld") & tiles["split"].eq("train")]
-    rare = sorted(set(withheld["label"])) or (sorted(draw.classes) if draw else [])
+    rare = made_rare(tiles, draw)
     if not rare:
         raise ValueError("real_tiles needs a class that a budget makes rare: real tiles that can be given back one by one")
     kept, added = [real[~real["label"].isin(rare)]], []
     for name in rare:
         own = _shuffled(real[real["label"].eq(name)])
-        pool = withheld[withheld["label"].eq(name)]
-        known = pool["case_id"].isin(set(own["case_id"]))
-        pool = _shuffled(pool[{"any": known | ~known, "same_cases": known, "new_cases": ~known}[whose]])
         more = max(0, n - len(own))
-        extra = draw(own, more, whose) if draw and not len(withheld) else pool.head(more)
+        extra = spare(tiles, name, more, whose, draw)
         if len(extra) < more:
             of = "" if whose == "any" else f" of {whose.replace('_', ' ')}"
-            raise ValueError(f"real_tiles {n}: {name} has {len(own) + len(pool)} training tiles with those withheld{of}")
+            raise ValueError(f"real_tiles {n}: {name} has {len(own) + len(extra)} training tiles with those withheld{of}")
         kept.append(own.head(n))
-        added.append(extra.assign(use="labelled", **{GIVEN: True}))
+        added.append(extra)
     return pd.concat([*kept, *added])
+
+
+def made_rare(tiles, draw=None):
+    """The classes of a manifest of 00_dataset that have true tiles to spare: withheld by a budget, or to be drawn."""
+    return sorted(set(_withheld(tiles)["label"])) or (sorted(draw.classes) if draw else [])
+
+
+def spare(tiles, name, most, whose="any", draw=None):
+    """Up to `most` true training rows of a class beyond those it has, `given` true; `whose` and `draw` as in `real_tiles`."""
+    own, withheld = data.training(tiles, name), _withheld(tiles)
+    if draw and not len(withheld):
+        return draw(_shuffled(own), most, whose).assign(**{GIVEN: True})
+    pool = withheld[withheld["label"].eq(name)]
+    known = pool["case_id"].isin(set(own["case_id"]))
+    pool = _shuffled(pool[{"any": known | ~known, "same_cases": known, "new_cases": ~known}[whose]])
+    return pool.head(most).assign(use="labelled", **{GIVEN: True})
+
+
+def _withheld(tiles):
+    return tiles[tiles["use"].eq("withheld") & tiles["split"].eq("train")]
 
 
 def _shuffled(rows):
