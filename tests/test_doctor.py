@@ -26,6 +26,14 @@ def test_doctor_says_when_a_gpu_stands_idle(monkeypatch, capsys):
     assert "notice     The driver sees a GPU" in capsys.readouterr().out
 
 
+def test_doctor_says_when_others_keep_the_cores_busy(monkeypatch):
+    said = {}
+    for busy in (False, True):
+        monkeypatch.setattr(machine, "busy", lambda busy=busy: busy)
+        said[busy] = dict(doctor.facts())["processor"]
+    assert said[True].startswith(said[False]) and "takes longer" in said[True] and "takes longer" not in said[False]
+
+
 def test_a_base_model_draws_a_sample(root, capsys):
     tiny.write_hub_layout(root / "base")
     doctor.report(str(root / "base"))

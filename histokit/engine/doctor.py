@@ -49,7 +49,8 @@ def facts():
     shown = ("histokit", "python", "torch", "diffusers", "transformers", "peft", "papermill", "jupyterlab")
     yield "versions", ", ".join(f"{name} {found[name]}" for name in shown if name in found)
     yield "python", sys.executable
-    yield "processor", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads for torch"
+    busy = "; other programs keep them busy, so a run takes longer than said" if machine.busy() else ""
+    yield "processor", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads for torch{busy}"
     memory = psutil.virtual_memory()
     yield "memory", f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"
     device = machine.device()
