@@ -150,6 +150,22 @@ def test_a_dry_run_measures_once_and_an_earlier_run_knows_better(repository, roo
     assert guess.seconds == 77.0 and guess.files == 1
 
 
+def test_a_base_that_a_step_trains_is_measured_as_the_one_it_goes_on_from(repository, root, measured):
+    squares.dataset(experiment="study")
+    text = """steps:
+  - 00_dataset
+  - decoder: {run: 20_pretrain, part: decoder, init: mini, steps: 5}
+  - 03_img2img: {num_images: 7, lora: "", base_model: decoder}
+"""
+    (root / "params" / "study.yaml").write_text(text)
+    found = recipe.read(root / "params/study.yaml")
+    every = jobs.expand(found)
+    made = next(one for one in every if one.step == "03_img2img")
+    assert "decoder" in [step for step, _ in made.parents]
+    guess = forecast.expect(found, every, [made.id])[0][made.id]
+    assert [base for base, *_ in measured] == ["mini"] and guess.seconds > 0
+
+
 def test_a_base_that_is_not_there_is_named_and_the_rest_is_known(tmp_path):
     found = REAL("models/none", 2, ["colour-texture"], "cpu", 0.1)
     assert "models/none" in found.lacking and found.train is None and found.see["colour-texture"] > 0 and found.start > 0

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from histokit import runs
 from histokit.core import files
 from histokit.diffusion import backbone, pretrained, sampling
 from histokit.engine import batch
@@ -105,10 +106,11 @@ def test_settings_of_another_part_are_refused(trained):
 
 def test_an_origin_is_a_step_a_base_or_a_folder(trained, monkeypatch):
     monkeypatch.setenv("HISTOKIT_ROOT", str(trained.parent.parent))
-    run = type("Run", (), {"experiment": "base", "parent": lambda self, step: trained / step})()
+    run = type("Run", (), {"experiment": "base", "parent": lambda self, step: trained / step, "base": runs.Run.base})()
     assert pretrain.origin(run, "") is None
     assert pretrain.origin(run, "diffusion") == trained / "diffusion"
-    assert pretrain.origin(run, "mini") == pretrained.MINI
+    assert pretrain.origin(run, "mini") == pretrained.MINI and run.base("mini") == "mini" and run.base("") == ""
+    assert run.base("diffusion") == "outputs/base/diffusion", "below the root, as an adapter's card names it"
     assert pretrain.origin(run, "outputs/base/diffusion") == trained / "diffusion"
 
 

@@ -100,11 +100,13 @@ def _named(path):
         trees = [recipe.read_yaml(path)]
     except recipe.RecipeError:
         return
+    listed = trees[0].get("steps") if isinstance(trees[0], dict) else None
+    steps = {name for step in listed or () for name in (step if isinstance(step, dict) else [step])}  # they train weights themselves
     while trees:
         tree = trees.pop()
         if isinstance(tree, dict):
             for key, value in tree.items():
-                if isinstance(value, str) and value and str(key).startswith(KEYS):
+                if isinstance(value, str) and value and value not in steps and str(key).startswith(KEYS):
                     yield str(value), "base model" if str(key).startswith("base_model") else "encoder"
                 else:
                     trees.append(value)

@@ -281,7 +281,9 @@ def expect(recipe, found, todo, *, measure=True, say=print):
         times = 1 if job.known or not earlier else max(1, _rare(recipe, job))
         guesses[job.id] = Guess(*(times * part for part in earlier)) if earlier else unknown
     asked = [job for job in found if job.id in todo and guesses[job.id] is unknown and job.notebook.stem in RULES]
+    starts = {job.step: job.parameters.get("init", "") for job in found}  # a base that a step trains is as fast as what it goes on from
     parameters = [job.parameters for job in found if job.notebook.stem in RULES]
+    parameters = [p | {"base_model": starts.get(p.get("base_model"), p.get("base_model"))} for p in parameters]
     if not asked or not (measure or speed.rates(parameters, measure=False)):
         return guesses, ""
     units = once([work(job, found, size(job.id)) for job in found])

@@ -188,6 +188,11 @@ class Run:
         self._record_parent(step, "*", {places.relative(path): places.read(path)["outputs_sha256"] for path in found.values()})
         return found
 
+    def base(self, name):
+        """What `backbone.load` takes for the base model `name`: the folder of the finished step that trained it, else the name itself."""
+        a_step = name and Path(name).name == name and places.find(self.experiment, name, "")
+        return places.relative(self.parent(name)) if a_step else name
+
     def folders(self, step):
         """Folders of the finished runs of `step` that this run builds on: that of its class, else of every class; [] for no step."""
         if not step:

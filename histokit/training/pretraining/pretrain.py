@@ -6,7 +6,6 @@ Each builds a `Task`: what `loop.fit` needs, what to draw, and how to save the r
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,7 +14,6 @@ from torch import nn
 
 from histokit.core import files, machine
 from histokit.diffusion import backbone, losses, pretrained
-from histokit.runs import places
 from histokit.tiles.contamination import LIST
 from histokit.training import loop
 from histokit.training.pretraining import decoder, held_out, ldm, representation, sample_quality
@@ -72,10 +70,7 @@ def task(part, run, seen, held, *, tile_px, widths, batch_size, lr, objective=""
 
 def origin(run, name):
     """Folder of the finished step `name`, else of the base of that name; None where there is no name."""
-    if not name:
-        return None
-    a_step = Path(name).name == name and places.find(run.experiment, name, "")
-    return run.parent(name) if a_step else pretrained.locate(name)
+    return pretrained.locate(run.base(name)) if name else None
 
 
 def learned(corpus, *origins):
