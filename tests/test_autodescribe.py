@@ -102,7 +102,7 @@ def test_split_folders_masks_and_sizes_are_noticed(root, capsys):
     held = data.describe("params/mine.yaml")
     assert held.ignore == ["masks"] and held.fit == "resize" and set(data.scan(held)["split"]) == {"train", "test"}
     shown = capsys.readouterr().out
-    assert "not taken as classes: masks" in shown and "sizes differ (32 x 32, 48 x 48)" in shown
+    assert "not taken as classes: train/masks (1 picture)" in shown and "sizes differ (32 x 32, 48 x 48)" in shown
 
 
 def test_a_folder_of_tiles_without_classes_is_unlabelled(root):

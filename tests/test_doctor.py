@@ -20,7 +20,9 @@ def test_doctor_names_weights_of_recipes_that_are_missing_and_where_to_put_them(
 
 
 def test_a_base_that_a_recipe_trains_itself_is_not_missing(root):
-    steps = "steps:\n  - decoder: {run: 20_pretrain, part: decoder}\n  - 03_img2img: {base_model: decoder}\n  - 02_lora: {base_model: other}\n"
+    steps = (
+        "steps:\n  - decoder: {run: 20_pretrain, part: decoder}\n  - 03_img2img: {base_model: decoder}\n  - 02_lora: {base_model: other}\n"
+    )
     path = stubs.recipe(root, steps)
     assert ("other", "base model") in list(doctor._named(path)) and ("decoder", "base model") not in list(doctor._named(path))
 

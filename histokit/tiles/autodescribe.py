@@ -4,29 +4,17 @@ It guesses layout, classes, sizes and how file names tell the case, writes them 
 A guess is shown on real file names, so that a wrong one is seen at a glance.
 """
 
-import os
 import re
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
+
 from histokit.core import files
-from histokit.tiles.description import SPLITS, describe
-from histokit.tiles.scan import ALIASES, listing
+from histokit.tiles.description import describe
+from histokit.tiles.ingest import label_tables, levels, masks, remarks, walk
 
 VERSION = 1
-CASES = ("case_id", "patient", "slide")  # the first of these that is given says what a case is
-NOT_CLASSES = re.compile(r"masks?|labels?|annotations?|thumbs?|previews?|__macosx", re.IGNORECASE)
-KNOWN = {  # column names people use, lower case, for ours
-    "file_name": ("file_name", "filename", "file", "image", "path", "image_path", "img", "tile", "patch", "name"),
-    "label": ("label", "class", "cls", "class_name", "category", "tissue", "diagnosis", "y", "target"),
-    "split": ("split", "set", "fold", "subset", "partition"),
-    "case_id": ("case_id", "case", "caseid", "biopsy", "specimen"),
-    "patient": ("patient", "patient_id", "patientid", "subject", "subject_id"),
-    "slide": ("slide", "slide_id", "slideid", "wsi"),
-    "mask": ("mask", "mask_path", "segmentation"),
-    "group": ("group", "centre", "center", "hospital", "scanner", "site", "domain"),
-    "mpp": ("mpp", "microns_per_pixel", "resolution"),
-}
 
 
 def draft(folder, output=""):
@@ -59,9 +47,15 @@ def draft(folder, output=""):
 
 def look(root):
     """What can be told about a folder of tiles: dict with layout, names {class: [file names]}, sizes, case_of {file name: case} ..."""
-    table = _find_table(root)
-    guess = {"table": "", "columns": {}, "unlabelled": "", "skipped": [], "case_of": {}}
-    guess |= _look_at_table(table) if table else _look_at_folders(root)
+    found = walk.look(root)
+    apart, guessed = masks.apart(found.pictures), levels.Levels()
+    guessed = levels.guess(apart.tiles)
+    if guessed.masks:
+        apart = masks.apart(found.pictures, guessed)
+    tables = [label_tables.judge(root, name, label_tables.Names(root, found.pictures)) for name in found.tables] if found.tables else []
+    guess = {"table": "", "columns": {}, "levels": [], "unlabelled": "", "skipped": {}, "case_of": {}, "said": [], "found": found}
+    guess |= {"tables": tables, "masks": apart}
+    guess |= _look_at_tables(tables) or _look_at_folders(apart.tiles, guessed)
     every = [name for names in guess["names"].values() for name in names]
     if not every:
         raise ValueError(f"no tiles below {root}; expected CLASS/tile.png, train/CLASS/tile.png, or a CSV with a column of file names")
@@ -72,56 +66,62 @@ def look(root):
     return guess
 
 
-def _find_table(root):
-    """The one table in `root` that names image files, or None."""
-    for path in sorted(root.iterdir()):
-        if path.suffix.lower() in (".csv", ".tsv", ".parquet") and path.is_file():
-            try:
-                columns = files.read_table(path).columns
-            except ValueError:
-                continue
-            if "file_name" in _columns(columns) and "label" in _columns(columns):
-                return path
-    return None
+def _look_at_tables(tables):
+    """The guess from the tables that list tiles: one, or one for each split; None without such a table."""
+    good = [table for table in tables if not table.why_not]
+    if not good:
+        return None
+    splits = [table for table in good if table.split and "split" not in table.columns]
+    first = max(good, key=lambda table: table.files)
+    used = [table for table in splits if table.columns == splits[0].columns] if splits else []
+    if len(used) < 2 or len({table.split for table in used}) < len(used):
+        used = [first]
+    for table in good:
+        if table not in used:
+            table.why_not = f"{', '.join(one.name for one in used)} list{'s' * (len(used) == 1)} the tiles already"
+    data = pd.concat([table.data for table in used], ignore_index=True)
+    labelled = data[data["label"].ne("")]
+    case = next((c for c in remarks.CASES if c in data), None)
+    several = len(used) > 1
+    return {
+        "table": {table.split: table.name for table in used} if several else first.name,
+        "columns": used[0].columns,
+        "layout": f"{'tables' if several else 'table'} {', '.join(table.name for table in used)}"
+        + (" with its own split" if several or "split" in data else ""),
+        "names": {name: list(rows) for name, rows in labelled.groupby("label")["file_name"]},
+        "case_of": dict(zip(labelled["file_name"], labelled[case], strict=True)) if case else {},
+        "without": len(data) - len(labelled),
+    }
 
 
-def _columns(names):
-    """{ours: theirs} for the columns of a table whose names we know."""
-    lower = {str(name).lower().strip(): str(name) for name in names}
-    return {ours: lower[known] for ours, options in KNOWN.items() if (known := next((o for o in options if o in lower), None))}
-
-
-def _look_at_table(path):
-    table = files.read_table(path)
-    columns = _columns(table.columns)
-    split = columns.get("split")
-    if split and not set(table[split].astype(str).str.lower()) <= {*ALIASES, ""}:
-        del columns["split"]  # fold numbers and the like
-    label, name = table[columns["label"]].astype(str), table[columns["file_name"]].astype(str)
-    names = {str(k): list(v) for k, v in name.groupby(label) if k}
-    layout = f"table {path.name}" + (" with its own split" if "split" in columns else "")
-    case = next((columns[c] for c in CASES if c in columns), None)
-    case_of = dict(zip(name, table[case].astype(str), strict=True)) if case else {}
-    return {"table": path.name, "columns": columns, "layout": layout, "names": names, "case_of": case_of}
-
-
-def _look_at_folders(root):
-    tops = sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
-    bases = [t for t in tops if t.lower() in ALIASES]
-    names, skipped, loose = {}, [], ""
-    for base in bases or [""]:
-        for folder in sorted(e.name for e in os.scandir(root / base) if e.is_dir() and not e.name.startswith(".")):
-            found = listing(root, f"{base}/{folder}".lstrip("/"))
-            if NOT_CLASSES.fullmatch(folder) or not found:
-                skipped.append(folder)
-            elif folder.lower() in ("unlabelled", "unlabeled"):
-                loose = folder
-            else:
-                names[folder] = names.get(folder, []) + found
-    layout = f"{'/'.join(bases)} above class folders" if bases else "class folders"
-    if not names and (found := listing(root, "")):
-        return {"layout": "tiles without labels", "names": {"": found}, "unlabelled": ".", "skipped": skipped}
-    return {"layout": layout, "names": names, "unlabelled": loose, "skipped": skipped}
+def _look_at_folders(tiles, guessed):
+    kinds = guessed.kinds
+    names, skipped, cases = {}, Counter(), {}
+    for name in tiles:
+        folders = name.split("/")[:-1]
+        told = levels.read(name, kinds) if "class" in kinds else None
+        if told is None or levels.plain(told["class"]) in (*levels.MASKS, *levels.ASIDE, *levels.UNLABELLED):
+            skipped["/".join(folders[: kinds.index("class") + 1 if "class" in kinds else 1]) or "."] += 1
+            continue
+        names.setdefault(told["class"], []).append(name)
+        if told.get("case_id"):
+            cases[name] = told["case_id"]
+    loose = next((folder for folder in skipped if levels.plain(folder) in levels.UNLABELLED), "")
+    skipped.pop(loose, None)
+    if not names and tiles:
+        return {"layout": "tiles without labels", "names": {"": tiles}, "unlabelled": ".", "skipped": {}}
+    told = "class folders" if kinds in (["class"], ["split", "class"]) else f"folders of {' / '.join(kinds)}"
+    bases = sorted({name.split("/")[0] for name in tiles if levels.split_of(name.split("/")[0])}) if kinds[:1] == ["split"] else []
+    plain = kinds == ["class"] or kinds == ["split", "class"] or (kinds in (["class", "case_id"], ["split", "class", "case_id"]))
+    return {
+        "layout": f"{'/'.join(bases)} above class folders" if bases and told == "class folders" else told,
+        "names": dict(sorted(names.items())),
+        "unlabelled": loose,
+        "skipped": dict(skipped),
+        "levels": [] if plain and not (kinds[-1] == "case_id") else kinds,
+        "case_of": cases if len(cases) == sum(map(len, names.values())) else {},
+        "said": guessed.said,
+    }
 
 
 def _sizes(root, names, most=300):
@@ -191,11 +191,17 @@ def render(guess, root, name):
     put("root", root.relative_to(work).as_posix() if root.is_relative_to(work) else str(root), "may be read-only; data_root replaces it")
     put("licence", "", "who may use these tiles, and whom to cite")
     if guess["table"]:
-        put("table", guess["table"], guess["layout"])
+        put("table", CommentedMap(guess["table"]) if isinstance(guess["table"], dict) else guess["table"], guess["layout"])
         put("columns", CommentedMap(guess["columns"]), "ours: theirs")
         top["columns"].fa.set_flow_style()
-    if guess["skipped"]:
-        put("ignore", _flow(dict.fromkeys(guess["skipped"])), "folders that are not classes")
+    if guess["levels"]:
+        put("levels", _flow(guess["levels"]), "what each level of folders says, from the top; - says nothing")
+    apart = guess["masks"]
+    if apart.template:
+        put("mask", apart.template, f"{apart.of} masks; {{0}} is the top folder")
+    ignore = [*_ignored(guess), *apart.ignore]
+    if ignore:
+        put("ignore", _flow(ignore), "folders that are not classes, and files that are not tiles")
     if guess["unlabelled"]:
         put("unlabelled", guess["unlabelled"], "folder of tiles without a label")
     classes = CommentedMap()
@@ -210,7 +216,7 @@ def render(guess, root, name):
             "classes", before="Order fixes the label ids; `term` goes into prompts, so write what a pathologist would say."
         )
     put("tail_below", 50, "training tiles under which a class counts as rare; or give `role: head | tail` per class")
-    put("tile_px", px, f"side the classifier sees; files: {sizes_text(guess['sizes'])}")
+    put("tile_px", px, f"side the classifier sees; files: {remarks.sizes_text(guess['sizes'])}")
     mixed = len(guess["sizes"]) > 1 or any(w != h for w, h in guess["sizes"])
     put(
         "fit",
@@ -233,6 +239,11 @@ def render(guess, root, name):
     return text.getvalue() + "".join(f"# {line}\n" for line in after)
 
 
+def _ignored(guess):
+    """Names of the folders that the description has to leave out."""
+    return list(dict.fromkeys(name.rpartition("/")[2] for name in guess["skipped"] if name != "."))
+
+
 def _flow(values):
     from ruamel.yaml.comments import CommentedSeq
 
@@ -247,14 +258,9 @@ def tile_px(sizes):
     return max(16, min(256, min(known.most_common(1)[0][0]))) if known else 224
 
 
-def sizes_text(sizes):
-    shown = [f"{w} x {h}" if w else "unreadable" for (w, h), _ in sizes.most_common(3)]
-    return ", ".join(shown) + (f" and {len(sizes) - 3} more sizes" if len(sizes) > 3 else "")
-
-
 def report(guess, root, path, described):
     """What to check, as text: counts, and the case guessed for ten file names of every class."""
-    lines = [f"{path}", f"  {root}: {guess['layout']}, {sizes_text(guess['sizes'])} px", ""]
+    lines = [f"{path}", f"  {root}: {guess['layout']}, {remarks.sizes_text(guess['sizes'])} px", ""]
     case_of = guess["case_of"]
     cases = {label: {case_of[name] for name in names} for label, names in guess["names"].items()} if case_of else {}
     width = max(len(label) for label in guess["names"])
@@ -263,39 +269,5 @@ def report(guess, root, path, described):
         shown, last = sorted(names), len(names) - 1
         for name in dict.fromkeys(shown[round(i * last / 9)] for i in range(10)):
             lines.append(f"      {case_of[name] + '  <-  ' if cases else ''}{name}")
-    lines += ["", "Check:"] + [f"  - {point}" for point in _points(guess, cases, described)]
+    lines += ["", "Check:"] + [f"  - {point}" for point in remarks.points(guess, cases, described)]
     return "\n".join(lines)
-
-
-def _points(guess, cases, described):
-    """What the owner has to look at."""
-    given = [c for c in CASES if c in guess["columns"]]
-    total, every = sum(map(len, guess["names"].values())), set().union(*cases.values()) if cases else set()
-    if not cases:
-        yield (
-            "NO CASE IDS FOUND: every tile counts as its own case. Tiles of one patient may then be trained on and tested on, and "
-            "every interval is too narrow. Give `case_pattern`, or a table with a case column"
-        )
-    else:
-        source = f"column {guess['columns'][given[0]]!r}" if given else "the file names"
-        yield f"{total} tiles, {len(every)} cases by {source}, as shown above: is the left part one patient, biopsy or slide?"
-        if len(every) == 1:
-            yield "ONE CASE ONLY: nothing can be held out for a test"
-        if 1 < len(every) == total:
-            yield (
-                "EVERY TILE IS A CASE OF ITS OWN: right only if no two tiles come from one patient. Else tiles of one patient may be "
-                "trained on and tested on, and every interval is too narrow; name another column, or give `case_pattern`"
-            )
-        if lonely := [label for label, held in cases.items() if len(held) == 1]:
-            yield f"from a single case, so trained on but never evaluated: {', '.join(lonely)}"
-    if guess["skipped"]:
-        yield f"not taken as classes: {', '.join(dict.fromkeys(guess['skipped']))}"
-    if len(guess["sizes"]) > 1:
-        yield f"sizes differ ({sizes_text(guess['sizes'])}): is `fit: resize` right, or should the scale be kept?"
-    if not [s for s in SPLITS if f"{s}" in guess["layout"]] and "split" not in guess["columns"]:
-        yield "the data brings no split; 00_dataset draws one by case (`split:` sets the fractions)"
-    yield "the order of `classes` (label ids), their `term` for prompts, and `mpp` if you know it"
-    if described:
-        work, path = files.root().resolve(), described.path.resolve()
-        shown = path.relative_to(work).as_posix() if path.is_relative_to(work) else path
-        yield f"then look at it: histokit run with `dataset: {shown}`, or open notebooks/00_dataset.ipynb"

@@ -35,16 +35,20 @@ class Description:
     fit: str = ""  # resize | crop=128 | resample_to_mpp=0.5x128, see decode.field
     mpp: float | None = None  # micrometres per pixel of the files
     case_pattern: str = ""  # regex with named groups, searched in the file name
-    table: Path | None = None
+    table: Path | dict | None = None  # or one for each split, {"train": Path, ...}
+    levels: list = field(default_factory=list)  # what each level of folders says, see `levels.KINDS`; a folder's name takes that one alone
+    follow_links: bool = False  # whether links among the tiles are read through
     columns: dict = field(default_factory=dict)  # our name -> column of the table
     mask: str = ""  # template such as masks/{split}/{label}/{stem}.png
     unlabelled: str = ""  # folder of tiles without a label
-    ignore: list = field(default_factory=list)  # folders or labels that are not classes
+    ignore: list = field(default_factory=list)  # folders or labels that are not classes, and patterns of file names such as *_mask.png
     exclude: list = field(default_factory=list)  # single tiles to leave out
     budget: dict = field(default_factory=dict)  # class -> {tiles, cases}: rare on purpose
     split: dict = field(default_factory=lambda: {"train": 0.6, "val": 0.15, "test": 0.25})
     licence: str = ""
     procedural: str = ""  # "toy": drawn by histokit itself
+    names: object = None  # label_tables.Names of the root, once it was walked
+    split_folders: bool | None = None  # whether folders of splits lie at the top, once somebody looked
 
 
 def describe(path, root="", budget=None):
@@ -73,7 +77,7 @@ def describe(path, root="", budget=None):
     described = Description(
         path=path,
         name=str(given.pop("name", path.stem)),
-        root=(files.root() / str(given.pop("root"))).resolve(),
+        root=(files.root() / Path(str(given.pop("root"))).expanduser()).resolve(),
         classes=classes,
         terms=terms,
         roles=roles,
@@ -85,6 +89,7 @@ def describe(path, root="", budget=None):
         raise FileNotFoundError(f"{path}: root {described.root} is not a folder; correct `root` or pass data_root=FOLDER")
     _check_pixels(described, target)
     _check_columns(described, group)
+    _check_levels(described)
     _check_split(described)
     _check_budget(described)
     return described
@@ -102,17 +107,22 @@ def _read(path):
         raise ValueError(f"{path}: is not valid YAML: {error}") from error
     if not isinstance(given, dict):
         raise ValueError(f"{path}: expected `key: value` lines, got {type(given).__name__}")
-    kinds = {f.name: f.type for f in fields(Description) if f.name != "path"} | {"target_mpp": float, "group": str}
+    kinds = {f.name: f.type for f in fields(Description) if f.name not in ("path", "names", "split_folders")} | {
+        "target_mpp": float,
+        "group": str,
+    }
     given = {key: value for key, value in given.items() if value is not None}
-    for key in ("ignore", "exclude"):
+    for key in ("ignore", "exclude", "levels"):
         if isinstance(given.get(key), list):
             given[key] = [str(name) for name in given[key]]
     for key, value in given.items():
         if key not in kinds:
             raise ValueError(f"{path}: unknown key {key!r}{nearest(key, kinds)}")
         kind = kinds[key]
-        if key in ("root", "table"):
+        if key == "root":
             kind = str
+        elif key == "table":
+            kind = (str, dict)
         elif key == "mpp":
             kind = float
         elif key == "classes":
@@ -121,7 +131,7 @@ def _read(path):
             value = given[key] = float(value)
         if key == "name":
             value = given[key] = str(value)
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
             raise ValueError(f"{path}: `{key}` is {value!r}, expected {getattr(kind, '__name__', 'a mapping or a list')}")
     return given
 
@@ -187,11 +197,12 @@ def _check_columns(described, group):
         described.columns["mask"], described.mask = described.mask, ""
     if group:
         described.columns["group"] = group
-    if described.table:
-        inside, beside = described.root / described.table, path.parent / described.table
-        described.table = next((p for p in (inside, beside) if p.is_file()), inside)
-        if not described.table.is_file() and not described.procedural:
-            raise FileNotFoundError(f"{path}: table {inside} does not exist, nor does {beside}; correct `table`")
+    if isinstance(described.table, dict):
+        if wrong := [name for name in described.table if name not in SPLITS]:
+            raise ValueError(f"{path}: `table` names a split {wrong[0]!r}{nearest(wrong[0], SPLITS)}")
+        described.table = {split: _table(described, str(name)) for split, name in described.table.items()}
+    elif described.table:
+        described.table = _table(described, described.table)
     elif described.columns:
         raise ValueError(f"{path}: `columns` needs a `table`; folders say what a tile is by their names and `case_pattern`")
     if described.case_pattern:
@@ -204,6 +215,24 @@ def _check_columns(described, group):
                 raise ValueError(f"{path}: `case_pattern` names a group {group!r}{nearest(group, FACTS)}")
         if not named:
             raise ValueError(f"{path}: `case_pattern` needs a named group, for example (?P<case_id>[^-]+)-")
+
+
+def _table(described, name):
+    """The path of a table, below the root or beside the description."""
+    name = Path(name).expanduser()
+    inside, beside = described.root / name, described.path.parent / name
+    found = next((p for p in (inside, beside) if p.is_file()), inside)
+    if not found.is_file() and not described.procedural:
+        raise FileNotFoundError(f"{described.path}: table {inside} does not exist, nor does {beside}; correct `table`")
+    return found
+
+
+def _check_levels(described):
+    if described.levels and described.levels.count("class") != 1:
+        raise ValueError(
+            f"{described.path}: `levels` is {described.levels}, expected what each level of folders says from the top, `class` once among "
+            "split, case_id, patient, slide, group, - (nothing), or the name of the one folder that holds tiles"
+        )
 
 
 def _check_split(described):

@@ -1,13 +1,12 @@
 """From a folder of tiles to a manifest: one row per tile, nothing copied, no pixel read.
 
-Three layouts: class folders, `train/val/test/CLASS`, and a table. File names come from listings, never from patterns,
-so brackets and umlauts are plain letters. Whatever a row says, its file stays inside the root.
+Class folders, `train/val/test/CLASS`, other levels that the description names, and tables. File names come from listings, never from
+patterns, so brackets and umlauts are plain letters. Whatever a row says, its file stays inside the root.
 """
 
-import csv
+import fnmatch
 import os
 import re
-import unicodedata
 from pathlib import PurePosixPath
 
 import pandas as pd
@@ -15,13 +14,13 @@ import pandas as pd
 from histokit.core import files
 from histokit.tiles.decode import SUFFIXES
 from histokit.tiles.description import FACTS, SPLITS, TISSUE, nearest
+from histokit.tiles.ingest import label_tables, levels, walk
 
 VERSION = 1
 COLUMNS = (
     "tile_id", "root", "file_name", "label", "split", "use", "case_id", "patient", "slide", "group", "mpp", "width",
     "height", "sha256", "mask", "source",
 )  # fmt: skip
-ALIASES = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"} | {s: s for s in SPLITS}
 
 
 def scan(described):
@@ -47,111 +46,119 @@ def scan(described):
 
 
 def _from_folders(described):
-    """Rows of class folders, or of train/val/test above them."""
-    root = described.root
-    tops = [e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith(".")]
-    split_of = {name: ALIASES[name.lower()] for name in tops if name.lower() in ALIASES}
-    bases = [(name, split_of[name]) for name in sorted(split_of)] or [("", "")]
-    skip = {*described.ignore, described.unlabelled, described.mask.partition("/")[0] if "{" in described.mask else ""}
+    """Rows of class folders, of train/val/test above them, or of the levels that the description names."""
+    root, found = described.root, walk.look(described.root, follow=described.follow_links)
+    _check_links(root, found.links)
     rows = []
-    for base, split in bases if described.classes != [TISSUE] else []:
-        for entry in sorted(os.scandir(root / base), key=lambda e: e.name):
-            if entry.is_dir() and entry.name not in skip and not entry.name.startswith("."):
-                folder = f"{base}/{entry.name}".lstrip("/")
-                rows += [(name, entry.name, split, "labelled") for name in listing(root, folder)]
+    if described.classes != [TISSUE]:
+        rows = [row for name in found.pictures if (row := _row(described, name)) is not None]
     if described.unlabelled:
         folder = "" if described.unlabelled == "." else described.unlabelled
         if not (root / folder).is_dir():
             raise ValueError(f"{described.path}: `unlabelled` folder {root / described.unlabelled} does not exist")
-        rows += [(name, TISSUE, "", "unlabelled") for name in listing(root, folder)]
+        below = f"{folder}/" if folder else ""
+        rows += [{"file_name": name, "label": TISSUE, "use": "unlabelled"} for name in found.pictures if name.startswith(below)]
     if not rows:
         raise ValueError(
-            f"{described.path}: no tiles below {root}; expected CLASS/tile.png or train/CLASS/tile.png "
-            f"({', '.join(SUFFIXES)}), or name a `table`"
+            f"{described.path}: no tiles below {root}; expected CLASS/tile.png or train/CLASS/tile.png ({', '.join(SUFFIXES)}), `levels` "
+            "for other folders, or a `table`"
         )
-    tiles = pd.DataFrame(rows, columns=["file_name", "label", "split", "use"], dtype=str)
-    return tiles
+    tiles = pd.DataFrame(rows, dtype=str).fillna("")
+    return _without_masks(described, tiles if "split" in tiles else tiles.assign(split=""))
 
 
-def listing(root, folder):
-    """Relative names of the image files below root/folder, sorted; links that lead elsewhere are refused."""
-    found, todo = [], [folder]
-    while todo:
-        here = todo.pop()
-        for entry in os.scandir(root / here):
-            name = f"{here}/{entry.name}".lstrip("/")
-            if entry.name.startswith("."):
-                continue  # .DS_Store, and ._tile.png, which macOS leaves on foreign disks
-            if entry.is_symlink():
-                _check_link(root, name, "a link")
-            if entry.is_dir():
-                todo.append(name)
-            elif name.lower().endswith(SUFFIXES):
-                found.append(name)
-    return sorted(found)
+def _row(described, name):
+    """What the folders of a picture say of it, None where it is no labelled tile."""
+    folders = name.split("/")[:-1]
+    if any(part in described.ignore for part in folders) or ignored(described.ignore, name) or described.unlabelled in folders[:1]:
+        return None
+    told = levels.read(name, described.levels or _usual(described, folders))
+    if told is None or not told.get("class"):
+        return None
+    return {"file_name": name, "label": told.pop("class"), "use": "labelled", **told}
 
 
-def _check_link(root, name, where):
-    target = (root / name).resolve()
-    if not target.is_relative_to(root):
-        raise ValueError(f"{name}: {where} leads outside the root, to {target}; put the files inside {root} or set `root` higher")
-    if target.is_dir():
-        raise ValueError(f"{name}: {where} to the folder {target}; its tiles would count twice, so remove the link")
+def _usual(described, folders):
+    """The levels where a description names none: a class, below a split where there are folders of splits."""
+    if described.split_folders is None:
+        tops = [e.name for e in os.scandir(described.root) if e.is_dir(follow_symlinks=described.follow_links)]
+        described.split_folders = any(levels.split_of(name) for name in tops)
+    return ["split", "class"] if described.split_folders else ["class"]
+
+
+def ignored(patterns, name):
+    """Whether a file's name fits one of the patterns that hold a `*`."""
+    leaf = name.rpartition("/")[2]
+    return any("*" in pattern and fnmatch.fnmatchcase(leaf, pattern) for pattern in patterns)
+
+
+def _without_masks(described, tiles):
+    """The rows that are no mask of another row."""
+    if "{" not in described.mask:
+        return tiles
+    masks = set(_mask_names(described, tiles))
+    return tiles[~tiles["file_name"].isin(masks)].reset_index(drop=True)
+
+
+def _check_links(root, links):
+    for name, target in links.items():
+        inside = (target + os.sep).startswith(os.path.realpath(root) + os.sep)
+        if inside and os.path.isdir(target):
+            raise ValueError(f"{name}: a link to the folder {target}; its tiles would count twice, so remove the link")
+        if not inside:
+            raise ValueError(
+                f"{name}: a link leads outside the root, to {target}; put the files inside {root}, set `root` higher, or write "
+                "`follow_links: true` into the description"
+            )
 
 
 def _from_table(described):
-    """Rows of a CSV or parquet table; everything is read as text, so case 007 stays 007."""
-    path, columns = described.table, described.columns
-    table = _read_table(path)
+    """Rows of one table, or of one for each split; everything is read as text, so case 007 stays 007."""
+    tables = described.table if isinstance(described.table, dict) else {"": described.table}
+    parts = [_one_table(described, path, split) for split, path in tables.items()]
+    tiles = pd.concat(parts, ignore_index=True)
+    twice = tiles[tiles["file_name"].duplicated(keep=False)]
+    if len(twice):
+        name = twice["file_name"].iloc[0]
+        same = twice[twice["file_name"].eq(name)]
+        raise ValueError(
+            f"{same['table'].iloc[0]} rows {' and '.join(map(str, same['line'][:2]))}: both name {name!r} "
+            f"({', '.join(same['label'].unique())}); a tile has one row and one label, so delete one"
+        )
+    return tiles.drop(columns="table")
+
+
+def _one_table(described, path, split):
+    columns, table = described.columns, label_tables.read(path, described.root)
     theirs = {ours: columns.get(ours, ours) for ours in ("file_name", "label", "split", "mask", "mpp", *FACTS)}
     for ours, name in theirs.items():
         if name not in table and (ours in columns or ours in ("file_name", "label")):
             if ours == "label" and described.classes == [TISSUE]:
                 continue  # a table of unlabelled tiles
             raise ValueError(f"{path}: has no column {name!r} for {ours}{nearest(name, table.columns)}; set `columns` in {described.path}")
-    tiles = pd.DataFrame({ours: table[name].str.strip() for ours, name in theirs.items() if name in table})
-    tiles["line"] = range(2, len(tiles) + 2)  # as a spreadsheet counts, under one header line
+    tiles = pd.DataFrame({ours: table[name] for ours, name in theirs.items() if name in table}).assign(table=str(path))
+    first = 1 if table.attrs.get("header") is False else 2
+    tiles["line"] = range(first, len(tiles) + first)  # as a spreadsheet counts
     if "label" not in tiles:
         tiles["label"] = ""
     tiles = tiles[~tiles["label"].isin(described.ignore)].copy()
     tiles["use"] = tiles["label"].eq("").map({True: "unlabelled", False: "labelled"})
     tiles.loc[tiles["label"].eq(""), "label"] = TISSUE
+    if split:
+        tiles["split"] = split
     _read_split(path, tiles)
     _read_mpp(path, tiles)
     for column in ("file_name", "mask"):
         if column in tiles:
-            tiles[column] = _existing(described.root, tiles[column], tiles["line"], path, required=column == "file_name")
-    twice = tiles[tiles["file_name"].duplicated(keep=False)]
-    if len(twice):
-        name = twice["file_name"].iloc[0]
-        same = twice[twice["file_name"].eq(name)]
-        raise ValueError(
-            f"{path} rows {' and '.join(map(str, same['line'][:2]))}: both name {name!r} "
-            f"({', '.join(same['label'].unique())}); a tile has one row and one label, so delete one"
-        )
+            tiles[column] = _existing(described, tiles[column], tiles["line"], path, required=column == "file_name")
     return tiles
-
-
-def _read_table(path):
-    if path.suffix.lower() == ".parquet":
-        table = pd.read_parquet(path)
-        return table.astype(object).where(table.notna(), "").astype(str)
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            header = file.readline()
-            separator = max(",;\t", key=header.count)  # a German Excel writes semicolons
-        return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", quoting=csv.QUOTE_MINIMAL)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8 ({error}); save it as 'CSV UTF-8'") from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ValueError(f"{path}: is not a table: {error}") from error
 
 
 def _read_split(path, tiles):
     if "split" not in tiles:
         tiles["split"] = ""
         return
-    known = tiles["split"].str.lower().map(ALIASES | {"": ""})
+    known = tiles["split"].map(lambda text: levels.split_of(text) if text else "")
     if known.isna().any():
         row = tiles[known.isna()].iloc[0]
         raise ValueError(f"{path} row {row['line']}: split {row['split']!r} of {row['file_name']!r}{nearest(row['split'], SPLITS)}")
@@ -172,32 +179,31 @@ def _read_mpp(path, tiles):
         tiles["mpp"] = numbers
 
 
-def _existing(root, names, lines, path, required):
+def _existing(described, cells, lines, path, required):
     """The names as they are on disk; refuses rows outside the root and files that do not exist; "" only when not required."""
-    disk, slashed = names.tolist(), names.str.replace("\\", "/", regex=False).tolist()  # a table made on Windows
-    filled = [i for i, name in enumerate(disk) if name or required]
+    root = described.root
+    if described.names is None:
+        described.names = label_tables.Names(root, walk.look(root, follow=described.follow_links).pictures)
+    beside = path.parent.relative_to(root).as_posix() if path.parent.is_relative_to(root) else ""
+    found = described.names.find(cells, "" if beside == "." else beside)
+    lost = [i for i, name in enumerate(found) if name is None and (required or cells.iloc[i])]
+    if lost:
+        where = f"{path} row {lines.iloc[lost[0]]}: {cells.iloc[lost[0]]!r}"
+        leads = _leads_out(root, cells.iloc[lost[0]])
+        if leads:
+            raise ValueError(f"{where} leads outside the root. Write it relative to {root}, where all tiles must lie")
+        raise ValueError(
+            f"{where} does not exist below {root} ({len(lost)} of {len(cells)} rows are so); correct the row or delete it, or set `root`"
+        )
+    return pd.Series([name or "" for name in found], index=cells.index, dtype="str")
+
+
+def _leads_out(root, cell):
     try:
-        found = files.inside_all(root, [slashed[i] for i in filled])
+        files.inside(root, cell.replace("\\", "/"))
     except ValueError:
-        for i in filled:  # again, one by one, to name the row
-            try:
-                files.inside(root, slashed[i])
-            except ValueError as error:
-                raise ValueError(f"{path} row {lines.iloc[i]}: {error}. Write it relative to {root}, where all tiles must lie") from None
-        raise
-    folders = {}
-    for i, full in zip(filled, map(str, found), strict=True):
-        folder, _, leaf = full.rpartition("/")
-        if folder not in folders:
-            folders[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        disk[i] = slashed[i]
-        if leaf in folders[folder]:
-            continue
-        twin = next((n for n in folders[folder] if unicodedata.normalize("NFC", n) == unicodedata.normalize("NFC", leaf)), None)
-        if twin is None:
-            raise ValueError(f"{path} row {lines.iloc[i]}: {names.iloc[i]!r} does not exist below {root}; correct the row or delete it")
-        disk[i] = slashed[i][: len(slashed[i]) - len(leaf)] + twin  # a Mac spells an umlaut with two characters
-    return pd.Series(disk, index=names.index, dtype="str")
+        return True
+    return False
 
 
 def _read_pattern(described, tiles):
@@ -260,16 +266,22 @@ def _fill(described, tiles):
 
 def _masks(described, tiles):
     """Mask names from the template; a tile whose mask is missing is named."""
+    names = _mask_names(described, tiles)
+    for name, mask, full in zip(tiles["file_name"], names, files.inside_all(described.root, names), strict=True):
+        if not os.path.isfile(full):
+            raise ValueError(f"{described.path}: tile {name!r} has no mask {mask!r}; correct `mask`, or `exclude` the tile")
+    return names
+
+
+def _mask_names(described, tiles):
     names = []
     for name, label, split in zip(tiles["file_name"], tiles["label"], tiles["split"], strict=True):
         path = PurePosixPath(name)
-        parts = {"stem": path.stem, "name": path.name, "path": str(path.with_suffix("")), "label": label, "split": split}
+        parts = {"stem": path.stem, "name": path.name, "path": str(path.with_suffix("")), "folder": str(path.parent)}
+        parts |= {"label": label, "split": split} | {str(k): folder for k, folder in enumerate(path.parts[:-1])}
         mask = re.sub(r"\{(\w+)\}", lambda hit: parts.get(hit[1], hit[0]), described.mask)  # noqa: B023
         if "{" in mask and "{" not in name:
             known = ", ".join(f"{{{part}}}" for part in parts)
             raise ValueError(f"{described.path}: `mask` {described.mask!r} may use {known}")
         names.append(mask)
-    for name, mask, full in zip(tiles["file_name"], names, files.inside_all(described.root, names), strict=True):
-        if not os.path.isfile(full):
-            raise ValueError(f"{described.path}: tile {name!r} has no mask {mask!r}; correct `mask`, or `exclude` the tile")
     return names

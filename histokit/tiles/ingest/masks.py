@@ -1,0 +1,81 @@
+"""Which pictures below a folder are masks of others: in a folder beside that of the tiles, or beside each tile with a suffix."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from histokit.tiles.ingest import levels
+
+VERSION = 1
+WORD = r"(mask|masks|seg|segm|segmentation|anno|annotation|annotated|label|labels|labelled|labeled|gt|groundtruth|ground_truth|overlay|bw)"
+SUFFIX = re.compile(rf"[ _.\-]+{WORD}([ _\-]?\d+)?$", re.IGNORECASE)
+PREFIX = re.compile(rf"^{WORD}[ _.\-]+", re.IGNORECASE)
+
+
+@dataclass
+class Masks:
+    """Pictures apart from their masks."""
+
+    tiles: list = field(default_factory=list)
+    masks: list = field(default_factory=list)
+    template: str = ""  # of the description's `mask`; "" where tiles lack one or names follow no rule
+    ignore: list = field(default_factory=list)  # patterns of file names that are masks and no tiles
+    of: int = 0  # tiles that have a mask
+
+
+def apart(pictures, found=None):
+    """`Masks` of the pictures [name, ...]; `found`: `levels.Levels` of them, whose `masks` is the folder beside that of the tiles."""
+    if found is not None and found.masks:
+        return _by_folder(pictures, found)
+    return _by_name(pictures)
+
+
+def _by_folder(pictures, found):
+    k = next(i for i, kind in enumerate(found.kinds) if kind not in levels.KINDS)
+    tiles, masks = [], {}
+    for name in pictures:
+        folders = name.split("/")[:-1]
+        if len(folders) > k and folders[k] == found.masks:
+            masks.setdefault(tuple(folders), {})[PurePosixPath(name).stem] = name
+        elif len(folders) > k and folders[k] == found.kinds[k]:
+            tiles.append(name)
+    rules, of = Counter(), 0
+    for name in tiles:
+        folders = name.split("/")[:-1]
+        beside = masks.get((*folders[:k], found.masks, *folders[k + 1 :]), {})
+        stem = PurePosixPath(name).stem
+        mask = next((beside[one] for one in beside if one == stem or SUFFIX.sub("", one) == stem or PREFIX.sub("", one) == stem), None)
+        if mask:
+            of += 1
+            places = [f"{{{i}}}" for i in range(k)] + [found.masks] + [f"{{{i}}}" for i in range(k + 1, len(folders))]
+            rules["/".join([*places, PurePosixPath(mask).name.replace(stem, "{stem}", 1)])] += 1
+    every = [name for held in masks.values() for name in held.values()]
+    return Masks(tiles, every, next(iter(rules)) if len(rules) == 1 and of == len(tiles) else "", [], of)
+
+
+def _by_name(pictures):
+    stems = {(PurePosixPath(name).parent, PurePosixPath(name).stem): name for name in pictures}
+    masks, rules, owners = [], Counter(), set()
+    for name in pictures:
+        path = PurePosixPath(name)
+        owner = next((stems[path.parent, bare] for bare in _bare(path.stem) if (path.parent, bare) in stems), None)
+        if owner is None:
+            continue
+        masks.append(name)
+        owners.add(owner)
+        stem = PurePosixPath(owner).stem
+        rules[path.name.replace(stem, "{stem}", 1)] += 1
+    lost = set(masks)
+    tiles = [name for name in pictures if name not in lost]
+    plain = [rule for rule in rules if not re.search(r"\d", rule.replace("{stem}", ""))]
+    whole = len(plain) == 1 and rules[plain[0]] == len(tiles)
+    ignore = list(dict.fromkeys(re.sub(r"\d+", "*", rule).replace("{stem}", "*") for rule in rules))
+    return Masks(tiles, masks, f"{{folder}}/{plain[0]}" if whole else "", ignore, len(owners))
+
+
+def _bare(stem):
+    """What a mask's stem is without the word that makes it one."""
+    for pattern in (SUFFIX, PREFIX):
+        if pattern.search(stem):
+            yield pattern.sub("", stem)

@@ -1,0 +1,105 @@
+"""What the owner of a folder has to look at, in sentences: what was guessed, what is used, and all that is left out, with counts."""
+
+import pandas as pd
+
+from histokit.core import files
+from histokit.tiles.description import SPLITS
+from histokit.tiles.ingest import levels
+
+VERSION = 1
+CASES = ("case_id", "patient", "slide")  # the first of these that is given says what a case is
+
+
+def sizes_text(sizes):
+    shown = [f"{w} x {h}" if w else "unreadable" for (w, h), _ in sizes.most_common(3)]
+    return ", ".join(shown) + (f" and {len(sizes) - 3} more sizes" if len(sizes) > 3 else "")
+
+
+def points(guess, cases, described):
+    """What the owner has to look at."""
+    given = [c for c in CASES if c in guess["columns"]]
+    total, every = sum(map(len, guess["names"].values())), set().union(*cases.values()) if cases else set()
+    if not cases:
+        yield (
+            "NO CASE IDS FOUND: every tile counts as its own case. Tiles of one patient may then be trained on and tested on, and "
+            "every interval is too narrow. Give `case_pattern`, or a table with a case column"
+        )
+    else:
+        source = f"column {guess['columns'][given[0]]!r}" if given else "the file names"
+        yield f"{total} tiles, {len(every)} cases by {source}, as shown above: is the left part one patient, biopsy or slide?"
+        if len(every) == 1:
+            yield "ONE CASE ONLY: nothing can be held out for a test"
+        if 1 < len(every) == total:
+            yield (
+                "EVERY TILE IS A CASE OF ITS OWN: right only if no two tiles come from one patient. Else tiles of one patient may be "
+                "trained on and tested on, and every interval is too narrow; name another column, or give `case_pattern`"
+            )
+        if lonely := [label for label, held in cases.items() if len(held) == 1]:
+            yield f"from a single case, so trained on but never evaluated: {', '.join(lonely)}"
+    yield from guess["said"]
+    yield from _tables_said(guess["tables"])
+    yield from _left_out(guess)
+    if len(guess["sizes"]) > 1:
+        yield f"sizes differ ({sizes_text(guess['sizes'])}): is `fit: resize` right, or should the scale be kept?"
+    yield _split_said(guess)
+    yield "the order of `classes` (label ids), their `term` for prompts, and `mpp` if you know it"
+    if described:
+        work, path = files.root().resolve(), described.path.resolve()
+        shown = path.relative_to(work).as_posix() if path.is_relative_to(work) else path
+        yield f"then look at it: histokit run with `dataset: {shown}`, or open notebooks/00_dataset.ipynb"
+
+
+def _tables_said(tables):
+    """Every table that was found, and why it is used or not."""
+    for table in tables:
+        if table.why_not:
+            yield f"{table.name} is there and not used: {table.why_not}"
+        else:
+            told = ", ".join(f"{ours} = {theirs!r}" for ours, theirs in table.columns.items())
+            lost = f"; {table.rows - table.files} rows name no file below the folder and stop 00" if table.files < table.rows else ""
+            yield f"{table.name} is used: {table.files} of {table.rows} rows name a tile; {told}{lost}"
+
+
+def _left_out(guess):
+    """What lies below the folder and is no tile, with counts."""
+    found, apart = guess["found"], guess["masks"]
+    if guess.get("without"):
+        yield f"{guess['without']} rows have no class: unlabelled tiles"
+    if guess["skipped"]:
+        yield "not taken as classes: " + ", ".join(
+            f"{name if name != '.' else 'the top folder'} ({count} picture{'s' * (count > 1)})" for name, count in guess["skipped"].items()
+        )
+    if apart.masks:
+        whose = f"{apart.of} of {len(apart.tiles)} tiles have one"
+        how = f"offered as `mask: {apart.template}`" if apart.template else "not offered as `mask`, which needs one for every tile"
+        yield f"{len(apart.masks)} pictures are masks and no tiles ({whose}): {how}"
+    if found.litter:
+        yield "left by systems and skipped: " + ", ".join(f"{name} ({count})" for name, count in found.litter.most_common(6))
+    if found.links:
+        name, target = next(iter(found.links.items()))
+        more = f" and {len(found.links) - 1} more" if len(found.links) > 1 else ""
+        yield (
+            f"LINKS WERE NOT FOLLOWED: {name} leads to {target}{more}. `follow_links: true` in the description reads through them; "
+            "nothing is ever written there"
+        )
+    if found.unread:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in found.unread.most_common(6))
+        yield f"files that are not read as tiles: {kinds}; export pictures as PNG, TIFF or JPEG of one tile each"
+
+
+def _split_said(guess):
+    """Which splits the data brings, and where the others will come from."""
+    given = {levels.split_of(name.split("/")[0]) for names in guess["names"].values() for name in names} - {None}
+    if isinstance(guess["table"], dict):
+        given = set(guess["table"])
+    elif guess["table"]:
+        column = next((t.data["split"] for t in guess["tables"] if not t.why_not and "split" in t.columns), pd.Series(dtype=str))
+        given = set(column.map(levels.split_of)) - {None}
+    lacking = [name for name in SPLITS if name not in given]
+    if not given:
+        return "the data brings no split; 00_dataset draws one by case (`split:` sets the fractions)"
+    if not lacking:
+        return "the data brings its own split into train, val and test, which is kept"
+    return (
+        f"the data brings no {' and no '.join(lacking)} split: 00_dataset cuts it by case from train, so fewer tiles are left to learn from"
+    )

@@ -1,0 +1,87 @@
+"""What lies below a folder of tiles: pictures and tables by name, and everything else counted. Nothing is opened here."""
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+
+from histokit.tiles.decode import SUFFIXES
+
+VERSION = 1
+TABLES = (".csv", ".tsv", ".tab", ".xlsx", ".xls", ".parquet")
+# Folders that systems and programs leave beside files: thumbnails of network disks, recycle bins, what an archive of another system brings.
+LITTER = (
+    "@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "lost+found", "$recycle.bin", "recycler", "recycled",
+    "system volume information", "network trash folder", "temporary items", "__macosx", "__pycache__", "_gsdata_", "thumbs",
+)  # fmt: skip
+UNREAD = (".jp2", ".j2k", ".jpx", ".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".czi", ".lif", ".dcm", ".gif", ".heic",
+          ".npy", ".npz", ".h5", ".hdf5", ".mat", ".pt", ".zip", ".tar", ".gz", ".rar", ".7z")  # fmt: skip
+
+
+@dataclass
+class Found:
+    """Names relative to the root, sorted."""
+
+    pictures: list = field(default_factory=list)
+    tables: list = field(default_factory=list)
+    litter: Counter = field(default_factory=Counter)  # folder or kind of file that systems leave -> how many
+    unread: Counter = field(default_factory=Counter)  # suffix of files that hold pictures or archives and are not read -> how many
+    links: dict = field(default_factory=dict)  # link that was not followed -> where it leads
+
+
+def look(root, folder="", follow=False):
+    """Everything below root/folder.
+
+    Args:
+        root: absolute Path.
+        follow: read through links, wherever they lead; a folder that is met twice is read once.
+
+    Raises ValueError for a name that is not UTF-8, with the command that mends it.
+    """
+    found, todo, met = Found(), [folder], set()
+    while todo:
+        here = todo.pop()
+        for entry in os.scandir(os.path.join(root, here) if here else root):
+            name = f"{here}/{entry.name}" if here else entry.name
+            _check_name(root, name)
+            if is_litter(entry.name):
+                found.litter[entry.name if entry.name[0] != "." else "hidden files"] += 1
+            elif entry.is_symlink() and not (follow and os.path.exists(entry.path)):
+                found.links[name] = os.path.realpath(os.path.join(root, name))
+            elif entry.is_dir():
+                place = os.path.realpath(os.path.join(root, name)) if follow else name
+                if place not in met:
+                    met.add(place)
+                    todo.append(name)
+            else:
+                _sort(found, name)
+    for names in (found.pictures, found.tables):
+        names.sort()
+    return found
+
+
+def is_litter(name):
+    """Whether a file or folder of this name is nobody's data: hidden, or left by a system."""
+    return name.startswith(".") or name.casefold() in LITTER
+
+
+def _sort(found, name):
+    lower = name.lower()
+    if lower.endswith(SUFFIXES):
+        found.pictures.append(name)
+    elif lower.endswith(TABLES):
+        found.tables.append(name)
+    else:
+        suffix = os.path.splitext(lower)[1]
+        if suffix in UNREAD:
+            found.unread[suffix] += 1
+
+
+def _check_name(root, name):
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        shown = os.fsencode(name).decode("utf-8", "backslashreplace")
+        raise ValueError(
+            f"{root}: the name {shown!r} is not UTF-8, as archives of older systems make them; rename the files first, for example with "
+            "`convmv -f cp850 -t utf8 -r --notest FOLDER` (convmv is a package of every Linux), or unpack with `unzip -O cp850 FILE.zip`"
+        ) from None
