@@ -58,7 +58,10 @@ def look(root):
     guess |= _look_at_tables(tables) or _look_at_folders(apart.tiles, guessed)
     every = [name for names in guess["names"].values() for name in names]
     if not every:
-        raise ValueError(f"no tiles below {root}; expected CLASS/tile.png, train/CLASS/tile.png, or a CSV with a column of file names")
+        there = "".join(f" {line}." for line in remarks.left_out(guess))
+        raise ValueError(
+            f"no tiles below {root}; expected CLASS/tile.png, train/CLASS/tile.png, or a CSV with a column of file names.{there}"
+        )
     guess["sizes"] = _sizes(root, every)
     guess["pattern"] = "" if guess["case_of"] else case_pattern(guess["names"])
     if guess["pattern"]:
@@ -138,6 +141,10 @@ def _sizes(root, names, most=300):
     return sizes
 
 
+def _many(count, what):
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
 def case_pattern(names):
     """A regular expression with the group case_id that fits every file name, or "" when none is plausible.
 
@@ -155,9 +162,32 @@ def case_pattern(names):
             continue
         values = [{search(name)["case_id"] for name in group} for group in names.values()]
         digits = all(any(c.isdigit() for c in value) for value in set.union(*values)) or pattern.endswith("/[^/]+$")
-        if digits and max(map(len, values)) > 1 and len(every) >= 1.3 * sum(map(len, values)):
+        plausible = digits and max(map(len, values)) > 1 and len(every) >= 1.3 * sum(map(len, values))
+        if plausible and not _is_place(names, search, values):
             return pattern
     return ""
+
+
+def _is_place(names, search, values):
+    """Whether what a pattern finds is where a tile lay or how it was seen, and no case: x12, row_3, 40X, or numbers of a grid.
+
+    Numbers of a grid come back in every class, and in a class nearly every pair of them and another number of the name is there.
+    """
+    every = set.union(*values)
+    if all(levels.POSITION.fullmatch(value) or levels.MAGNIFICATION.fullmatch(value) for value in every):
+        return True
+    if not all(value.isdigit() for value in every) or len(values) < 2 or any(value != values[0] for value in values):
+        return False
+    for group in names.values():
+        pairs = set()
+        for name in group:
+            leaf, (start, end) = name.rpartition("/")[2], search(name).span("case_id")
+            before = len(name) - len(leaf)
+            pairs.add((name[start:end], leaf[: max(0, start - before)] + "#" + leaf[end - before :]))
+        ones, others = (set(part) for part in zip(*pairs, strict=True))
+        if len(pairs) < 0.6 * len(ones) * len(others) or not all(re.search(r"\d", other) for other in others):
+            return False
+    return True
 
 
 def _candidates(names, most=8):
@@ -241,7 +271,8 @@ def render(guess, root, name):
 
 def _ignored(guess):
     """Names of the folders that the description has to leave out."""
-    return list(dict.fromkeys(name.rpartition("/")[2] for name in guess["skipped"] if name != "."))
+    leaves = dict.fromkeys(name.rpartition("/")[2] for name in guess["skipped"] if name != ".")
+    return [leaf for leaf in leaves if leaf not in guess["names"]]
 
 
 def _flow(values):
@@ -265,7 +296,8 @@ def report(guess, root, path, described):
     cases = {label: {case_of[name] for name in names} for label, names in guess["names"].items()} if case_of else {}
     width = max(len(label) for label in guess["names"])
     for label, names in guess["names"].items():
-        lines.append(f"  {label:<{width}}  {len(names):>6} tiles" + (f" of {len(cases[label])} cases" if cases else ""))
+        of = f" of {_many(len(cases[label]), 'case')}" if cases else ""
+        lines.append(f"  {label:<{width}}  {len(names):>6} tile{'s' * (len(names) != 1)}{of}")
         shown, last = sorted(names), len(names) - 1
         for name in dict.fromkeys(shown[round(i * last / 9)] for i in range(10)):
             lines.append(f"      {case_of[name] + '  <-  ' if cases else ''}{name}")

@@ -38,7 +38,7 @@ def points(guess, cases, described):
             yield f"from a single case, so trained on but never evaluated: {', '.join(lonely)}"
     yield from guess["said"]
     yield from _tables_said(guess["tables"])
-    yield from _left_out(guess)
+    yield from left_out(guess)
     if len(guess["sizes"]) > 1:
         yield f"sizes differ ({sizes_text(guess['sizes'])}): is `fit: resize` right, or should the scale be kept?"
     yield _split_said(guess)
@@ -60,7 +60,7 @@ def _tables_said(tables):
             yield f"{table.name} is used: {table.files} of {table.rows} rows name a tile; {told}{lost}"
 
 
-def _left_out(guess):
+def left_out(guess):
     """What lies below the folder and is no tile, with counts."""
     found, apart = guess["found"], guess["masks"]
     if guess.get("without"):

@@ -82,6 +82,6 @@ def _check_name(root, name):
     except UnicodeEncodeError:
         shown = os.fsencode(name).decode("utf-8", "backslashreplace")
         raise ValueError(
-            f"{root}: the name {shown!r} is not UTF-8, as archives of older systems make them; rename the files first, for example with "
+            f"{root}: the name {shown} is not UTF-8, as archives of older systems make them; rename the files first, for example with "
             "`convmv -f cp850 -t utf8 -r --notest FOLDER` (convmv is a package of every Linux), or unpack with `unzip -O cp850 FILE.zip`"
         ) from None
