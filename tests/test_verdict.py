@@ -72,11 +72,13 @@ def test_few_cases_give_counts_without_an_interval():
     assert not np.isnan(found["differences"]["augmented"][verdict.HEAD]["low"])
 
 
-def test_a_rare_class_of_few_cases_has_counts_while_the_tail_has_an_interval():
+def test_a_mean_with_a_class_of_few_cases_has_no_interval_and_names_it():
     found = judge({"real": {}, "augmented": {"Polyp": 1.5, "Serrated": 1.5}}, rows=tiles([20, 15, 14, 3]))
     mine = found["differences"]["augmented"]
     assert mine["Serrated"]["outcome"] == "few cases" and mine["Polyp"]["cases"] == 14 and mine[verdict.TAIL]["cases"] == 17
-    assert not np.isnan([mine["Polyp"]["low"], mine[verdict.TAIL]["low"]]).any()
+    assert not np.isnan([mine["Polyp"]["low"], mine[verdict.HEAD]["low"]]).any()
+    assert np.isnan([mine["Serrated"]["low"], mine[verdict.TAIL]["low"], mine[verdict.F1]["low"]]).all()
+    assert "Serrated has 3 test cases, and each class of a mean needs 8" in found["sentence"]
 
 
 def test_a_class_of_one_test_case_or_none_is_left_out_of_the_tail_figure_and_named():

@@ -80,10 +80,14 @@ def test_one_classifier_seed_carries_no_claim_however_large_the_gain():
     assert "common classes -0.4 points (1 classifier seed, no interval)" in said
 
 
-def test_classes_of_a_single_test_case_have_no_interval_however_many():
-    said = wording.sentence(few(cases=9, smallest=1), head())
-    assert "Too few cases" in said and "a class with a single test case has no interval" in said
-    assert wording.line(few(cases=9, smallest=1)).endswith("a class with a single test case, no interval")
+def test_a_mean_is_as_sure_as_its_weakest_class_which_is_named():
+    weak = few(cases=26, smallest=2, weakest="Serrated", classes=["Polyp", "Serrated"])
+    said, why = wording.sentence(weak, head()), "no interval: Serrated has 2 test cases, and each class of a mean needs 8"
+    assert "Too few cases" in said and f"; {why})" in said and wording.line(weak).endswith(why)
+    assert [difference(cases=26, smallest=n).outcome for n in (2, 7, 8)] == ["few cases", "few cases", "none"]
+    weak_head = difference(0.896, 0.9, np.nan, np.nan, cases=10, smallest=2, weakest="mucinous", classes=["ductal", "mucinous"])
+    paid = wording.sentence(difference(), weak_head)
+    assert paid.endswith("common classes -0.4 points (no interval: mucinous has 2 test cases, and each class of a mean needs 8).")
 
 
 def test_rare_classes_without_a_test_tile_give_no_verdict_and_are_named():

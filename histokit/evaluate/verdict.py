@@ -13,7 +13,7 @@ import pandas as pd
 from histokit.evaluate import error_analysis, wording
 from histokit.metrics import classification, stats
 
-VERSION = 3
+VERSION = 4
 LEVEL = 0.95
 TAIL, HEAD, F1 = GROUPS = ("tail balanced accuracy", "head balanced accuracy", "macro-F1")
 
@@ -82,22 +82,22 @@ def measure(predictions, held, *, resamples=2000, seed=0):
 
 
 def _counts(m, endpoint):
-    """(mask of its test tiles [N], number of cases, cases of its smallest class) of an endpoint."""
+    """(mask of its test tiles [N], number of cases, cases of its class with the fewest, that class) of an endpoint."""
     p, ids = m.predictions, m.classes_of[endpoint]
     mask = np.isin(p.y, ids)
-    each = [len(set(p.case[p.y == i])) for i in ids]
-    return mask, len(set(p.case[mask])), min(each, default=0)
+    smallest, weakest = min(((len(set(p.case[p.y == i])), p.classes[i]) for i in ids), default=(0, ""))
+    return mask, len(set(p.case[mask])), smallest, weakest
 
 
 def difference(m, arm, baseline, endpoint):
     """One `wording.Difference`: `endpoint` of `arm` minus that of `baseline`; an interval only where n carries one."""
     p, e = m.predictions, m.endpoints.index(endpoint)
-    mask, cases, smallest = _counts(m, endpoint)
+    mask, cases, smallest, weakest = _counts(m, endpoint)
     a, b = p.called[p.arms.index(arm)], p.called[p.arms.index(baseline)]
     hits, base_hits = a == p.y, b == p.y  # [R, N]
     low = high = chance = np.nan
     value, base = m.value[arm][e], m.value[baseline][e]
-    if cases >= stats.MIN_CASES and smallest >= 2 and len(p.seeds) >= stats.MIN_SEEDS:
+    if smallest >= stats.MIN_CASES and len(p.seeds) >= stats.MIN_SEEDS:
         drawn, left = (held[arm][:, [e]] - held[baseline][:, [e]] for held in (m.drawn, m.left))
         ends = stats.interval([value - base], drawn, left, m.block, LEVEL)
         low, high = (float(end[0]) for end in ends)
@@ -109,7 +109,7 @@ def difference(m, arm, baseline, endpoint):
     return wording.Difference(
         endpoint=endpoint, arm=arm, baseline=baseline, classes=[p.classes[i] for i in m.classes_of[endpoint]],
         left_out=m.left_out[endpoint], value=float(value), base=float(base), low=low, high=high, tiles=int(mask.sum()), cases=cases,
-        smallest=smallest, seeds=len(p.seeds), found=hits[:, mask].sum(1).tolist(), base_found=base_hits[:, mask].sum(1).tolist(),
+        smallest=smallest, weakest=weakest, seeds=len(p.seeds), found=hits[:, mask].sum(1).tolist(), base_found=base_hits[:, mask].sum(1).tolist(),
         p=chance, same=bool((a == b)[:, mask].all()),
     )  # fmt: skip
 
@@ -120,13 +120,13 @@ def differences(m, baseline):
 
 
 def levels(m):
-    """One row per endpoint and arm: mean over seeds, interval (NaN below eight cases), found, tiles, cases."""
+    """One row per endpoint and arm: mean over seeds, interval (NaN where it, or a class it is a mean of, has fewer than eight cases), found, tiles, cases."""
     p, rows = m.predictions, []
     for e, endpoint in enumerate(m.endpoints):
-        mask, cases, smallest = _counts(m, endpoint)
+        mask, cases, smallest, _ = _counts(m, endpoint)
         for arm, called in zip(p.arms, p.called, strict=True):
             low = high = [np.nan]
-            if cases >= stats.MIN_CASES and smallest >= 2 and len(p.seeds) >= stats.MIN_SEEDS:
+            if smallest >= stats.MIN_CASES and len(p.seeds) >= stats.MIN_SEEDS:
                 drawn, left = m.drawn[arm][:, [e]], m.left[arm][:, [e]]
                 low, high = stats.interval(m.value[arm][[e]], drawn, left, m.block, LEVEL, bounds=(0, 1))
             found = (called == p.y)[:, mask].sum(1).tolist()

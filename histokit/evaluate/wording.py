@@ -11,7 +11,7 @@ import numpy as np
 
 from histokit.metrics.stats import MIN_CASES, MIN_SEEDS
 
-VERSION = 2
+VERSION = 3
 MIN_DRAWS, MIN_GENERATORS = 3, 2  # leaving out a draw effect of 3 points drops 95 % coverage to 64 % (simulated)
 MARGIN = 0.01  # head balanced accuracy may fall by one point before it counts as a cost
 
@@ -35,6 +35,7 @@ class Difference:
     found: list  # tiles found, per run: a draw, a generator seed and a classifier seed
     base_found: list
     smallest: int = MIN_CASES  # test cases of the class with the fewest
+    weakest: str = ""  # that class
     p: float = np.nan  # sign flips over cases
     same: bool = False  # both arms gave the same answer on every one of these tiles
 
@@ -47,7 +48,7 @@ class Difference:
         """more | fewer | none | few cases | few seeds | absent; decided on what is printed, to a tenth of a point."""
         if not self.tiles:
             return "absent"
-        if self.cases < MIN_CASES or self.smallest < 2:
+        if min(self.cases, self.smallest) < MIN_CASES:
             return "few cases"
         if self.seeds < MIN_SEEDS:
             return "few seeds"
@@ -100,8 +101,7 @@ def line(d):
     if d.outcome == "absent":
         return f"{d.endpoint}: no test tile, so it cannot be evaluated"
     if d.outcome == "few cases":
-        why = "too few cases for an interval" if d.cases < MIN_CASES else "a class with a single test case, no interval"
-        return f"{d.endpoint}: {_found(d)} ({_n(d)}): {why}"
+        return f"{d.endpoint}: {_found(d)} ({_n(d)}): {'too few cases for an interval' if d.cases < MIN_CASES else _few_cases(d)}"
     reached = f"{d.endpoint}: {d.arm} {percent(d.value)}, {d.baseline} {percent(d.base)}, {points(d.difference, d.low, d.high)} ({_n(d)})"
     return f"{reached}: {reading(d)}"
 
@@ -159,8 +159,7 @@ def _lead(tail, rival, rare, draws, generators, has_cases):
 
 def _numbers(d, has_cases):
     if d.outcome == "few cases":
-        why = f"no interval below {MIN_CASES} cases" if d.cases < MIN_CASES else "a class with a single test case has no interval"
-        return f"{_found(d)} ({_n(d, has_cases)}; {why})"
+        return f"{_found(d)} ({_n(d, has_cases)}; {_few_cases(d)})"
     every = len(d.classes) + len(d.left_out)
     if every == 1:
         what = f"recall of {d.classes[0]}"
@@ -195,8 +194,8 @@ def _head(head):
     gap = points(head.difference, head.low, head.high)
     if head.outcome in ("few cases", "few seeds"):
         few = f"{head.cases} cases" if head.cases < MIN_CASES else f"{head.seeds} classifier seed{'s' * (head.seeds != 1)}"
-        few = few if head.outcome == "few seeds" or head.cases < MIN_CASES else "a class with a single test case"
-        return f"common classes {gap} ({few}, no interval)"
+        weak = head.outcome == "few cases" and head.cases >= MIN_CASES
+        return f"common classes {gap} ({_few_cases(head) if weak else f'{few}, no interval'})"
     if head.outcome == "more":
         return f"common classes found more often: {gap}"
     if _tenths(head.low) >= -100 * MARGIN:
@@ -204,6 +203,14 @@ def _head(head):
     if head.outcome == "fewer":
         return f"at a cost to the common classes: {gap}"
     return f"a cost of up to {-_tenths(head.low):.1f} points to the common classes is not excluded: {gap}"
+
+
+def _few_cases(d):
+    """Why there is no interval: a mean is as sure as its weakest class, simulated in `stats.MIN_CASES`."""
+    if d.cases < MIN_CASES or len(d.classes) == 1:
+        return f"no interval below {MIN_CASES} cases"
+    has = f"{d.smallest} test case{'s' * (d.smallest != 1)}"
+    return f"no interval: {d.weakest or 'a class'} has {has}, and each class of a mean needs {MIN_CASES}"
 
 
 def _left_out(d):
