@@ -93,6 +93,16 @@ def test_few_held_out_tiles_leave_it_uncalibrated_but_a_plain_copy_is_seen(study
     assert gate.state == "blocked" and "as copies are" in gate.reasons[0]
 
 
+@pytest.mark.parametrize("kept_out", [[], ["blue"]], ids=["no class has one", "another class has some"])
+def test_a_class_without_a_held_out_tile_is_uncalibrated_and_a_plain_copy_is_seen(study, kept_out):
+    squares.dataset({"train": {"blue": 12, "red": 6}, "val": dict.fromkeys(kept_out, 40), "test": dict.fromkeys(kept_out, 40)})
+    found = report(fresh(10, "red"), "red")
+    assert found.gates["red"].state == "uncalibrated" and (found.rows["held_out"] == 0).all()
+    assert len(copy_detection.table(found)) == 2 and "nan" not in copy_detection.table(found).to_string().lower()
+    real, _ = real_training(study, "red")
+    assert report(fresh(9, "red") + [real[0]], "red").gates["red"].state == "blocked"
+
+
 def test_few_held_out_tiles_are_judged_by_the_ratio_test_which_shows_copies_and_rules_out_none(study):
     rows = report(fresh(40, "red"), "red")
     assert set(rows.rows["test"]) == {"ratio"} and (rows.rows["copies"] <= 2).all()

@@ -109,8 +109,8 @@ def difference(m, arm, baseline, endpoint):
     return wording.Difference(
         endpoint=endpoint, arm=arm, baseline=baseline, classes=[p.classes[i] for i in m.classes_of[endpoint]],
         left_out=m.left_out[endpoint], value=float(value), base=float(base), low=low, high=high, tiles=int(mask.sum()), cases=cases,
-        smallest=smallest, weakest=weakest, seeds=len(p.seeds), found=hits[:, mask].sum(1).tolist(), base_found=base_hits[:, mask].sum(1).tolist(),
-        p=chance, same=bool((a == b)[:, mask].all()),
+        smallest=smallest, weakest=weakest, seeds=len(p.seeds), found=hits[:, mask].sum(1).tolist(),
+        base_found=base_hits[:, mask].sum(1).tolist(), p=chance, same=bool((a == b)[:, mask].all()),
     )  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def differences(m, baseline):
 
 
 def levels(m):
-    """One row per endpoint and arm: mean over seeds, interval (NaN where it, or a class it is a mean of, has fewer than eight cases), found, tiles, cases."""
+    """One row per endpoint and arm: mean over seeds, interval, found, tiles, cases; ends are NaN where a class has too few cases."""
     p, rows = m.predictions, []
     for e, endpoint in enumerate(m.endpoints):
         mask, cases, smallest, _ = _counts(m, endpoint)

@@ -40,7 +40,8 @@ class Nearest:
         """{space: [N, 8, D]} unit vectors of the tiles in their 8 symmetries."""
         feats = features.embed(self.encoder, tiles, augment="symmetries", codec=codec)
         waves = features.embed(self.picture, tiles, codec=codec).reshape(-1, near_duplicates.LOW, near_duplicates.LOW)
-        return {self.encoder.name: self._standard(feats), "outline": _unit(near_duplicates.symmetric(waves).reshape(len(tiles), 8, -1))}
+        outlines = near_duplicates.symmetric(waves).reshape(len(tiles), 8, near_duplicates.LOW**2)  # also of no tile at all
+        return {self.encoder.name: self._standard(feats), "outline": _unit(outlines)}
 
     def _standard(self, feats):
         return _unit((feats - self.mean) * self.weight)

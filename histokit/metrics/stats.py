@@ -13,9 +13,9 @@ import numpy as np
 from scipy import sparse, stats
 
 VERSION = 1
-# Below it: counts and a range, no interval; of a mean, for each of its classes. An arm that turns every fifth case round, 400 studies each: an
-# interval over classes of 24 and 2 cases missed the truth in 25 %, of 24 and 4 in 22 %, of 24 and 8 in 11 %, of 8 and 4 in 10 %, of 8 and 8
-# and of 20 and 20 in 6 %.
+# Below it: counts and a range, no interval; of a mean, for each of its classes. Where an arm turns every fifth case round (400 simulated
+# studies each), an interval over classes of 24 and 2 cases missed the truth in 25 %, of 24 and 4 in 22 %, of 24 and 8 in 11 %, of 8 and
+# 4 in 10 %, of 8 and 8 and of 20 and 20 in 6 %.
 MIN_CASES = 8
 MIN_SEEDS = 3  # two seeds leave coverage at 0.89 when training noise dominates
 SEEDS, LUCK = -1, -2  # blocks of the jackknife: classifier seeds; draws of the rare tiles, or generator seeds where there is one draw

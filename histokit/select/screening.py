@@ -135,7 +135,9 @@ def spaces(rows, training, encoder):
     views = features.embed(encoder, rows, augment="symmetries")
     picture = features.load("picture")
     outline, real_outline = features.embed(picture, rows), features.embed(picture, training)
-    turned = near_duplicates.symmetric(outline.reshape(-1, near_duplicates.LOW, near_duplicates.LOW)).reshape(len(rows), 8, -1)
+    turned = near_duplicates.symmetric(outline.reshape(-1, near_duplicates.LOW, near_duplicates.LOW)).reshape(
+        len(rows), 8, near_duplicates.LOW**2
+    )
     return {"feature": (alike(views), alike(features.embed(encoder, training))), "picture": (turned, real_outline)}
 
 
