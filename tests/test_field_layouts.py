@@ -373,3 +373,34 @@ def test_a_name_that_two_files_have_is_no_file():
         None, "train/2.png", "train/1.png", "test/1.png", "train/2.png", None, None,
     ]  # fmt: skip
     assert names.find(["1"], beside="test") == ["test/1.png"]
+
+
+# --- words that mean something already -------------------------------------------------------------------------------
+
+
+def test_a_class_called_by_a_word_of_recipes_gets_a_name_of_its_own(root, drafted):
+    names = [f"{c}/UID{10 * k + p}_{i}_{c}.bmp" for k, c in enumerate(("all", "hem")) for p in range(4) for i in range(3)]
+    said, rows = drafted(tiles(root / "set", names))
+    assert counts(rows) == {"all (class)": 12, "hem": 12} and "the class 'all' is called 'all (class)'" in said
+    held = data.describe(root / "params" / "datasets" / "draft.yaml")
+    assert held.classes == ["all (class)", "hem"] and held.terms["all (class)"] == "all"
+
+
+def test_a_class_called_tissue_and_tiles_without_a_class_do_not_meet(root, drafted):
+    folder, rows = tiles(root / "set", [row["file"] for row in flat(("tissue", "background"))]), flat(("tissue", "background"))
+    write(folder / "labels.csv", [{"filename": r["file"], "label": "" if i % 4 == 3 else r["label"]} for i, r in enumerate(rows)])
+    _, found = drafted(folder)
+    assert counts(found) == {"background": 9, "tissue (class)": 9}
+    assert found.loc[found["use"].eq("unlabelled"), "label"].tolist() == ["tissue"] * 6
+
+
+def test_masks_of_a_renamed_class_are_found_by_its_folder(root):
+    for i in range(4):
+        tiles(root / "set", [f"all/P{i}_0.png", f"hem/P{i}_0.png", f"masks/all/P{i}_0.png", f"masks/hem/P{i}_0.png"])
+    path = root / "params" / "datasets" / "set.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("root: set\ntile_px: 16\nclasses: [all, hem]\nmask: masks/{label}/{name}\nbudget: {all: {tiles: 2, cases: 2}}\n")
+    described = data.describe(path)
+    rows = data.scan(described)
+    assert counts(rows) == {"all (class)": 4, "hem": 4} and described.budget == {"all (class)": {"tiles": 2, "cases": 2}}
+    assert rows["mask"].tolist() == ["masks/" + name for name in rows["file_name"]]

@@ -196,14 +196,39 @@ def test_the_judge_passes_three_in_four_of_the_class_and_tells_how_many_of_other
     cuts = selection.calibrate({}, judged(own, np.linspace(0, 0.1, 101))).set_index("name")
     assert (own >= cuts["cut"]["judge_p"]).mean() == pytest.approx(0.75, abs=0.051) and cuts["cut"]["judge_rank"] == 0
     assert cuts["source"]["judge_p"] == "80% of 20 real validation tiles of the class pass, and 50% of 101 of other classes"
-    blind = np.random.default_rng(0).random(2000)
-    assert (
-        "75% of 1000 real validation tiles of the class pass, and 7"
-        in (selection.calibrate({}, judged(blind[:1000], blind[1000:])).set_index("name")["source"]["judge_p"])
-    )
     for by_hand in ({"judge_rank": 2}, {"judge_p": 0.4}):  # one gate by the judge, not two
         cuts = selection.calibrate(by_hand, judged(own)).set_index("name")["cut"][["judge_rank", "judge_p"]]
         assert cuts.to_dict() == {"judge_rank": 0, "judge_p": 0} | by_hand
+
+
+def test_a_judge_that_orders_tiles_like_a_coin_cuts_nothing_and_says_so():
+    rng = np.random.default_rng(0)
+    guesses = [selection.power(judged(rng.random(9), rng.random(80))) for _ in range(400)]
+    assert 0.9 <= np.mean([one.blind for one in guesses]) <= 0.99, "one coin in twenty passes for a judge"
+    knows = [selection.power(judged(rng.normal(1.5, 1, 9), rng.normal(0, 1, 80))) for _ in range(200)]
+    assert np.mean([one.blind for one in knows]) < 0.1
+    coin = judged(np.linspace(0, 1, 30), np.linspace(0, 1, 50)).assign(asked="blue")
+    cuts = selection.calibrate({}, coin).set_index("name")
+    assert cuts["cut"][["judge_rank", "judge_p"]].tolist() == [0, 0] and "the judge cannot tell" in cuts["source"]["judge_p"]
+    (line,) = selection.judged(coin)
+    assert (
+        line.startswith("THE JUDGE CANNOT TELL blue: of 30 real validation tiles of the class and 50 of others")
+        and "50% of the pairs" in line
+    )
+    assert list(selection.judged(judged(np.linspace(0.5, 1, 30), np.linspace(0, 0.6, 50)).assign(asked="blue"))) == []
+    assert "2 real validation tiles, too few" in next(selection.judged(judged([0.1, 0.2], [0.3]).assign(asked="blue")))
+    assert list(selection.judged(pd.DataFrame())) == [] and not selection.power(NONE).blind
+
+
+def test_the_power_of_a_judge_is_the_area_under_its_curve():
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(1)
+    own, others = rng.normal(0.7, 1, 40).round(1), rng.normal(0, 1, 60).round(1)  # with ties
+    found = selection.power(judged(own, others))
+    assert found.auc == pytest.approx(roc_auc_score([1] * 40 + [0] * 60, np.r_[own, others]))
+    drawn = [roc_auc_score([1] * 40 + [0] * 60, np.r_[rng.choice(own, 40), rng.choice(others, 60)]) for _ in range(800)]
+    assert found.auc - found.low == pytest.approx(1.645 * np.std(drawn), rel=0.15)
 
 
 def test_too_few_real_tiles_calibrate_nothing():

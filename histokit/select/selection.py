@@ -5,6 +5,7 @@ real tiles are like. Tables in, tables out; no model is loaded here.
 """
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ import pandas as pd
 from histokit.runs import selection_reasons
 from histokit.tiles import near_duplicates
 
-VERSION = 5  # and of `selection_reasons`
+VERSION = 6  # and of `selection_reasons`
 THRESHOLDS = {
     "judge_rank": 0, "judge_p": 0.0, "copy": 0.0, "duplicate": 0.0, "picture": near_duplicates.THRESHOLD, "contrast": 0.0, "stain": 0.0,
     "focus": 0.0, "centroid_rank": 0, "realism": 0.0,
@@ -22,6 +23,7 @@ RANKS = {"judge": False, "centroid": True, "centroid_margin": False, "realism": 
 TYPICAL = 0.99  # share of real tiles that a calibrated cut lets pass
 CAUGHT = 0.95  # share of known copies that it still finds
 PASSED = 0.75  # share of real validation tiles of the class that the judge's cut lets pass
+FEW = 5  # real validation tiles of a class below which its judge cannot be calibrated
 ENOUGH = 20  # real tiles below which a cut cannot be calibrated on one class
 
 
@@ -34,7 +36,7 @@ def calibrate(thresholds, real):
     A threshold of 0 for `copy`, `duplicate` or `contrast`, and 0 for both `judge_p` and `judge_rank`, asks what real tiles are like.
     A judge of a class with ten tiles names few real ones, so a synthetic tile passes where three in four real validation tiles do
     (a conformal p-value of 0.25 of the class, Vovk et al. 2005, section 4.5); the source tells how many tiles of other classes would
-    pass too: where they are as many, the judge is blind. A copy is nearer to a training tile than
+    pass too. A judge that does not order tiles of the class before others (`power`) cuts nothing. A copy is nearer to a training tile than
     99 % of real tiles are to one of another case, and as near as 95 % of known copies are to their originals; a duplicate the
     same, with any other real tile instead. A tile is blank with less than half the contrast of the palest real one, blurred with less than
     half the sharpness of the blurriest real tiles, stained unlike real ones beyond 99 % of them. `centroid_rank` (1: the mean of the asked
@@ -87,7 +89,52 @@ def _typical(name, given, real):
     return name, float(values.quantile(1 - TYPICAL)) / 2, f"half the sharpness that {TYPICAL:.0%} of {len(values)} real tiles have"
 
 
-def _agreement(given, real, few=5):
+@dataclass(frozen=True)
+class Power:
+    """How well a judge tells real validation tiles of a class from those of others."""
+
+    auc: float  # chance that it holds a tile of the class for likelier than one of another; 0.5 is a coin
+    low: float  # lower end, one-sided 95 %
+    own: int  # validation tiles of the class
+    others: int
+
+    @property
+    def blind(self):
+        """Whether nothing shows that it tells the class at all."""
+        return self.own >= FEW and self.others > 0 and not self.low > 0.5
+
+
+def power(real):
+    """`Power` from the columns `judge` and `judge_of_others` of `calibrate`; Hanley and McNeil (1982), equations 1 to 4."""
+    own, others = (real[name].dropna().to_numpy(float) if name in real else np.empty(0) for name in ("judge", "judge_of_others"))
+    m, n = len(own), len(others)
+    if not m or not n:
+        return Power(np.nan, np.nan, m, n)
+    above = own[:, None] - others[None]
+    auc = float(((above > 0) + 0.5 * (above == 0)).mean())
+    q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    variance = (auc * (1 - auc) + (m - 1) * (q1 - auc**2) + (n - 1) * (q2 - auc**2)) / (m * n)
+    return Power(auc, auc - 1.645 * float(np.sqrt(max(variance, 0))), m, n)
+
+
+def judged(real):
+    """What the judge is worth, a sentence for each class it cannot judge; `real`: rows of `calibrate`, their class in `asked`."""
+    for name, rows in real.groupby("asked", sort=False) if len(real) and {"judge", "asked"} <= set(real) else ():
+        found = power(rows)
+        if found.blind:
+            yield (
+                f"THE JUDGE CANNOT TELL {name}: of {found.own} real validation tiles of the class and {found.others} of others it puts "
+                f"the right one first in {found.auc:.0%} of the pairs, where a coin has 50 %. Its tiles are kept unless they are blank, "
+                "blurred, stained unlike tissue or copies; that they show the class is for a person to say, in the gallery below."
+            )
+        elif 0 < found.own < FEW:
+            yield (
+                f"{name}: {found.own} real validation tile{'s' * (found.own > 1)}, too few to say whether the judge can tell the class; "
+                "its first answer decides."
+            )
+
+
+def _agreement(given, real, few=FEW):
     """The two rows of the judge: least place and least probability of the asked class, 0 where not asked for."""
     if given["judge_rank"] or given["judge_p"]:
         return [(name, given[name], "set by hand" if given[name] else "not asked for") for name in ("judge_rank", "judge_p")]
@@ -95,6 +142,10 @@ def _agreement(given, real, few=5):
     if len(own) < few:
         why = f"only {len(own)} real validation tiles to calibrate on"
         return [("judge_rank", 1, f"{why}: the judge's first answer"), ("judge_p", 0.0, why)]
+    can = power(real)
+    if can.blind:
+        why = f"the judge cannot tell: of {can.own} and {can.others} validation tiles it orders {can.auc:.0%} of the pairs rightly"
+        return [("judge_rank", 0, why), ("judge_p", 0.0, why)]
     least = float(np.quantile(own, 1 - PASSED, method="inverted_cdf"))
     passed = f"{own.ge(least).mean():.0%} of {len(own)} real validation tiles of the class pass"
     wrong = f", and {others.ge(least).mean():.0%} of {len(others)} of other classes" if len(others) else ""

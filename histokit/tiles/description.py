@@ -16,6 +16,7 @@ ROLES = ("head", "tail")
 FITS = ("crop", "resize", "resample_to_mpp")
 SPLITS = ("train", "val", "test")
 TISSUE = "tissue"  # the one class of tiles without labels
+RESERVED = ("all", "tail", TISSUE)  # words of recipes and manifests, which no class may be called
 FACTS = ("case_id", "patient", "slide", "group")  # what `case_pattern` may name and a table may hold
 COLUMNS = ("file_name", "label", "split", "mask", "mpp", *FACTS)
 
@@ -49,6 +50,16 @@ class Description:
     procedural: str = ""  # "toy": drawn by histokit itself
     names: object = None  # label_tables.Names of the root, once it was walked
     split_folders: bool | None = None  # whether folders of splits lie at the top, once somebody looked
+
+
+def own_name(label):
+    """What a class is called here: as it is found, but `all (class)` for one that is called by a word of `RESERVED`."""
+    return f"{label} (class)" if label in RESERVED else label
+
+
+def found_name(name):
+    """The folder or label that a class of `own_name` has in the data."""
+    return name.removesuffix(" (class)") if name.removesuffix(" (class)") in RESERVED else name
 
 
 def describe(path, root="", budget=None):
@@ -156,8 +167,10 @@ def _classes(path, given):
                 raise ValueError(f"{path}: class {name!r} has an unknown key {key!r}{nearest(key, ('term', 'role'))}")
         if facts.get("role", "head") not in ROLES:
             raise ValueError(f"{path}: role of class {name!r} is {facts['role']!r}, expected head or tail")
+        term = str(facts.get("term") or re.sub(r"[_\-\s]+", " ", name).strip().lower())
+        name = own_name(name)
         classes.append(name)
-        terms[name] = str(facts.get("term") or re.sub(r"[_\-\s]+", " ", name).strip().lower())
+        terms[name] = term
         if "role" in facts:
             roles[name] = facts["role"]
     if len(classes) == 1:
@@ -245,6 +258,7 @@ def _check_split(described):
 
 
 def _check_budget(described):
+    described.budget = {own_name(name): limit for name, limit in described.budget.items()}
     for name, limit in described.budget.items():
         where = f"{described.path}: budget of {name!r}"
         if name not in described.classes:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from histokit.core import files
 from histokit.tiles.decode import SUFFIXES
-from histokit.tiles.description import FACTS, SPLITS, TISSUE, nearest
+from histokit.tiles.description import FACTS, SPLITS, TISSUE, found_name, nearest, own_name
 from histokit.tiles.ingest import label_tables, levels, walk
 
 VERSION = 1
@@ -75,7 +75,7 @@ def _row(described, name):
     told = levels.read(name, described.levels or _usual(described, folders))
     if told is None or not told.get("class"):
         return None
-    return {"file_name": name, "label": told.pop("class"), "use": "labelled", **told}
+    return {"file_name": name, "label": own_name(told.pop("class")), "use": "labelled", **told}
 
 
 def _usual(described, folders):
@@ -143,7 +143,7 @@ def _one_table(described, path, split):
         tiles["label"] = ""
     tiles = tiles[~tiles["label"].isin(described.ignore)].copy()
     tiles["use"] = tiles["label"].eq("").map({True: "unlabelled", False: "labelled"})
-    tiles.loc[tiles["label"].eq(""), "label"] = TISSUE
+    tiles["label"] = tiles["label"].map(own_name).where(tiles["label"].ne(""), TISSUE)
     if split:
         tiles["split"] = split
     _read_split(path, tiles)
@@ -278,7 +278,7 @@ def _mask_names(described, tiles):
     for name, label, split in zip(tiles["file_name"], tiles["label"], tiles["split"], strict=True):
         path = PurePosixPath(name)
         parts = {"stem": path.stem, "name": path.name, "path": str(path.with_suffix("")), "folder": str(path.parent)}
-        parts |= {"label": label, "split": split} | {str(k): folder for k, folder in enumerate(path.parts[:-1])}
+        parts |= {"label": found_name(label), "split": split} | {str(k): folder for k, folder in enumerate(path.parts[:-1])}
         mask = re.sub(r"\{(\w+)\}", lambda hit: parts.get(hit[1], hit[0]), described.mask)  # noqa: B023
         if "{" in mask and "{" not in name:
             known = ", ".join(f"{{{part}}}" for part in parts)

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from histokit.core import files
-from histokit.tiles.description import SPLITS
+from histokit.tiles.description import SPLITS, own_name
 from histokit.tiles.ingest import levels
 
 VERSION = 1
@@ -36,6 +36,9 @@ def points(guess, cases, described):
             )
         if lonely := [label for label, held in cases.items() if len(held) == 1]:
             yield f"from a single case, so trained on but never evaluated: {', '.join(lonely)}"
+    for name in guess["names"]:
+        if name != own_name(name):
+            yield f"the class {name!r} is called {own_name(name)!r} in recipes and results, since {name!r} has a meaning of its own there"
     yield from guess["said"]
     yield from _tables_said(guess["tables"])
     yield from left_out(guess)
