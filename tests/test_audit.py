@@ -195,3 +195,47 @@ def test_no_case_ids_is_a_finding(root):
     held = described(root, class_folders(root / "tiles"))
     table = audit.table(splits.assign(data.scan(held), held.split, 0), held).set_index("check")
     assert table.loc["no case ids", "examples"] == "36 tiles, each its own case"
+
+
+def pairs_of(*pairs):
+    return pd.DataFrame([{"a": a, "b": b, "kind": "exact", "correlation": 1.0} for a, b in pairs])
+
+
+def rows_of(**tiles):
+    """A manifest of {tile: (split, label)}."""
+    return pd.DataFrame([{"tile_id": t, "split": s, "label": c, "use": "labelled"} for t, (s, c) in tiles.items()])
+
+
+LEAKED = rows_of(
+    a=("train", "x"), b=("test", "x"), c=("val", "y"), d=("test", "y"), e=("train", "x"), f=("val", "x"), g=("test", "x"), h=("test", "y")
+)
+LEAKS = pairs_of(("a", "b"), ("c", "d"), ("e", "f"), ("g", "h"))  # the last inside the test, under two labels
+
+
+def test_copies_in_two_splits_stop_a_run_with_the_ways_out():
+    with pytest.raises(ValueError, match="3 pictures lie in two splits, first 'a' in train and 'b' in test.*leave_out.*keep"):
+        audit.settle(LEAKED, LEAKS)
+    rows, facts = audit.settle(LEAKED, LEAKS[3:])
+    assert len(rows) == len(LEAKED) and facts == {"left_out": 0, "test": 0, "labels": 2}
+    with pytest.raises(ValueError, match="on_copies is 'drop'"):
+        audit.settle(LEAKED, LEAKS, "drop")
+
+
+def test_left_out_is_what_is_learned_from_and_the_test_stays_whole():
+    rows, facts = audit.settle(LEAKED, LEAKS, "leave_out")
+    assert "".join(rows["tile_id"]) == "bdfgh" and facts == {"left_out": 3, "test": 0, "labels": 2}
+    rows, facts = audit.settle(LEAKED, LEAKS, "keep")
+    assert len(rows) == len(LEAKED) and facts == {"left_out": 0, "test": 2, "labels": 2}
+
+
+def test_a_picture_in_three_splits_is_left_in_the_test_alone():
+    manifest = rows_of(a=("train", "x"), b=("val", "x"), c=("test", "z"))
+    rows, facts = audit.settle(manifest, pairs_of(("a", "b"), ("a", "c")), "leave_out")
+    assert rows["tile_id"].tolist() == ["c"], "though b and c are no pair: of tiles with the same bytes each is paired with the first alone"
+    assert facts == {"left_out": 2, "test": 0, "labels": 0}
+
+
+def test_pairs_are_written_with_labels_and_splits_of_both():
+    found = audit.beside(LEAKS, LEAKED)
+    assert found[["label_a", "label_b", "split_a", "split_b"]].iloc[3].tolist() == ["x", "y", "test", "test"]
+    assert audit.beside(LEAKS[:0], LEAKED).columns.tolist() == found.columns.tolist()

@@ -202,9 +202,10 @@ def conclude(m, parts, held, made=None, *, demo=False, specs=None):
     mine = every[parts.judged]
     draws, generators = len(p.levels(0)), len(p.levels(1)) if parts.generated else 0
     lacking = [name for name in held.tail if name not in set(made["label"])] if made is not None and parts.generated else []
+    leaked = wording.leaked(held.copies, len(p.y))
     count = {"rare": bool(held.tail), "draws": draws, "generators": generators, "has_cases": held.has_cases}
     return {
-        "sentence": wording.sentence(mine[TAIL], mine[HEAD], rivals, demo=demo, lacking=lacking, **count),
+        "sentence": wording.sentence(mine[TAIL], mine[HEAD], rivals, demo=demo, lacking=lacking, leaked=leaked, **count),
         "classes": {name: wording.line(mine[name]) for name in p.classes},
         "controls": controls(m, parts, specs or {}),
         "main_arms": main_arms(m, parts),
@@ -226,7 +227,7 @@ def conclude(m, parts, held, made=None, *, demo=False, specs=None):
         "rivals": [plain(d) for d in rivals],
         "alarms": json.loads(error_analysis.alarms(p, m.roles).to_json(orient="records")),
         "predictions": p.hashes,
-        "notes": p.notes,
+        "notes": [*p.notes, *wording.left_out_copies(held.copies)],
     }  # fmt: skip
 
 

@@ -112,7 +112,7 @@ def reading(d):
     return READING[d.outcome] if of_tiles else {"more": "higher", "fewer": "lower"}.get(d.outcome, READING[d.outcome])
 
 
-def sentence(tail, head, rivals=(), *, rare=True, draws=1, generators=1, demo=False, has_cases=True, lacking=()):
+def sentence(tail, head, rivals=(), *, rare=True, draws=1, generators=1, demo=False, has_cases=True, lacking=(), leaked=""):
     """The verdict in one sentence.
 
     Args:
@@ -124,6 +124,7 @@ def sentence(tail, head, rivals=(), *, rare=True, draws=1, generators=1, demo=Fa
         demo: True stamps the sentence.
         has_cases: False where tiles have no case ids.
         lacking: rare classes of which the judged arm has no synthetic tile.
+        leaked: of `leaked`.
     """
     rival = max(rivals, key=lambda r: r.base, default=None)
     if rival and not rival.base > tail.base:
@@ -131,7 +132,7 @@ def sentence(tail, head, rivals=(), *, rare=True, draws=1, generators=1, demo=Fa
     parts = [_lead(tail, rival, rare, draws, generators, has_cases)]
     if rare and tail.outcome != "absent":
         parts += [_rival(tail.outcome, rival), _left_out(tail), _lacking(tail.arm, lacking)]
-    parts += [_head(head), _left_out(head) if head.outcome != "absent" else "", "demo size, not evidence" if demo else ""]
+    parts += [_head(head), _left_out(head) if head.outcome != "absent" else "", leaked, "demo size, not evidence" if demo else ""]
     return "; ".join(part for part in parts if part) + "."
 
 
@@ -203,6 +204,22 @@ def _head(head):
     if head.outcome == "fewer":
         return f"at a cost to the common classes: {gap}"
     return f"a cost of up to {-_tenths(head.low):.1f} points to the common classes is not excluded: {gap}"
+
+
+def leaked(copies, tiles):
+    """What pictures in two splits mean for a verdict on so many test tiles; "" where there is none. `copies`: `Dataset.copies`."""
+    said = []
+    if copies.get("test"):
+        said.append(f"{copies['test']} of {tiles} test tiles are copies of training or validation tiles, so memory is rewarded")
+    if copies.get("labels"):
+        said.append(f"{copies['labels']} test tiles have a copy with another label")
+    return "; ".join(said)
+
+
+def left_out_copies(copies):
+    """A line about training tiles that 00 left out since the test, or the validation, has the same picture; [] without any."""
+    n = copies.get("left_out", 0)
+    return [f"{n} tile{'s' * (n != 1)} left out of training or validation: the test, or the validation, has the same picture"] if n else []
 
 
 def _few_cases(d):

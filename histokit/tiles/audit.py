@@ -14,7 +14,7 @@ import pandas as pd
 from histokit.core import files
 from histokit.tiles import decode, near_duplicates, splits
 
-VERSION = 1
+VERSION = 2
 FEW_CASES = 8  # test cases below which a class gets counts and a range instead of an interval
 
 
@@ -85,6 +85,62 @@ def copied(manifest, thumbnails, threshold=near_duplicates.THRESHOLD):
     found = pd.DataFrame({"a": ids[a], "b": ids[b], "kind": kind, "correlation": np.concatenate([np.ones(len(again)), value])})
     found["correlation"] = found["correlation"].round(4)
     return found.astype({"kind": "str"}).sort_values(["a", "b"], ignore_index=True)
+
+
+def beside(found, manifest):
+    """The pairs of `copied` with label, split and use of both tiles: `label_a`, `label_b`, `split_a`, ..."""
+    held = manifest.drop_duplicates("tile_id").set_index("tile_id")
+    return found.assign(**{f"{name}_{of}": found[of].map(held[name]).fillna("") for name in ("label", "split", "use") for of in ("a", "b")})
+
+
+def settle(manifest, found, on_copies="stop"):
+    """The manifest without what the test, or the validation, has already shown: pictures that lie in two splits.
+
+    Args:
+        manifest: with splits assigned.
+        found: pairs of copies from `copied`.
+        on_copies: `stop`; `leave_out` the one that is learned from, so that the test stays whole; or `keep` both, and the verdict says so.
+
+    Returns:
+        Manifest, and {left_out, test, labels}: tiles left out, test tiles that are still copies of training or validation tiles, and
+        test tiles whose copy has another label.
+
+    Raises ValueError at `stop`, naming the pairs and the ways out.
+    """
+    if on_copies not in ("stop", "leave_out", "keep"):
+        raise ValueError(f"on_copies is {on_copies!r}, expected stop, leave_out or keep")
+    held = manifest[manifest["split"].ne("")].assign(picture=_pictures(manifest, found))
+    held = held[held["picture"].ge(0)]
+    order = held["split"].map({name: i for i, name in enumerate(splits.SPLITS)})
+    last = order.groupby(held["picture"]).transform("max")
+    across = held[order.groupby(held["picture"]).transform("min").ne(last)]
+    if len(across) and on_copies == "stop":
+        first = across[across["picture"].eq(across["picture"].iloc[0])].drop_duplicates("split").head(2)
+        (a, b), (one, two) = first["tile_id"], first["split"]
+        raise ValueError(
+            f"{across['picture'].nunique()} pictures lie in two splits, first {a!r} in {one} and {b!r} in {two} (copies.csv has all): a "
+            "test would reward memory. Mend the split; or set on_copies to leave_out, which drops the copies that are learned from and keeps "
+            "the test whole; or to keep, and the verdict says so"
+        )
+    gone = set(held.loc[order.lt(last), "tile_id"]) if on_copies == "leave_out" else set()
+    labelled = held[held["use"].ne("unlabelled") & ~held["tile_id"].isin(gone)]
+    disputed = labelled.groupby("picture")["label"].transform("nunique").gt(1) & labelled["split"].eq("test")
+    test = 0 if gone else int(across["split"].eq("test").sum())
+    kept = manifest[~manifest["tile_id"].isin(gone)].reset_index(drop=True)
+    return kept, {"left_out": len(gone), "test": test, "labels": int(disputed.sum())}
+
+
+def _pictures(manifest, found):
+    """Number of the picture [N] that each tile shows, -1 for one without a copy; pairs of copies are linked, however long the chain."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    place = pd.Series(np.arange(len(manifest)), index=manifest["tile_id"].to_numpy())
+    pairs = found[found["a"].isin(place.index) & found["b"].isin(place.index)]
+    a, b = (place[pairs[of]].to_numpy() for of in "ab")
+    number = connected_components(coo_array((np.ones(len(a)), (a, b)), shape=(len(place),) * 2), directed=False)[1]
+    alone = ~np.isin(np.arange(len(place)), np.concatenate([a, b]))
+    return pd.Series(np.where(alone, -1, number), index=manifest.index)
 
 
 def readable(manifest, facts):
@@ -166,7 +222,7 @@ def _add_copies(add, manifest, found):
     add("same file twice", shown(found[exact]), "`exclude` one of the two")
     add("near copy", shown(found[~exact]), "look at the pair; `exclude` one (flips, turns, recompressed or brightened copies count)")
     add("one picture, two labels", shown(differ("label")), "ask who labelled it; `exclude` both until it is settled")
-    add("copy across splits", shown(differ("split")), "the test would reward memory: `exclude` one, or give both the same case")
+    add("copy across splits", shown(differ("split")), "the test would reward memory: mend the split, or see on_copies")
 
 
 def _add_cases(add, manifest, described):

@@ -43,6 +43,7 @@ class Dataset:
     cannot_be_evaluated: dict = field(default_factory=dict)  # class -> why
     procedural: str = ""
     licence: str = ""
+    copies: dict = field(default_factory=dict)  # of `audit.settle`: left_out, test, labels
 
     @property
     def head(self):
@@ -63,7 +64,7 @@ class Dataset:
         return self.classes.index(name)
 
 
-def freeze(run, manifest, described):
+def freeze(run, manifest, described, copies=None):
     """Write dataset.json into the run folder and return the manifest for `run.finish`, with the columns of `load`.
 
     From here on the order of classes, their roles and terms are fixed for the experiment.
@@ -72,6 +73,7 @@ def freeze(run, manifest, described):
         run: the run of 00_dataset.
         manifest: split (and budgeted) manifest, its sizes filled by `audit.read`.
         described: Description.
+        copies: what `audit.settle` found.
 
     Raises:
         ValueError: a class without training tiles, or tiles of several sizes without `fit`.
@@ -104,6 +106,7 @@ def freeze(run, manifest, described):
         cannot_be_evaluated=splits.not_evaluable(manifest, described.classes),
         procedural=described.procedural,
         licence=described.licence,
+        copies=dict(copies or {}),
     )
     files.write_json(run.path("dataset.json"), {f.name: getattr(frozen, f.name) for f in fields(Dataset)})
     return located(manifest, frozen, files.root() / "outputs" / run.experiment)
