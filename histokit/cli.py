@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 
 
@@ -235,7 +236,11 @@ def _new(arguments):
     from histokit.engine import scaffold
 
     made = scaffold.new(arguments.folder, copy=arguments.copy)
-    print(f"{arguments.folder}: {', '.join(made)}", f"next: cd {arguments.folder} && histokit run params/demo.yaml", sep="\n")
+    print(
+        f"{arguments.folder}: {', '.join(made)}",
+        f"next: cd {shlex.quote(str(arguments.folder))} && histokit run params/demo.yaml",
+        sep="\n",
+    )
 
 
 def _compare(arguments):

@@ -50,7 +50,7 @@ def dumps(obj):
 def read_json(path):
     """The content of a JSON file; an error names the file and the line."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=lambda _: None)
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"), parse_constant=lambda _: None)
     except ValueError as error:  # bad JSON or bad UTF-8
         raise ValueError(f"{path} is not readable JSON: {error}") from error
 

@@ -90,9 +90,7 @@ def cost(made, decisions, folders):
 
 
 def remarks(table):
-    """What may be said of each class, in sentences."""
-    if table.empty:
-        yield "No tile here was steered by a classifier."
+    """What may be said of each class whose tiles a classifier steered, in sentences."""
     for row in table.to_dict("records"):
         if not row["sure"]:
             yield f"{row['class']}: the guide was sure of none of {row['tiles']} tiles."

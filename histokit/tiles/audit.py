@@ -119,8 +119,8 @@ def settle(manifest, found, on_copies="stop"):
         (a, b), (one, two) = first["tile_id"], first["split"]
         raise ValueError(
             f"{across['picture'].nunique()} pictures lie in two splits, first {a!r} in {one} and {b!r} in {two} (copies.csv has all): a "
-            "test would reward memory. Mend the split; or set on_copies to leave_out, which drops the copies that are learned from and keeps "
-            "the test whole; or to keep, and the verdict says so"
+            "test would reward memory. Mend the split; or set on_copies to leave_out, which drops the copies that are learned from and "
+            "keeps the test whole; or to keep, and the verdict says so"
         )
     gone = set(held.loc[order.lt(last), "tile_id"]) if on_copies == "leave_out" else set()
     labelled = held[held["use"].ne("unlabelled") & ~held["tile_id"].isin(gone)]
