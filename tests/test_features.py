@@ -1,5 +1,7 @@
 """Encoders, their transforms, and the cache of features."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,10 +9,11 @@ import squares
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from timm.layers import SwiGLUPacked
 
 from histokit.core import files
 from histokit.tiles import augment, near_duplicates
-from histokit.vision import features, handcrafted, pathology_encoders
+from histokit.vision import encoders, features, handcrafted, pathology_encoders
 
 
 @pytest.fixture
@@ -170,16 +173,61 @@ def test_registers_are_no_picture_and_a_known_encoder_needs_no_description(root)
     assert (mine.dim, mine.licence) == (16, "mine") and mine.identity != encoder.identity, "what the folder says wins"
 
 
+GATED = {"mlp_layer": SwiGLUPacked, "act_layer": torch.nn.SiLU, "mlp_ratio": 5.0}
+
+
+def test_arguments_of_a_card_alone_are_known_by_name_or_asked_for(root):
+    import timm
+
+    net = timm.create_model("test_vit", pretrained=False, num_classes=0, **GATED)
+    for name in ("virchow2", "mine"):
+        (root / name).mkdir()
+        save_file(net.state_dict(), root / name / "model.safetensors")
+        args = {"img_size": 160, "mlp_ratio": GATED["mlp_ratio"]}
+        picture = {"input_size": [3, 160, 160], "mean": [0] * 3, "std": [1] * 3}
+        config = {"architecture": "test_vit", "model_args": args, "num_classes": net.num_classes, "pretrained_cfg": picture}
+        files.write_json(root / name / "config.json", config)
+    known = features.load("virchow2")
+    with pytest.raises(ValueError, match=r"do not fit what its config.json says.*histokit.json"):
+        features.load("mine")
+    arguments = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
+    files.write_json(root / "mine" / "histokit.json", {"arguments": arguments, "pooling": "cls+mean", **pathology_encoders.IMAGENET})
+    tiles = np.random.default_rng(0).integers(0, 255, (1, 160, 160, 3), np.uint8)
+    torch.testing.assert_close(features.load("mine")(tiles), known(tiles))
+    files.write_json(root / "mine" / "histokit.json", {"arguments": {"mlp_layer": "Swish"}})
+    with pytest.raises(ValueError, match="mlp_layer is 'Swish', which is no layer"):
+        features.load("mine")
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "held", "millions"),
+    [
+        ("uni", "vit_large_patch16_224", {}, 303),
+        ("uni2-h", "vit_giant_patch14_224", {}, 681),
+        ("virchow", "vit_huge_patch14_224", {"mlp_ratio": 5.3375, "init_values": 1e-5}, 631),
+        ("virchow2", "vit_huge_patch14_224", {"mlp_ratio": 5.3375, "init_values": 1e-5, "reg_tokens": 4}, 631),
+        ("h-optimus-0", "vit_giant_patch14_reg4_dinov2", {"img_size": 224}, 1134),
+    ],
+)
+def test_the_arguments_of_known_encoders_give_networks_of_their_size(name, architecture, held, millions):
+    import timm
+
+    given = encoders._arguments({"model_args": held}, pathology_encoders.known(name)["arguments"], Path("."))
+    with torch.device("meta"):
+        net = timm.create_model(architecture, num_classes=0, **held, **given)
+    assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
+
+
 def test_a_known_timm_encoder_is_pooled_as_its_authors_do(root):
     import timm
 
-    net = timm.create_model("test_vit", pretrained=False, num_classes=0).eval()
+    net = timm.create_model("test_vit", pretrained=False, num_classes=0, **GATED).eval()
     place = root / "virchow"
     place.mkdir()
     save_file(net.state_dict(), place / "model.safetensors")
     config = {
         "architecture": "test_vit",
-        "model_args": {"img_size": 160},
+        "model_args": {"img_size": 160, "mlp_ratio": GATED["mlp_ratio"]},  # the gate itself stands in the card alone
         "num_classes": net.num_classes,
         "pretrained_cfg": {"input_size": [3, 160, 160], "mean": [0] * 3, "std": [1] * 3},
     }

@@ -27,6 +27,7 @@ KINDS = (
     "mini-ssl, mini-sup, colour-texture, picture, cnn, cnn@FILE, timm:NAME@FILE, torchvision:NAME@FILE, a folder with config.json, "
     "or a hub id"
 )
+BY_CARD = 'what its card alone gives goes into histokit.json beside them, such as {"arguments": {"mlp_layer": "SwiGLUPacked"}}'
 PICKLED = "pickled .bin and .pth weights are not read; convert them once to safetensors"
 
 
@@ -263,7 +264,13 @@ def _from_folder(name, folder):
     if "architecture" in config:  # timm's layout
         import timm
 
-        encoder = _described_by_timm(name, timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0), weights)
+        arguments = _arguments(config, own.get("arguments", {}), folder)
+        try:
+            net = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0, **arguments)
+        except (RuntimeError, TypeError, KeyError, AttributeError) as error:
+            why = f"the weights in {folder} do not fit what its config.json says ({str(error).splitlines()[0]})"
+            raise ValueError(f"encoder {name!r}: {why}; {BY_CARD}") from error
+        encoder = _described_by_timm(name, net, weights)
         if "pooling" in own and (before := getattr(encoder.net, "num_prefix_tokens", 0)):
             encoder.net = _Pooled(encoder.net, pooling, before, lambda model, x: model.forward_features(x))
             encoder.pooling, encoder.dim = pooling, encoder.dim * (2 if pooling == "cls+mean" else 1)
@@ -285,6 +292,21 @@ def _from_folder(name, folder):
             setattr(encoder, key, tuple(own[key]) if isinstance(own[key], list) else own[key])
     encoder.licence = encoder.licence or "unknown; write it as `licence` into histokit.json beside the weights"
     return encoder
+
+
+def _arguments(config, given, folder):
+    """Keyword arguments for timm: those given, where config.json has none of that name; layers by their names."""
+    import timm.layers
+
+    out, held = {}, config.get("model_args") or {}
+    for key, value in ((key, value) for key, value in given.items() if key not in held):
+        if key.endswith("_layer"):
+            out[key] = getattr(timm.layers, str(value), None) or getattr(nn, str(value), None)
+            if out[key] is None:
+                raise ValueError(f"{folder / 'histokit.json'}: {key} is {value!r}, which is no layer of timm or torch.nn")
+        else:
+            out[key] = value
+    return out
 
 
 def _json(path):
