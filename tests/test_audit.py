@@ -197,6 +197,19 @@ def test_no_case_ids_is_a_finding(root):
     assert table.loc["no case ids", "examples"] == "36 tiles, each its own case"
 
 
+def test_a_picture_of_two_or_three_colours_is_a_finding_of_its_own(root):
+    folder = class_folders(root / "set")
+    square = np.zeros((32, 32), np.uint8)
+    square[8:24, 8:24] = 255
+    save(folder / "a" / "P00_7.png", square)
+    save(folder / "a" / "P00_8.png", Image.fromarray(np.stack([square, square // 2, square * 0], 2)))
+    save(folder / "b" / "P00_9.png", np.full((32, 32, 3), 240, np.uint8))  # blank, and no mask
+    held = described(root, "set", PATTERN)
+    tiles, facts, thumbnails = audit.read(data.scan(held), held.root)
+    checks = audit.table(splits.assign(tiles, held.split, 0), held, facts, audit.copied(tiles, thumbnails)).set_index("check")
+    assert checks.loc["a mask among the tiles", ["count", "examples"]].tolist() == [2, "a/P00_7.png, a/P00_8.png"]
+
+
 def pairs_of(*pairs):
     return pd.DataFrame([{"a": a, "b": b, "kind": "exact", "correlation": 1.0} for a, b in pairs])
 

@@ -194,8 +194,8 @@ def test_arguments_of_a_card_alone_are_known_by_name_or_asked_for(root):
     files.write_json(root / "mine" / "histokit.json", {"arguments": arguments, "pooling": "cls+mean", **pathology_encoders.IMAGENET})
     tiles = np.random.default_rng(0).integers(0, 255, (1, 160, 160, 3), np.uint8)
     torch.testing.assert_close(features.load("mine")(tiles), known(tiles))
-    files.write_json(root / "mine" / "histokit.json", {"arguments": {"mlp_layer": "Swish"}})
-    with pytest.raises(ValueError, match="mlp_layer is 'Swish', which is no layer"):
+    files.write_json(root / "mine" / "histokit.json", {"arguments": {"mlp_layer": "Blurb"}})
+    with pytest.raises(ValueError, match="mlp_layer is 'Blurb', which is no layer"):
         features.load("mine")
 
 

@@ -15,6 +15,7 @@ from histokit.core import files
 from histokit.tiles import decode, near_duplicates, splits
 
 VERSION = 2
+FEW_COLOURS, MASK_LIKE = 3, "two or three colours"  # what a mask has, and no picture of tissue
 FEW_CASES = 8  # test cases below which a class gets counts and a range instead of an interval
 
 
@@ -64,6 +65,8 @@ def _look(path, name):
         image, note = decode.rgb(content, name)
     except decode.BadImage as error:
         return (0, 0, sha256, str(error), ""), None
+    if len(image.getcolors(FEW_COLOURS) or ()) > 1:
+        note = f"{note}, {MASK_LIKE}".removeprefix(", ")
     return (*image.size, sha256, "", note), near_duplicates.thumbnail(image)
 
 
@@ -200,6 +203,10 @@ def _add_pixels(add, manifest, facts, described):
         "rotated": "turned upright by its EXIF entry; masks are not turned, so save such tiles upright",
     }.items():
         add(f"converted: {note}", facts.loc[facts["note"].str.contains(note), "tile_id"], todo)
+    masks = facts["note"].str.contains(MASK_LIKE)
+    add(
+        "a mask among the tiles", facts.loc[masks, "tile_id"], f"it has {MASK_LIKE}: name it in `mask`, or leave such files out by `ignore`"
+    )
     flat = ~bad & facts["contrast"].lt(near_duplicates.FLAT)
     add("blank or black tile", facts.loc[flat, "tile_id"], "look at it; leave out (`exclude`) what holds no tissue")
     good = manifest[manifest["width"].gt(0)]
