@@ -153,6 +153,15 @@ def test_folders_beside_the_splits_are_named_with_their_pictures(root, drafted):
     assert "extra/tumour (5 pictures)" in said and "the top folder (1 picture)" in said and len(rows) == 36
 
 
+def test_look_alike_cases_and_cases_in_two_splits_are_questioned(root, drafted):
+    names = [f"{c}/{case}_{i}.png" for c in "ab" for case in ("18842", "18842D", "200", "201") for i in range(2)]
+    said, _ = drafted(tiles(root / "alike", names))
+    assert "1 case ids differ from another by a last letter alone: one patient or two? 18842 and 18842D" in said
+    names = [f"{s}/{c}/scanner{k}_{s}{i}.png" for s in ("train", "test") for c in "ab" for k in (1, 2) for i in range(3)]
+    said, _ = drafted(tiles(root / "parted", names))
+    assert "2 OF 2 CASES LIE IN TWO OF THE GIVEN SPLITS, first scanner1: 00 will stop" in said
+
+
 # --- masks, litter, links --------------------------------------------------------------------------------------------
 
 

@@ -53,7 +53,17 @@ def look(root):
     if guessed.masks:
         apart = masks.apart(found.pictures, guessed)
     tables = [label_tables.judge(root, name, label_tables.Names(root, found.pictures)) for name in found.tables] if found.tables else []
-    guess = {"table": "", "columns": {}, "levels": [], "unlabelled": "", "skipped": {}, "case_of": {}, "said": [], "found": found}
+    guess = {
+        "table": "",
+        "columns": {},
+        "levels": [],
+        "kinds": [],
+        "unlabelled": "",
+        "skipped": {},
+        "case_of": {},
+        "said": [],
+        "found": found,
+    }
     guess |= {"tables": tables, "masks": apart}
     guess |= _look_at_tables(tables) or _look_at_folders(apart.tiles, guessed)
     every = [name for names in guess["names"].values() for name in names]
@@ -121,6 +131,7 @@ def _look_at_folders(tiles, guessed):
         "names": dict(sorted(names.items())),
         "unlabelled": loose,
         "skipped": dict(skipped),
+        "kinds": kinds,
         "levels": [] if plain and not (kinds[-1] == "case_id") else kinds,
         "case_of": cases if len(cases) == sum(map(len, names.values())) else {},
         "said": guessed.said,

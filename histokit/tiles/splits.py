@@ -93,7 +93,8 @@ def check(manifest):
         (_, a), (_, b) = list(rows.iterrows())[:2]
         raise ValueError(
             f"{a['unit']!r} is in two splits: {a['file_name']!r} in {a['split']} and {b['file_name']!r} in {b['split']} "
-            f"({twice['unit'].nunique()} such in all). A model would be tested on tissue it has seen; move all its tiles to one split"
+            f"({twice['unit'].nunique()} such in all). A model would be tested on tissue it has seen; move all its tiles to one split, or, "
+            "where these are no cases at all, correct `case_pattern` or the column of cases"
         )
 
 

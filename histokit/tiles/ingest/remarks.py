@@ -1,7 +1,5 @@
 """What the owner of a folder has to look at, in sentences: what was guessed, what is used, and all that is left out, with counts."""
 
-import pandas as pd
-
 from histokit.core import files
 from histokit.tiles.description import SPLITS, own_name
 from histokit.tiles.ingest import levels
@@ -25,7 +23,8 @@ def points(guess, cases, described):
             "every interval is too narrow. Give `case_pattern`, or a table with a case column"
         )
     else:
-        source = f"column {guess['columns'][given[0]]!r}" if given else "the file names"
+        by = "the folders" if "case_id" in guess["kinds"] else "the file names"
+        source = f"column {guess['columns'][given[0]]!r}" if given else by
         yield f"{total} tiles, {len(every)} cases by {source}, as shown above: is the left part one patient, biopsy or slide?"
         if len(every) == 1:
             yield "ONE CASE ONLY: nothing can be held out for a test"
@@ -34,6 +33,7 @@ def points(guess, cases, described):
                 "EVERY TILE IS A CASE OF ITS OWN: right only if no two tiles come from one patient. Else tiles of one patient may be "
                 "trained on and tested on, and every interval is too narrow; name another column, or give `case_pattern`"
             )
+        yield from _odd_cases(guess, every)
         if lonely := [label for label, held in cases.items() if len(held) == 1]:
             yield f"from a single case, so trained on but never evaluated: {', '.join(lonely)}"
     for name in guess["names"]:
@@ -50,6 +50,36 @@ def points(guess, cases, described):
         work, path = files.root().resolve(), described.path.resolve()
         shown = path.relative_to(work).as_posix() if path.is_relative_to(work) else path
         yield f"then look at it: histokit run with `dataset: {shown}`, or open notebooks/00_dataset.ipynb"
+
+
+def _odd_cases(guess, cases):
+    """Cases that may be no cases: look-alike names, and such as lie in two of the splits that the data gives."""
+    alike = sorted((case[:-1], case) for case in cases if case[-1:].isalpha() and case[:-1] in cases and case[-2:-1].isdigit())
+    if alike:
+        shown = ", ".join(f"{one} and {other}" for one, other in alike[:3])
+        yield f"{len(alike)} case ids differ from another by a last letter alone: one patient or two? {shown}"
+    split_of = _given_splits(guess)
+    lies = {}
+    for name, case in guess["case_of"].items():
+        if split := split_of.get(name):
+            lies.setdefault(case, set()).add(split)
+    twice = sorted(case for case, where in lies.items() if len(where) > 1)
+    if twice:
+        yield (
+            f"{len(twice)} OF {len(lies)} CASES LIE IN TWO OF THE GIVEN SPLITS, first {twice[0]}: 00 will stop. Either the split was made "
+            "tile by tile, or what is taken for the case is none; correct `case_pattern`, or leave the given split out"
+        )
+
+
+def _given_splits(guess):
+    """{file name: split} as the data gives it, by its folders or its table."""
+    every = [name for names in guess["names"].values() for name in names]
+    found = {name: (levels.read(name, guess["kinds"]) or {}).get("split") for name in every}
+    for table in guess["tables"]:
+        if not table.why_not and (table.split or "split" in table.columns):
+            column = table.data["split"].map(levels.split_of) if "split" in table.columns else [table.split] * len(table.data)
+            found |= dict(zip(table.data["file_name"], column, strict=True))
+    return found
 
 
 def _tables_said(tables):
@@ -92,12 +122,7 @@ def left_out(guess):
 
 def _split_said(guess):
     """Which splits the data brings, and where the others will come from."""
-    given = {levels.split_of(name.split("/")[0]) for names in guess["names"].values() for name in names} - {None}
-    if isinstance(guess["table"], dict):
-        given = set(guess["table"])
-    elif guess["table"]:
-        column = next((t.data["split"] for t in guess["tables"] if not t.why_not and "split" in t.columns), pd.Series(dtype=str))
-        given = set(column.map(levels.split_of)) - {None}
+    given = set(_given_splits(guess).values()) - {None}
     lacking = [name for name in SPLITS if name not in given]
     if not given:
         return "the data brings no split; 00_dataset draws one by case (`split:` sets the fractions)"
