@@ -14,8 +14,8 @@ import stubs
 from patience import HANGS
 
 from histokit import runs
-from histokit.core import files, machine
-from histokit.engine import batch, jobs
+from histokit.core import files, machine, progress
+from histokit.engine import batch, jobs, terminal
 from histokit.runs import notebooks, recipe
 
 
@@ -363,3 +363,20 @@ def test_a_copy_to_open_has_the_values_and_the_same_code(root):
     from histokit.runs import keys
 
     assert keys.code(copy) == keys.code(job.notebook)
+
+
+def test_what_a_running_kernel_says_reaches_the_terminal_and_a_log_once_a_minute(tmp_path, monkeypatch):
+    log = tmp_path / "02_lora.log"
+    running = batch.Running(jobs.Job("02_lora", "", tmp_path / "x.ipynb", tmp_path, {}, ()), None, None, None, log, {})
+    assert batch._shown(running).startswith("02_lora 0")
+    monkeypatch.setenv(progress.FILE, str(log.with_suffix(".progress")))
+    show = progress.Progress(100)
+    show({"step": 40, "images_per_s": 5.0, "peak_gb": 1.0}, 0.25)
+    assert ": step 40/100   loss 0.2500" in batch._shown(running)
+    said, now = [], [0.0]
+    tick = terminal.a_minute(said.append, lambda: now[0])
+    for now[0] in (1, 59, 61, 62, 119, 122):
+        tick(f"at {now[0]}")
+    assert said == ["  at 61", "  at 122"]
+    monkeypatch.setenv(progress.FILE, str(tmp_path / "no folder" / "x"))
+    show({"step": 100, "images_per_s": 5.0, "peak_gb": 1.0}, 0.25)  # nothing that goes wrong here ends the loop

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from histokit import runs
-from histokit.core import files, machine
+from histokit.core import files, machine, progress
 from histokit.engine import jobs
 from histokit.runs import places
 from histokit.runs.recipe import RecipeError, nearest
@@ -176,7 +176,7 @@ class _Session:
                     self._note(r.job, self._end(r), width)
                 if self.running:
                     if self.tick:
-                        self.tick(", ".join(f"{r.job.name} {duration(time.time() - r.started)}" for r in self.running))
+                        self.tick(", ".join(map(_shown, self.running)))
                     time.sleep(0.05)
         finally:
             for r in self.running:
@@ -220,7 +220,8 @@ class _Session:
         with open(log, "wb") as stream:
             process = subprocess.Popen(
                 [sys.executable, "-m", "histokit.engine.worker"],
-                stdin=subprocess.PIPE, stdout=stream, stderr=stream, cwd=self.root, env=environment(self.root, job, self.workers),
+                stdin=subprocess.PIPE, stdout=stream, stderr=stream, cwd=self.root,
+                env=environment(self.root, job, self.workers) | {progress.FILE: str(log.with_suffix(".progress"))},
             )  # fmt: skip
         process.stdin.write(json.dumps(spec, default=str).encode() + b"\n")
         process.stdin.flush()
@@ -254,6 +255,15 @@ class _Session:
         time_taken = duration(result.seconds) if result.seconds is not None else ""
         reason = result.text.splitlines()[0] if result.text else ""
         self.say(f"{job.name:<{width}}  {result.state:<10}  {time_taken:>7}  {reason}".rstrip())
+
+
+def _shown(running):
+    """A running job in a few words: its name, how long it runs, and what its loop says."""
+    try:
+        said = running.log.with_suffix(".progress").read_text(encoding="utf-8")
+    except OSError:
+        said = ""
+    return f"{running.job.name} {duration(time.time() - running.started)}" + (f": {said}" if said else "")
 
 
 def environment(root, job, workers):

@@ -3,9 +3,11 @@
 A part is (recipe, step ids to keep to, step ids to redo); there are several where a recipe has replicates.
 """
 
+import functools
 import os
 import shlex
 import sys
+import time
 
 from histokit.core import files
 from histokit.engine import batch, forecast, jobs
@@ -23,7 +25,7 @@ def run(parts, *, classes, workers, yes):
         results = batch.run(
             recipe, only=only, classes=classes, force=force, workers=workers, yes=yes,
             ask=input if sys.stdin.isatty() else None, say=lambda line: print(clear + line, flush=True),
-            tick=(lambda line: print(clear + line[: os.get_terminal_size().columns - 1], end="", flush=True)) if live else None,
+            tick=(lambda line: print(clear + line[: os.get_terminal_size().columns - 1], end="", flush=True)) if live else a_minute(),
         )  # fmt: skip
         print(*batch.summary(results, recipe), sep="\n")
         failed |= any(r.state in ("failed", "not run") for r in results.values())
@@ -31,6 +33,18 @@ def run(parts, *, classes, workers, yes):
             print("not run for that reason: the other replicates and what compares them")
             break
     return int(failed)
+
+
+def a_minute(say=functools.partial(print, flush=True), clock=time.monotonic, every=60):
+    """`tick(line)` for a log: says a line at most once a minute, and not in the first."""
+    last = [clock()]
+
+    def tick(line):
+        if clock() - last[0] >= every:
+            last[0] = clock()
+            say(f"  {line}")
+
+    return tick
 
 
 def dry_run(parts, classes):
