@@ -246,3 +246,15 @@ def test_a_resting_model_leaves_the_gpu_and_draws_the_same_afterwards():
     before, full = draw(), torch.cuda.memory_allocated()
     assert model.rest() and torch.cuda.memory_allocated() < full / 10
     assert (draw() == before).all()
+
+
+def test_a_tokenizer_that_does_not_fit_its_text_encoder_is_refused(tmp_path):
+    write_hub_layout(tmp_path / "base")
+    config = files.read_json(tmp_path / "base" / "text_encoder" / "config.json")
+    words = len(backbone.load(str(tmp_path / "base")).tokenizer)
+    for path in (tmp_path / "base" / "tokenizer").iterdir():
+        if path.name in ("tokenizer.json", "vocab.json", "merges.txt"):
+            path.unlink()
+    with pytest.raises((ValueError, OSError), match="tokenizer"):
+        backbone.load(str(tmp_path / "base"))
+    assert words == config["vocab_size"]

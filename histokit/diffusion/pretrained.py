@@ -99,6 +99,13 @@ def read(name, folder, dtype):
     found = {part: _read_part(folder / part, part, dtype) for part in PARTS if (folder / part).is_dir()}
     if not found:
         raise FileNotFoundError(f"base model {name!r}: {folder} has none of the subfolders {', '.join(PARTS)}; {_where(name)}")
+    if {"tokenizer", "text_encoder"} <= set(found):
+        words, rows = len(found["tokenizer"][0]), found["text_encoder"][0].config.vocab_size
+        if not rows / 2 < words <= rows:
+            raise ValueError(
+                f"{folder}: its tokenizer has {words} words and its text encoder {rows}, so they are not of one base, or files of the "
+                "tokenizer are missing (vocab.json and merges.txt, or tokenizer.json); copy the whole folder of the base model"
+            )
     identity = {part: digest for part, (_, digest) in found.items()}
     if (folder / "vae" / FITTED).is_file():
         identity |= {"vae": files.read_json(folder / "vae" / FITTED)["encoder_of"], "decoder": identity["vae"]}

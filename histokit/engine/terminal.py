@@ -35,9 +35,9 @@ def run(parts, *, classes, workers, yes):
     return int(failed)
 
 
-def a_minute(say=functools.partial(print, flush=True), clock=time.monotonic, every=60):
+def a_minute(say=None, clock=time.monotonic, every=60):
     """`tick(line)` for a log: says a line at most once a minute, and not in the first."""
-    last = [clock()]
+    say, last = say or functools.partial(print, flush=True), [clock()]
 
     def tick(line):
         if clock() - last[0] >= every:
