@@ -72,18 +72,25 @@ def test_few_cases_give_counts_without_an_interval():
     assert not np.isnan(found["differences"]["augmented"][verdict.HEAD]["low"])
 
 
-def test_a_mean_with_a_class_of_few_cases_has_no_interval_and_names_it():
+def test_a_mean_is_one_over_classes_with_cases_enough_and_names_the_others():
     found = judge({"real": {}, "augmented": {"Polyp": 1.5, "Serrated": 1.5}}, rows=tiles([20, 15, 14, 3]))
     mine = found["differences"]["augmented"]
-    assert mine["Serrated"]["outcome"] == "few cases" and mine["Polyp"]["cases"] == 14 and mine[verdict.TAIL]["cases"] == 17
-    assert not np.isnan([mine["Polyp"]["low"], mine[verdict.HEAD]["low"]]).any()
-    assert np.isnan([mine["Serrated"]["low"], mine[verdict.TAIL]["low"], mine[verdict.F1]["low"]]).all()
+    assert mine["Serrated"]["outcome"] == "few cases" and mine["Polyp"]["cases"] == 14 and mine[verdict.TAIL]["cases"] == 14
+    assert (mine[verdict.TAIL]["low"], mine[verdict.TAIL]["high"]) == (mine["Polyp"]["low"], mine["Polyp"]["high"])
+    assert not np.isnan([mine["Polyp"]["low"], mine[verdict.HEAD]["low"], mine[verdict.F1]["low"]]).any()
+    assert "recall of Polyp, one of the 2 rare classes, " in found["sentence"] and "left out: Serrated (3 test cases)" in found["sentence"]
+
+
+def test_a_mean_of_classes_that_all_have_few_cases_has_no_interval_and_names_the_weakest():
+    found = judge({"real": {}, "augmented": {"Polyp": 1.5, "Serrated": 1.5}}, rows=tiles([20, 15, 7, 3]))
+    mine = found["differences"]["augmented"][verdict.TAIL]
+    assert mine["cases"] == 10 and np.isnan(mine["low"]) and mine["outcome"] == "few cases"
     assert "Serrated has 3 test cases, and each class of a mean needs 8" in found["sentence"]
 
 
 def test_a_class_of_one_test_case_or_none_is_left_out_of_the_tail_figure_and_named():
     found = judge({"real": {}, "augmented": {}}, rows=tiles([20, 15, 12, 1]))
-    assert "recall" not in found["sentence"] and "over 1 of the 2 rare classes" in found["sentence"]
+    assert "recall of Polyp, one of the 2 rare classes, " in found["sentence"]
     assert "left out: Serrated (one test case)" in found["sentence"]
     assert found["arms"]["real"][verdict.TAIL] == found["arms"]["real"]["Polyp"]
     found = judge({"real": {}, "augmented": {}}, rows=tiles([20, 15, 12, 0]))

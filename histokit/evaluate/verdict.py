@@ -45,8 +45,9 @@ class Measured:
 def measure(predictions, held, *, resamples=2000, seed=0):
     """Recall of each class, tail and head balanced accuracy and macro-F1 of every arm, with what their intervals need.
 
-    A class with a single test case has no spread between cases: it keeps its own row, but a group is a mean over the classes
-    with two or more (over those with one, where no class has two), and names the others.
+    A mean is as sure as its weakest class (`stats.MIN_CASES`): a class with fewer test cases keeps its own row, but a group is a mean over
+    the classes that have enough and names the others. Where none has, it is a mean over those with two or more, then with one, and has no
+    interval.
 
     Args:
         predictions: Predictions.
@@ -61,9 +62,9 @@ def measure(predictions, held, *, resamples=2000, seed=0):
     members = {TAIL: held.tail, HEAD: held.head, F1: names}
     for group, inside in members.items():
         ids = [names.index(name) for name in inside]
-        used = [i for i in ids if cases_of[i] >= 2] or [i for i in ids if cases_of[i]]
+        used = next((some for least in (stats.MIN_CASES, 2, 1) if (some := [i for i in ids if cases_of[i] >= least])), [])
         classes_of[group] = used
-        left_out[group] = {names[i]: "one test case" if cases_of[i] else "no test tile" for i in ids if i not in used}
+        left_out[group] = {names[i]: _few(cases_of[i]) for i in ids if i not in used}
 
     def statistic(confusion):
         groups = [classification.balanced_accuracy(confusion, classes_of[g]) for g in (TAIL, HEAD)]
@@ -79,6 +80,10 @@ def measure(predictions, held, *, resamples=2000, seed=0):
         drawn[arm] = stats.replicates(by_case, weights, statistic, len(names))
         left[arm] = stats.replicates(by_case, without, statistic, len(names))
     return Measured(p, dict(held.roles), classes_of, left_out, value, drawn, left, weights, without, block)
+
+
+def _few(cases):
+    return "no test tile" if not cases else "one test case" if cases == 1 else f"{cases} test cases"
 
 
 def _counts(m, endpoint):

@@ -162,8 +162,8 @@ def _numbers(d, has_cases):
     if d.outcome == "few cases":
         return f"{_found(d)} ({_n(d, has_cases)}; {_few_cases(d)})"
     every = len(d.classes) + len(d.left_out)
-    if every == 1:
-        what = f"recall of {d.classes[0]}"
+    if len(d.classes) == 1:
+        what = f"recall of {d.classes[0]}" + (f", one of the {every} rare classes," if every > 1 else "")
     else:
         what = f"balanced accuracy over {'the ' if not d.left_out else f'{len(d.classes)} of the '}{every} rare classes"
     reached = f"{what} {percent(d.value)} against {percent(d.base)}, {points(d.difference, d.low, d.high)}"
