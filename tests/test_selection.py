@@ -220,6 +220,16 @@ def test_a_judge_that_orders_tiles_like_a_coin_cuts_nothing_and_says_so():
     assert list(selection.judged(pd.DataFrame())) == [] and not selection.power(NONE).blind
 
 
+def test_a_copy_cut_that_finds_few_known_copies_says_so():
+    values = np.random.default_rng(0).random(100)
+    for known, said in ((values / 2, 1), (np.full(100, 0.999), 0)):
+        real = real_scores(values, known=known).assign(asked="blue")
+        lines = list(selection.missed(real, selection.calibrate({}, real).assign(label="blue")))
+        assert len(lines) == said
+        assert not lines or "blue: the copy cut finds 0% of 100 known copies" in lines[0]
+    assert list(selection.missed(pd.DataFrame(), pd.DataFrame())) == []
+
+
 def test_the_power_of_a_judge_is_the_area_under_its_curve():
     from sklearn.metrics import roc_auc_score
 

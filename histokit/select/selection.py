@@ -134,6 +134,23 @@ def judged(real):
             )
 
 
+def missed(real, cuts):
+    """A sentence for each class whose copy cut finds fewer than half of the known copies: what it lets pass is not shown to be new.
+
+    Args:
+        real: rows of `calibrate`, their class in `asked`. cuts: of `calibrate`, their class in `label`.
+    """
+    for name, rows in real.groupby("asked", sort=False) if len(real) and "asked" in real else ():
+        cut = cuts.loc[cuts["label"].eq(name) & cuts["name"].eq("copy"), "cut"]
+        known = rows["known_copy"].dropna()
+        if len(known) >= ENOUGH and len(cut) and (found := float(known.ge(cut.iloc[0]).mean())) < 0.5:
+            yield (
+                f"{name}: the copy cut finds {found:.0%} of {len(known)} known copies, since real tiles of different cases lie as near each "
+                "other as copies do in this encoder: that a tile is kept does not show that it is new. Outlines are compared as well, and "
+                "08_fidelity has a protocol of its own."
+            )
+
+
 def _agreement(given, real, few=FEW):
     """The two rows of the judge: least place and least probability of the asked class, 0 where not asked for."""
     if given["judge_rank"] or given["judge_p"]:
