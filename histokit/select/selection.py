@@ -145,9 +145,9 @@ def missed(real, cuts):
         known = rows["known_copy"].dropna()
         if len(known) >= ENOUGH and len(cut) and (found := float(known.ge(cut.iloc[0]).mean())) < 0.5:
             yield (
-                f"{name}: the copy cut finds {found:.0%} of {len(known)} known copies, since real tiles of different cases lie as near each "
-                "other as copies do in this encoder: that a tile is kept does not show that it is new. Outlines are compared as well, and "
-                "08_fidelity has a protocol of its own."
+                f"{name}: the copy cut finds {found:.0%} of {len(known)} known copies, since real tiles of different cases lie as near "
+                "each other as copies do in this encoder: that a tile is kept does not show that it is new. Outlines are compared as well, "
+                "and 08_fidelity has a protocol of its own."
             )
 
 
