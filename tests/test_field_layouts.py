@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from folders import save, texture
 
-from histokit.tiles import autodescribe, data
+from histokit.tiles import audit, autodescribe, data
 from histokit.tiles.ingest import label_tables, levels, masks, walk
 
 
@@ -221,7 +221,9 @@ def test_links_are_named_followed_when_asked_and_never_counted_twice(root, draft
     with pytest.raises(ValueError, match="a link leads outside the root.*`follow_links: true`"):
         data.scan(data.describe(path))
     path.write_text(text + "follow_links: true\n")
-    assert counts(data.scan(data.describe(path))) == TWO
+    described = data.describe(path)
+    rows, facts, _ = audit.read(data.scan(described), described.root, follow=True)
+    assert counts(rows) == TWO and facts["problem"].eq("").all() and rows["sha256"].str.len().eq(64).all()
     (root / "set" / "again").symlink_to(store / "tumour")
     assert len(walk.look(root / "set", follow=True).pictures) == 36, "a folder that two links lead to is read once"
 

@@ -226,12 +226,15 @@ def inside(root, relative):
     return inside_all(root, [relative])[0]
 
 
-def inside_all(root, relatives):
-    """`inside` for many rows, one look at each folder: 130,000 tiles in about a second."""
+def inside_all(root, relatives, follow=False):
+    """`inside` for many rows, one look at each folder: 130,000 tiles in about a second. `follow`: links may lead anywhere."""
     base = Path(root).resolve()
     top, folders, paths = str(base), {}, []
     for relative in relatives:
         folder, name = _parts(root, relative)
+        if follow:
+            paths.append(base / folder / name)
+            continue
         if folder not in folders:
             folders[folder] = os.path.realpath(os.path.join(top, folder)) if folder else top
         path = os.path.join(folders[folder], name)

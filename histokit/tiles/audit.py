@@ -19,13 +19,14 @@ FEW_COLOURS, MASK_LIKE = 3, "two or three colours"  # what a mask has, and no pi
 FEW_CASES = 8  # test cases below which a class gets counts and a range instead of an interval
 
 
-def read(manifest, root, threads=None, chunk=128):
+def read(manifest, root, threads=None, chunk=128, follow=False):
     """Decode every tile once.
 
     Args:
         manifest: rows of `data.scan`.
         root: folder of the tiles.
         threads: decoding threads; the number of cores by default, at most 8.
+        follow: whether links among the tiles may lead out of the root.
 
     Returns:
         The manifest with `width, height, sha256` filled, and facts: one row per tile in the same order with `problem` (why it
@@ -33,7 +34,7 @@ def read(manifest, root, threads=None, chunk=128):
         levels), and thumbnails uint8 [N, 32, 32], 1 kB a tile; zero where there is a problem.
     """
     names = manifest["file_name"].tolist()
-    paths = files.inside_all(root, names)
+    paths = files.inside_all(root, names, follow)
     thumbnails = np.zeros((len(names), near_duplicates.SIDE, near_duplicates.SIDE), np.uint8)
 
     def work(start):

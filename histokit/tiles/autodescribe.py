@@ -48,23 +48,14 @@ def draft(folder, output=""):
 def look(root):
     """What can be told about a folder of tiles: dict with layout, names {class: [file names]}, sizes, case_of {file name: case} ..."""
     found = walk.look(root)
-    apart, guessed = masks.apart(found.pictures), levels.Levels()
+    apart = masks.apart(found.pictures)
     guessed = levels.guess(apart.tiles)
     if guessed.masks:
         apart = masks.apart(found.pictures, guessed)
-    tables = [label_tables.judge(root, name, label_tables.Names(root, found.pictures)) for name in found.tables] if found.tables else []
-    guess = {
-        "table": "",
-        "columns": {},
-        "levels": [],
-        "kinds": [],
-        "unlabelled": "",
-        "skipped": {},
-        "case_of": {},
-        "said": [],
-        "found": found,
-    }
-    guess |= {"tables": tables, "masks": apart}
+    names = label_tables.Names(root, found.pictures if found.tables else [])
+    tables = [label_tables.judge(root, name, names) for name in found.tables]
+    guess = {"table": "", "columns": {}, "levels": [], "kinds": [], "unlabelled": "", "skipped": {}, "case_of": {}, "said": []}
+    guess |= {"found": found, "tables": tables, "masks": apart}
     guess |= _look_at_tables(tables) or _look_at_folders(apart.tiles, guessed)
     every = [name for names in guess["names"].values() for name in names]
     if not every:
@@ -123,16 +114,16 @@ def _look_at_folders(tiles, guessed):
     skipped.pop(loose, None)
     if not names and tiles:
         return {"layout": "tiles without labels", "names": {"": tiles}, "unlabelled": ".", "skipped": {}}
-    told = "class folders" if kinds in (["class"], ["split", "class"]) else f"folders of {' / '.join(kinds)}"
+    plain = kinds in (["class"], ["split", "class"])
+    told = "class folders" if plain else f"folders of {' / '.join(kinds)}"
     bases = sorted({name.split("/")[0] for name in tiles if levels.split_of(name.split("/")[0])}) if kinds[:1] == ["split"] else []
-    plain = kinds == ["class"] or kinds == ["split", "class"] or (kinds in (["class", "case_id"], ["split", "class", "case_id"]))
     return {
-        "layout": f"{'/'.join(bases)} above class folders" if bases and told == "class folders" else told,
+        "layout": f"{'/'.join(bases)} above class folders" if bases and plain else told,
         "names": dict(sorted(names.items())),
         "unlabelled": loose,
         "skipped": dict(skipped),
         "kinds": kinds,
-        "levels": [] if plain and not (kinds[-1] == "case_id") else kinds,
+        "levels": [] if plain else kinds,
         "case_of": cases if len(cases) == sum(map(len, names.values())) else {},
         "said": guessed.said,
     }

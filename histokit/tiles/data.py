@@ -43,6 +43,7 @@ class Dataset:
     cannot_be_evaluated: dict = field(default_factory=dict)  # class -> why
     procedural: str = ""
     licence: str = ""
+    follow_links: bool = False  # whether links among the real tiles may lead out of the root
     copies: dict = field(default_factory=dict)  # of `audit.settle`: left_out, test, labels
 
     @property
@@ -106,6 +107,7 @@ def freeze(run, manifest, described, copies=None):
         cannot_be_evaluated=splits.not_evaluable(manifest, described.classes),
         procedural=described.procedural,
         licence=described.licence,
+        follow_links=described.follow_links,
         copies=dict(copies or {}),
     )
     files.write_json(run.path("dataset.json"), {f.name: getattr(frozen, f.name) for f in fields(Dataset)})
@@ -185,7 +187,7 @@ def located(manifest, held, experiment):
     for name, rows in manifest.groupby("root", sort=False):
         root = files.root() / held.root if name == "data" else files.inside(experiment, name)
         try:
-            path[rows.index] = [str(p) for p in files.inside_all(root, rows["file_name"].tolist())]
+            path[rows.index] = [str(p) for p in files.inside_all(root, rows["file_name"].tolist(), name == "data" and held.follow_links)]
         except ValueError as error:
             raise ValueError(f"manifest of {experiment.name}, root {name!r}: {error}") from error
     return manifest.assign(path=path.astype("str"), tile_px=held.tile_px, fit=held.fit)

@@ -267,7 +267,8 @@ def _fill(described, tiles):
 def _masks(described, tiles):
     """Mask names from the template; a tile whose mask is missing is named."""
     names = _mask_names(described, tiles)
-    for name, mask, full in zip(tiles["file_name"], names, files.inside_all(described.root, names), strict=True):
+    paths = files.inside_all(described.root, names, described.follow_links)
+    for name, mask, full in zip(tiles["file_name"], names, paths, strict=True):
         if not os.path.isfile(full):
             raise ValueError(f"{described.path}: tile {name!r} has no mask {mask!r}; correct `mask`, or `exclude` the tile")
     return names
