@@ -76,8 +76,8 @@ def test_it_has_seen_toys_head_classes_in_cases_that_toy_does_not_have(seen):
     assert named["case"].str.fullmatch(r"pretrain \d+").all() and not set(named["case"]) & set(toy.plan()["case_id"])
     for i in named.groupby(["label", "seed"]).head(1).index:  # a case fixes stain and focus, so the name must be the picture's own
         label, case, index, seed = named.loc[i]
-        image = toy.tile(label, case, int(index), 160, int(seed))[0]
-        assert corpus.pixels_hash(image) == mine["pixels_sha256"][i], mine["tile"][i]
+        drawn = {corpus.pixels_hash(toy.tile(label, case, int(index), px, int(seed))[0]) for px in (128, 160)}  # 160 in the first rounds
+        assert mine["pixels_sha256"][i] in drawn, mine["tile"][i]
 
 
 def test_it_is_small_and_half_precision():
