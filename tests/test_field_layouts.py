@@ -370,6 +370,39 @@ def test_cells_stay_as_they_are_spelt(tmp_path):
     assert label_tables.read(tmp_path / "t.parquet")["class"].tolist() == ["1", ""], "whole numbers with gaps are no fractions"
 
 
+def test_cells_are_never_cut_nor_taken_for_missing(tmp_path):
+    (tmp_path / "t.csv").write_text("file,label\na.png,tumour, high grade\n")
+    with pytest.raises(label_tables.TableError, match="a cell that holds the separator ',' needs quotes"):
+        label_tables.read(tmp_path / "t.csv")
+    pd.DataFrame({"file": ["a", "b", "c"], "label": ["NA", "None", ""]}).to_excel(tmp_path / "t.xlsx", index=False)
+    assert label_tables.read(tmp_path / "t.xlsx")["label"].tolist() == ["NA", "None", ""]
+    frame = pd.DataFrame({"label": ["x", None, "y"], "k": [1, None, 3]}, index=pd.Index(["a.png", "b.png", "c.png"], name="file"))
+    frame.convert_dtypes().to_parquet(tmp_path / "t.parquet")
+    table = label_tables.read(tmp_path / "t.parquet")
+    assert table["file"].tolist() == ["a.png", "b.png", "c.png"] and table["k"].tolist() == ["1", "", "3"] and table["label"][1] == ""
+
+
+def test_a_table_without_header_keeps_cells_that_are_alike(root, drafted):
+    folder = tiles(root / "set", [row["file"] for row in flat()])
+    write(folder / "truth.csv", [{"a": r["file"], "b": r["label"], "c": 3, "d": 3} for r in flat()], header=False)
+    table = label_tables.read(folder / "truth.csv", folder, label_tables.Names(folder, [row["file"] for row in flat()]))
+    assert table.iloc[0].tolist() == ["images/t0000.png", "adipose", "3", "3"] and table.columns.tolist() == ["1", "2", "3", "4"]
+
+
+def test_a_column_that_one_table_lacks_is_empty_there(root):
+    folder, rows = tiles(root / "set", [row["file"] for row in flat()]), flat()
+    for split, slides in (("train", True), ("test", False)):
+        mine = [r for i, r in enumerate(rows) if (i % 2 == 0) == slides]
+        write(folder / f"{split}.csv", [{"f": r["file"], "label": r["label"]} | ({"group": "A"} if slides else {}) for r in mine])
+    path = root / "params" / "datasets" / "set.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = (
+        "root: set\ntile_px: 16\nclasses: [adipose, stroma, tumour]\ntable: {train: train.csv, test: test.csv}\ncolumns: {file_name: f}\n"
+    )
+    path.write_text(text)
+    assert data.scan(data.describe(path)).groupby("split")["group"].unique().map(list).to_dict() == {"train": ["A"], "test": [""]}
+
+
 def test_number_classes_with_gaps_are_read_as_they_are_drafted(root, drafted):
     folder, rows = tiles(root / "set", [row["file"] for row in flat()]), flat()
     table = [{"filename": r["file"], "class": "" if i % 9 == 4 else list(TWO).index(r["label"]) + 1} for i, r in enumerate(rows)]
@@ -384,6 +417,67 @@ def test_a_name_that_two_files_have_is_no_file():
         None, "train/2.png", "train/1.png", "test/1.png", "train/2.png", None, None,
     ]  # fmt: skip
     assert names.find(["1"], beside="test") == ["test/1.png"]
+
+
+def test_folders_of_tiles_and_masks_need_no_classes(root, drafted):
+    pairs = [(f"images/P{i // 3}_{i}.png", f"masks/P{i // 3}_{i}.png") for i in range(12)]
+    folder = tiles(root / "set", [name for pair in pairs for name in pair])
+    _, rows = drafted(folder)
+    assert dict(zip(rows["file_name"], rows["mask"], strict=True)) == dict(pairs) and set(rows["use"]) == {"unlabelled"}
+    write(folder / "labels.csv", [{"image": name[7:], "label": "ab"[i % 2]} for i, (name, _) in enumerate(pairs)])
+    _, rows = drafted(folder)
+    assert counts(rows) == {"a": 6, "b": 6} and dict(zip(rows["file_name"], rows["mask"], strict=True)) == dict(pairs)
+
+
+def test_a_stray_picture_above_the_classes_costs_no_split_and_no_patient(root, drafted):
+    names = [f"{s}/{n}" for s in ("train", "test") for n in classes(cases=2)]
+    _, rows = drafted(tiles(root / "split", [*names, "train/preview.png"]))
+    assert len(rows) == len(names) and rows["split"].value_counts().to_dict() == {"train": 18, "test": 18}
+    names = [f"P{p:02d}/{c}/{i}.png" for p in range(10) for c in ("tumour", "normal") for i in range(2)]
+    _, rows = drafted(tiles(root / "patients", [*names, "P07/overview.png"]))
+    assert len(rows) == len(names) and rows["case_id"].nunique() == 10
+
+
+def test_unlabelled_tiles_beside_folders_of_cases_are_cases_of_their_own(root, drafted):
+    names = [n.replace("_", "/") for n in classes(cases=2)]
+    _, rows = drafted(tiles(root / "set", [*names, *(f"unlabelled/u{i}.png" for i in range(5))]))
+    loose = rows[rows["use"].eq("unlabelled")]
+    assert len(loose) == 5 and loose["case_id"].tolist() == loose["file_name"].tolist() and counts(rows)["adipose"] == 6
+
+
+def test_numbers_of_classes_are_told_from_numbers_of_patients_that_come_back(root, drafted):
+    _, rows = drafted(tiles(root / "set", [f"{k}/{8863 + 17 * p}/{i}.png" for k in (0, 1) for p in range(9) for i in range(2)]))
+    assert counts(rows) == {"0": 18, "1": 18} and rows["case_id"].nunique() == 9
+
+
+@pytest.mark.parametrize("mask", ["{}_mask.png", "{}_anno.bmp"])
+def test_masks_beside_loose_tiles_are_no_tiles(root, drafted, mask):
+    stems = [f"P{i // 2}_{i}" for i in range(8)]
+    _, rows = drafted(tiles(root / "set", [name for stem in stems for name in (f"{stem}.png", mask.format(stem))]))
+    assert rows["mask"].tolist() == [mask.format(stem) for stem in stems] and rows["case_id"].nunique() == 4
+
+
+def test_a_headerless_table_of_bare_names_keeps_its_first_row(root, drafted):
+    folder = tiles(root / "set", [row["file"] for row in flat()])
+    for spelling in ("name", "stem"):
+        bare = [{"a": getattr(Path(row["file"]), spelling), "b": row["label"]} for row in flat()]
+        write(folder / "truth.csv", bare, header=False)
+        assert counts(drafted(folder)[1]) == TWO
+
+
+def test_a_class_may_be_called_test(root, drafted):
+    _, rows = drafted(tiles(root / "set", classes(("control", "test"))))
+    assert counts(rows) == {"control": 12, "test": 12} and set(rows["split"]) == {""}
+
+
+def test_a_link_that_leads_nowhere_says_so(root):
+    folder = tiles(root / "set", classes())
+    (folder / "adipose" / "P00_9.png").symlink_to(root / "gone.png")
+    path = root / "params" / "datasets" / "set.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("root: set\ntile_px: 16\nclasses: [adipose, stroma, tumour]\nfollow_links: true\n")
+    with pytest.raises(ValueError, match=r"P00_9.png: a link leads nowhere, to .*gone.png"):
+        data.scan(data.describe(path))
 
 
 # --- words that mean something already -------------------------------------------------------------------------------

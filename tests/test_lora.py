@@ -122,7 +122,7 @@ def test_one_class_alone_and_v_prediction_work_too(tiles):
 
 
 def test_unknown_targets_and_classes_are_named(tiles):
-    with pytest.raises(ValueError, match=r"use attn, attn\+ff, attn\+conv"):
+    with pytest.raises(ValueError, match=r"use attention, attention\+feedforward, attention\+conv"):
         lora.train(tiny_model(), tiles, TERMS, **QUICK | {"targets": "all"})
     with pytest.raises(ValueError, match="no training tile of pink"):
         lora.train(tiny_model(), tiles, {"pink": "pink"}, **QUICK)

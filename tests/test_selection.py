@@ -210,14 +210,16 @@ def test_a_judge_that_orders_tiles_like_a_coin_cuts_nothing_and_says_so():
     coin = judged(np.linspace(0, 1, 30), np.linspace(0, 1, 50)).assign(asked="blue")
     cuts = selection.calibrate({}, coin).set_index("name")
     assert cuts["cut"][["judge_rank", "judge_p"]].tolist() == [0, 0] and "the judge cannot tell" in cuts["source"]["judge_p"]
-    (line,) = selection.judged(coin)
+    of = lambda real, **by_hand: list(selection.judged(real, selection.calibrate(by_hand, real).assign(label="blue")))  # noqa: E731
+    (line,) = of(coin)
     assert (
         line.startswith("THE JUDGE CANNOT TELL blue: of 30 real validation tiles of the class and 50 of others")
         and "50% of the pairs" in line
     )
-    assert list(selection.judged(judged(np.linspace(0.5, 1, 30), np.linspace(0, 0.6, 50)).assign(asked="blue"))) == []
-    assert "2 real validation tiles, too few" in next(selection.judged(judged([0.1, 0.2], [0.3]).assign(asked="blue")))
-    assert list(selection.judged(pd.DataFrame())) == [] and not selection.power(NONE).blind
+    assert of(coin, judge_p=0.4) == [], "who sets the cut by hand has decided"
+    assert of(judged(np.linspace(0.5, 1, 30), np.linspace(0, 0.6, 50)).assign(asked="blue")) == []
+    assert "2 real validation tiles, too few" in of(judged([0.1, 0.2], [0.3]).assign(asked="blue"))[0]
+    assert list(selection.judged(pd.DataFrame(), pd.DataFrame())) == [] and not selection.power(NONE).blind
 
 
 def test_a_copy_cut_that_finds_few_known_copies_says_so():

@@ -39,6 +39,11 @@ def timestep_draw(scheduler, kind="uniform"):
     total = scheduler.config.num_train_timesteps
     if kind not in TIMESTEPS:
         raise ValueError(f"timesteps {kind!r} is unknown; use {' or '.join(TIMESTEPS)}")
+    if kind == "structure" and scheduler.config.prediction_type != "v_prediction":
+        raise ValueError(
+            "timesteps: structure weighs the error of a velocity, and this base predicts the noise, whose error fades where the layout is "
+            "decided; leave timesteps: uniform"
+        )
     if kind == "uniform":
         return lambda count, generator: torch.randint(total, (count,), generator=generator)
     share = structure_weight(scheduler.alphas_cumprod.cpu(), torch.arange(total)).double()

@@ -31,7 +31,7 @@ def measure(run, tiles, held, encoder, codec=None, more=MORE, seed=0):
     Returns:
         DataFrame whose (same_cases | new_cases), through (none | vae), added (true tiles of a class at most), tiles, cases (rare ones to
         validate on), before (mean recall of the rare classes without them), difference, low, high (in [-1, 1], NaN ends with fewer than
-        eight cases of a rare class); no rows where nothing is to spare.
+        eight cases of a rare class); no rows where nothing is to spare, or a class that was made rare has no validation tile.
     """
     draw = ceilings.Drawn(run, held) if held.procedural == "toy" else None
     real = data.training(tiles)

@@ -212,7 +212,8 @@ def leaked(copies, tiles):
     if copies.get("test"):
         said.append(f"{copies['test']} of {tiles} test tiles are copies of training or validation tiles, so memory is rewarded")
     if copies.get("labels"):
-        said.append(f"{copies['labels']} test tiles have a copy with another label")
+        n = copies["labels"]
+        said.append(f"{n} test tile{'s have' if n > 1 else ' has'} a copy with another label")
     return "; ".join(said)
 
 

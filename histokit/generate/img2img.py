@@ -55,7 +55,7 @@ class Sources:
             return rows.loc[[tile for tile, _ in worn]]
         restain = staining.Restainer(data.training(tiles), max(jobs["stain_method"]))
         px = self.model.tile_px
-        return pd.DataFrame([restain.written(rows.loc[tile], stain, px) if stain else rows.loc[tile] for tile, stain in worn])
+        return pd.DataFrame([restain.written(rows.loc[tile], stain, px) if stain else dict(rows.loc[tile]) for tile, stain in worn])
 
     def of(self, jobs):
         """Places in `rows` of what the jobs (namedtuples) start from; none for text-to-image."""

@@ -131,7 +131,7 @@ def _donors(real, policy, stains, method, head):
         raise ValueError(f"stains: {stains} changes the tiles that images start from, and policy none has none; use stains: own")
     lenders = real[real["label"].isin(head)] if stains == "head" and head else real
     cases = sorted(lenders["case_id"].unique())
-    if len(set(real["case_id"]) & set(cases)) < 2:
+    if len(set(real["case_id"]) | set(cases)) < 2 or not cases:
         raise ValueError(f"stains: {stains} finds no second training case whose stain could be worn; use stains: own")
     return staining.Restainer(real, method), cases, real.groupby("case_id")["group"].first().to_dict()
 

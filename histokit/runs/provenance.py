@@ -277,6 +277,11 @@ def _touched(experiment, own):
         rendered = made["sources"].map(lambda text: bool(set(json.loads(text or "[]")) & set(own["tile_id"]))) & made["run_id"].eq(
             record["run_id"]
         )
+        stained = made["settings"].map(lambda text: json.loads(text or "{}").get("stain", "") in set(own["case_id"])) & made["run_id"].eq(
+            record["run_id"]
+        )
+        if (stained & ~rendered).any():
+            rows.append((places.relative(folder), "tiles in their stain", int((stained & ~rendered).sum())))
         if rendered.any():
             rows.append((places.relative(folder), "tiles rendered from them", int(rendered.sum())))
         if taught & set(_parent_folders(record)) and made["run_id"].eq(record["run_id"]).any():

@@ -117,9 +117,15 @@ def power(real):
     return Power(auc, auc - 1.645 * float(np.sqrt(max(variance, 0))), m, n)
 
 
-def judged(real):
-    """What the judge is worth, a sentence for each class it cannot judge; `real`: rows of `calibrate`, their class in `asked`."""
+def judged(real, cuts):
+    """What the judge is worth, a sentence for each class it cannot judge; nothing where its cut is set by hand.
+
+    Args:
+        real: rows of `calibrate`, their class in `asked`. cuts: of `calibrate`, their class in `label`.
+    """
     for name, rows in real.groupby("asked", sort=False) if len(real) and {"judge", "asked"} <= set(real) else ():
+        if cuts.loc[cuts["label"].eq(name) & cuts["name"].isin(["judge_rank", "judge_p"]), "source"].eq("set by hand").any():
+            continue
         found = power(rows)
         if found.blind:
             yield (

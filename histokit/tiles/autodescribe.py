@@ -52,9 +52,10 @@ def look(root):
     guessed = levels.guess(apart.tiles)
     if guessed.masks:
         apart = masks.apart(found.pictures, guessed)
-    names = label_tables.Names(root, found.pictures if found.tables else [])
+    names = label_tables.Names(root, apart.tiles if found.tables else [])
     tables = [label_tables.judge(root, name, names) for name in found.tables]
-    guess = {"table": "", "columns": {}, "levels": [], "kinds": [], "unlabelled": "", "skipped": {}, "case_of": {}, "said": []}
+    guess = {"table": "", "columns": {}, "levels": [], "kinds": [], "unlabelled": "", "skipped": {}, "refused": [], "case_of": {}}
+    guess["said"] = []
     guess |= {"found": found, "tables": tables, "masks": apart}
     guess |= _look_at_tables(tables) or _look_at_folders(apart.tiles, guessed)
     every = [name for names in guess["names"].values() for name in names]
@@ -100,12 +101,13 @@ def _look_at_tables(tables):
 
 def _look_at_folders(tiles, guessed):
     kinds = guessed.kinds
-    names, skipped, cases = {}, Counter(), {}
+    names, skipped, cases, refused = {}, Counter(), {}, []
     for name in tiles:
         folders = name.split("/")[:-1]
         told = levels.read(name, kinds) if "class" in kinds else None
         if told is None or levels.plain(told["class"]) in (*levels.MASKS, *levels.ASIDE, *levels.UNLABELLED):
             skipped["/".join(folders[: kinds.index("class") + 1 if "class" in kinds else 1]) or "."] += 1
+            refused += [told["class"]] if told else []
             continue
         names.setdefault(told["class"], []).append(name)
         if told.get("case_id"):
@@ -122,6 +124,7 @@ def _look_at_folders(tiles, guessed):
         "names": dict(sorted(names.items())),
         "unlabelled": loose,
         "skipped": dict(skipped),
+        "refused": list(dict.fromkeys(name for name in refused if name not in names and name != loose)),
         "kinds": kinds,
         "levels": [] if plain else kinds,
         "case_of": cases if len(cases) == sum(map(len, names.values())) else {},
@@ -231,7 +234,7 @@ def render(guess, root, name):
     apart = guess["masks"]
     if apart.template:
         put("mask", apart.template, f"{apart.of} masks; {{0}} is the top folder")
-    ignore = [*_ignored(guess), *apart.ignore]
+    ignore = [*guess["refused"], *apart.ignore]  # what is at no level of a class is left out anyway
     if ignore:
         put("ignore", _flow(ignore), "folders that are not classes, and files that are not tiles")
     if guess["unlabelled"]:
@@ -269,12 +272,6 @@ def render(guess, root, name):
     yaml.allow_unicode = True
     yaml.dump(top, text)
     return text.getvalue() + "".join(f"# {line}\n" for line in after)
-
-
-def _ignored(guess):
-    """Names of the folders that the description has to leave out."""
-    leaves = dict.fromkeys(name.rpartition("/")[2] for name in guess["skipped"] if name != ".")
-    return [leaf for leaf in leaves if leaf not in guess["names"]]
 
 
 def _flow(values):

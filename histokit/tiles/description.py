@@ -11,7 +11,7 @@ from pathlib import Path
 
 from histokit.core import files
 
-VERSION = 1
+VERSION = 2
 ROLES = ("head", "tail")
 FITS = ("crop", "resize", "resample_to_mpp")
 SPLITS = ("train", "val", "test")
@@ -48,7 +48,7 @@ class Description:
     split: dict = field(default_factory=lambda: {"train": 0.6, "val": 0.15, "test": 0.25})
     licence: str = ""
     procedural: str = ""  # "toy": drawn by histokit itself
-    names: object = None  # label_tables.Names of the root, once it was walked
+    names: list | None = None  # label_tables.Names of its tiles and of all its pictures, once the root was walked
     split_folders: bool | None = None  # whether folders of splits lie at the top, once somebody looked
 
 

@@ -6,6 +6,7 @@ patterns, so brackets and umlauts are plain letters. Whatever a row says, its fi
 
 import fnmatch
 import os
+import posixpath
 import re
 from pathlib import PurePosixPath
 
@@ -16,7 +17,7 @@ from histokit.tiles.decode import SUFFIXES
 from histokit.tiles.description import FACTS, SPLITS, TISSUE, found_name, nearest, own_name
 from histokit.tiles.ingest import label_tables, levels, walk
 
-VERSION = 1
+VERSION = 2
 COLUMNS = (
     "tile_id", "root", "file_name", "label", "split", "use", "case_id", "patient", "slide", "group", "mpp", "width",
     "height", "sha256", "mask", "source",
@@ -57,7 +58,8 @@ def _from_folders(described):
         if not (root / folder).is_dir():
             raise ValueError(f"{described.path}: `unlabelled` folder {root / described.unlabelled} does not exist")
         below = f"{folder}/" if folder else ""
-        rows += [{"file_name": name, "label": TISSUE, "use": "unlabelled"} for name in found.pictures if name.startswith(below)]
+        loose = [name for name in found.pictures if name.startswith(below) and not _left_out(described, name)]
+        rows += [{"file_name": name, "label": TISSUE, "use": "unlabelled"} for name in loose]
     if not rows:
         raise ValueError(
             f"{described.path}: no tiles below {root}; expected CLASS/tile.png or train/CLASS/tile.png ({', '.join(SUFFIXES)}), `levels` "
@@ -70,7 +72,7 @@ def _from_folders(described):
 def _row(described, name):
     """What the folders of a picture say of it, None where it is no labelled tile."""
     folders = name.split("/")[:-1]
-    if any(part in described.ignore for part in folders) or ignored(described.ignore, name) or described.unlabelled in folders[:1]:
+    if _left_out(described, name) or name.startswith(f"{described.unlabelled or chr(0)}/"):
         return None
     told = levels.read(name, described.levels or _usual(described, folders))
     if told is None or not told.get("class"):
@@ -82,14 +84,15 @@ def _usual(described, folders):
     """The levels where a description names none: a class, below a split where there are folders of splits."""
     if described.split_folders is None:
         tops = [e.name for e in os.scandir(described.root) if e.is_dir(follow_symlinks=described.follow_links)]
-        described.split_folders = any(levels.split_of(name) for name in tops)
+        below = (described.root / name for name in tops if levels.split_of(name))  # a class may be called test
+        described.split_folders = any(entry.is_dir() for folder in below for entry in os.scandir(folder))
     return ["split", "class"] if described.split_folders else ["class"]
 
 
-def ignored(patterns, name):
-    """Whether a file's name fits one of the patterns that hold a `*`."""
-    leaf = name.rpartition("/")[2]
-    return any("*" in pattern and fnmatch.fnmatchcase(leaf, pattern) for pattern in patterns)
+def _left_out(described, name):
+    """Whether `ignore` names a folder of a picture, or has a pattern (one with a `*`) that its file name fits."""
+    *folders, leaf = name.split("/")
+    return any(part in folders or ("*" in part and fnmatch.fnmatchcase(leaf, part)) for part in described.ignore)
 
 
 def _without_masks(described, tiles):
@@ -102,6 +105,8 @@ def _without_masks(described, tiles):
 
 def _check_links(root, links):
     for name, target in links.items():
+        if not os.path.exists(target):
+            raise ValueError(f"{name}: a link leads nowhere, to {target}; remove it, or bring back what it leads to")
         inside = (target + os.sep).startswith(os.path.realpath(root) + os.sep)
         if inside and os.path.isdir(target):
             raise ValueError(f"{name}: a link to the folder {target}; its tiles would count twice, so remove the link")
@@ -117,6 +122,8 @@ def _from_table(described):
     tables = described.table if isinstance(described.table, dict) else {"": described.table}
     parts = [_one_table(described, path, split) for split, path in tables.items()]
     tiles = pd.concat(parts, ignore_index=True)
+    texts = [name for name in tiles if name not in ("mpp", "line")]
+    tiles[texts] = tiles[texts].fillna("").astype(str)  # of a column that one of the tables lacks
     twice = tiles[tiles["file_name"].duplicated(keep=False)]
     if len(twice):
         name = twice["file_name"].iloc[0]
@@ -129,7 +136,7 @@ def _from_table(described):
 
 
 def _one_table(described, path, split):
-    columns, table = described.columns, label_tables.read(path, described.root)
+    columns, table = described.columns, label_tables.read(path, described.root, _names(described))
     theirs = {ours: columns.get(ours, ours) for ours in ("file_name", "label", "split", "mask", "mpp", *FACTS)}
     for ours, name in theirs.items():
         if name not in table and (ours in columns or ours in ("file_name", "label")):
@@ -182,10 +189,8 @@ def _read_mpp(path, tiles):
 def _existing(described, cells, lines, path, required):
     """The names as they are on disk; refuses rows outside the root and files that do not exist; "" only when not required."""
     root = described.root
-    if described.names is None:
-        described.names = label_tables.Names(root, walk.look(root, follow=described.follow_links).pictures)
     beside = path.parent.relative_to(root).as_posix() if path.parent.is_relative_to(root) else ""
-    found = described.names.find(cells, "" if beside == "." else beside)
+    found = _names(described, masks=not required).find(cells, "" if beside == "." else beside)
     lost = [i for i, name in enumerate(found) if name is None and (required or cells.iloc[i])]
     if lost:
         where = f"{path} row {lines.iloc[lost[0]]}: {cells.iloc[lost[0]]!r}"
@@ -196,6 +201,15 @@ def _existing(described, cells, lines, path, required):
             f"{where} does not exist below {root} ({len(lost)} of {len(cells)} rows are so); correct the row or delete it, or set `root`"
         )
     return pd.Series([name or "" for name in found], index=cells.index, dtype="str")
+
+
+def _names(described, masks=False):
+    """`label_tables.Names` of the pictures that may be tiles, or of all, masks included; the root is walked once."""
+    if described.names is None:
+        every = walk.look(described.root, follow=described.follow_links).pictures
+        tiles = [name for name in every if not _left_out(described, name)]
+        described.names = [label_tables.Names(described.root, some) for some in (tiles, every)]
+    return described.names[masks]
 
 
 def _leads_out(root, cell):
@@ -249,6 +263,8 @@ def _fill(described, tiles):
         tiles["case_id"] = tiles["slide"]
     if "case_id" not in tiles:
         tiles["case_id"] = tiles["file_name"]  # tile = case
+    loose = tiles["case_id"].eq("") & tiles["use"].eq("unlabelled")
+    tiles.loc[loose, "case_id"] = tiles.loc[loose, "file_name"]
     if tiles["case_id"].eq("").any():
         name = tiles.loc[tiles["case_id"].eq(""), "file_name"].iloc[0]
         raise ValueError(f"{described.table or described.path}: {name!r} has no case id while others have; fill in all rows or none")
@@ -284,5 +300,5 @@ def _mask_names(described, tiles):
         if "{" in mask and "{" not in name:
             known = ", ".join(f"{{{part}}}" for part in parts)
             raise ValueError(f"{described.path}: `mask` {described.mask!r} may use {known}")
-        names.append(mask)
+        names.append(posixpath.normpath(mask))
     return names

@@ -10,7 +10,7 @@ import pandas as pd
 from histokit.core import files
 from histokit.tiles.description import SPLITS, TISSUE
 
-VERSION = 1
+VERSION = 2
 
 
 def assign(manifest, fractions, seed, copies=None, strict=True):
@@ -48,7 +48,7 @@ def assign(manifest, fractions, seed, copies=None, strict=True):
         joint = _joined(unit[movable], manifest.loc[movable, "tile_id"], copies)
         chosen = _balanced(joint, manifest.loc[movable, "label"], share, seed)
         manifest["split"] = kept.where(~movable, joint.map(chosen))
-    _place_unlabelled(manifest, unit, fractions, seed)
+    _place_unlabelled(manifest, _joined(unit, manifest["tile_id"], copies), fractions, seed)
     if strict:
         check(manifest)
     return manifest

@@ -152,6 +152,7 @@ class Restainer:
         path = files.cache("restained") / key[:2] / f"{key}.png"
         if not path.exists():
             files.write_png(path, self(row, donor, px))
+            files.prune("restained", 2.0, keep=[path])
         os.utime(path)
         return {**dict(row), **_as_file(path, px)}
 

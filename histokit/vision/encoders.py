@@ -27,7 +27,7 @@ KINDS = (
     "mini-ssl, mini-sup, colour-texture, picture, cnn, cnn@FILE, timm:NAME@FILE, torchvision:NAME@FILE, a folder with config.json, "
     "or a hub id"
 )
-BY_CARD = 'what its card alone gives goes into histokit.json beside them, such as {"arguments": {"mlp_layer": "SwiGLUPacked"}}'
+BY_CARD = 'histokit.json beside them takes what the card gives: {"arguments": {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}}'
 PICKLED = "pickled .bin and .pth weights are not read; convert them once to safetensors"
 
 
@@ -271,6 +271,7 @@ def _from_folder(name, folder):
             why = f"the weights in {folder} do not fit what its config.json says ({str(error).splitlines()[0]})"
             raise ValueError(f"encoder {name!r}: {why}; {BY_CARD}") from error
         encoder = _described_by_timm(name, net, weights)
+        encoder.identity |= {"arguments": own["arguments"]} if own.get("arguments") else {}
         if "pooling" in own and (before := getattr(encoder.net, "num_prefix_tokens", 0)):
             encoder.net = _Pooled(encoder.net, pooling, before, lambda model, x: model.forward_features(x))
             encoder.pooling, encoder.dim = pooling, encoder.dim * (2 if pooling == "cls+mean" else 1)

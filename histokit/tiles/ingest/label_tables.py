@@ -6,6 +6,7 @@ One reader for `histokit init` and for 00, so that what is drafted is what is re
 import os
 import re
 import unicodedata
+import warnings
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -41,11 +42,12 @@ class TableError(ValueError):
     """A table that cannot be read; the text says why and what to do."""
 
 
-def read(path, root=None):
+def read(path, root=None, names=None):
     """A table as text: DataFrame of str, "" where a cell is empty, cells without the blanks around them.
 
     Text files in UTF-8, UTF-16 or, where they are neither, Windows-1252; comma, semicolon, tab or bar between cells; workbooks (their first
-    sheet) and parquet. Where the first line names a file below `root` it is no header, and the columns are called 1, 2, ...
+    sheet) and parquet. Where the first line holds one of the `names` (`Names` of the pictures below `root`) it is no header, and the
+    columns are called 1, 2, ...
 
     Raises TableError.
     """
@@ -58,39 +60,45 @@ def read(path, root=None):
         raise TableError(f"{path}: is not a table that can be read ({type(error).__name__}: {error}); save it as CSV") from error
     if not table.shape[1]:
         raise TableError(f"{path}: is not a table: it has no column")
-    if root is not None and any(_is_file(str(cell), root, path.parent) for cell in table.columns):
-        first = pd.DataFrame([[str(cell) for cell in table.columns]])
-        table = pd.concat([first, table.set_axis(range(table.shape[1]), axis=1)], ignore_index=True)
+    beside = path.parent.relative_to(root).as_posix() if root is not None and path.parent.is_relative_to(root) else ""
+    if names is not None and any(_is_file(str(cell), names, beside) for cell in table.columns):
+        table = _raw(path, header=None)
         table.columns = [str(i + 1) for i in range(table.shape[1])]
         table.attrs["header"] = False
     table.columns = [str(name).strip() for name in table.columns]
     return table.apply(lambda column: column.str.strip())
 
 
-def _is_file(cell, root, beside):
-    return cell.lower().endswith(SUFFIXES) and any(os.path.isfile(os.path.join(place, cell)) for place in (root, beside))
+def _is_file(cell, names, beside):
+    named = cell.lower().endswith(SUFFIXES) or any(c.isdigit() for c in cell)  # a picture may be called as a column is
+    return named and names.find([cell], "" if beside == "." else beside)[0] is not None
 
 
-def _raw(path):
+def _raw(path, header=0):
     suffix = path.suffix.lower()
     if suffix == ".parquet":
-        return _as_text(pd.read_parquet(path))
+        table = pd.read_parquet(path)
+        return _as_text(table.reset_index() if table.index.name else table)
     if suffix in (".xlsx", ".xls"):
         if suffix == ".xls":
             raise TableError(f"{path}: workbooks of Excel before 2007 are not read; save it as .xlsx or CSV")
-        return _as_text(pd.read_excel(path, dtype=object, engine="openpyxl"))
+        return _as_text(pd.read_excel(path, header=header, dtype=object, engine="openpyxl", keep_default_na=False, na_values=[""]))
     data = path.read_bytes()
     if b"\0" in data[:1000] and not data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise TableError(f"{path}: is not text; save it as CSV")
     coding = encoding(data)
-    header = data.decode(coding).lstrip().split("\n", 1)[0]
-    if not header.strip():
+    first = data.decode(coding).lstrip().split("\n", 1)[0]
+    if not first.strip():
         raise TableError(f"{path}: is not a table: it is empty")
-    separator = max(",;\t|", key=header.count)
+    separator = max(",;\t|", key=first.count)
+    how = {"sep": separator, "header": header, "dtype": str, "keep_default_na": False, "encoding": coding, "index_col": False}
     try:
-        return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding=coding, index_col=False, on_bad_lines="error")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise TableError(f"{path}: is not a table: {error}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # a row with more cells than the header would be cut
+            table = pd.read_csv(path, on_bad_lines="error", **how)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, pd.errors.ParserWarning) as error:
+        raise TableError(f"{path}: is not a table: {error}; a cell that holds the separator {separator!r} needs quotes") from error
+    return table if header == 0 else table.astype(str)
 
 
 def encoding(data):
@@ -108,7 +116,7 @@ def _as_text(table):
     """Cells as a person wrote them: 3 for 3.0 where a column holds whole numbers, dates by their day."""
 
     def cell(value):
-        if value is None or value is pd.NaT or value != value:
+        if value is None or (pd.api.types.is_scalar(value) and pd.isna(value)):
             return ""
         if isinstance(value, float) and value.is_integer():
             return str(int(value))
@@ -189,7 +197,7 @@ def judge(root, name, names):
     """
     told = Table(name)
     try:
-        cells = read(Path(root) / name, root)
+        cells = read(Path(root) / name, root, names)
     except (OSError, ValueError) as error:
         told.why_not = str(error).replace(f"{Path(root) / name}: ", "")
         return told
@@ -243,7 +251,7 @@ def roles(cells):
     coordinates = {"x", "y"} <= {_plain(name) for name in cells}
     found = {}
     for ours, theirs in _known(name for name in cells if not (name in placed and (coordinates or _plain(name) != "y"))).items():
-        if ours != "file_name" and FITS[ours](cells[theirs]):
+        if ours != "file_name" and (FITS[ours](cells[theirs]) or (ours == "label" and _is_label(cells[theirs], 0.8))):
             found[ours] = theirs
     if "label" not in found:
         free = [name for name in cells if name not in found.values() and name not in placed and _is_label(cells[name])]
@@ -259,11 +267,11 @@ def numbers(column):
     return None if values.isna().any() or not len(values) else values
 
 
-def _is_label(column):
-    """Few different cells, each of several tiles, and no measurements: at least two."""
+def _is_label(column, share=0.5):
+    """Few different cells, each of several tiles, and no measurements: at least two, at most a share of the rows."""
     filled = column[column.ne("")]
     distinct = filled.nunique()
-    if not 2 <= distinct <= min(MOST_CLASSES, max(2, len(filled) / 2)):
+    if not 2 <= distinct <= min(MOST_CLASSES, max(2, len(filled) * share)):
         return False
     values = numbers(column)
     if values is None:

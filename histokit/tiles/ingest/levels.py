@@ -46,7 +46,9 @@ class Levels:
 
     kinds: list = field(default_factory=list)  # of `KINDS`, or the name of the one folder whose files are tiles
     said: list = field(default_factory=list)  # what the owner should know
-    masks: str = ""  # name of the folder level that holds masks beside that of tiles
+    masks: str = ""  # name of the folder that holds masks, beside `tiles`
+    tiles: str = ""
+    at: int = 0  # level of these two
 
 
 def split_of(name):
@@ -69,6 +71,7 @@ def plain(name):
 def guess(names):
     """`Levels` of pictures [name, ...], relative to the root; kinds [] where there are no folders, or none that could be classes."""
     parts = [name.split("/")[:-1] for name in names]
+    parts = [part for part in parts if not any(plain(folder) in UNLABELLED for folder in part)]
     depth = _depth(parts)
     parts = [part[:depth] for part in parts if len(part) >= depth]
     kinds, found = ["-"] * depth, Levels()
@@ -77,8 +80,8 @@ def guess(names):
         if "split" not in kinds and sum(split_of(value) is not None for value in values) > len(values) / 2:
             kinds[k] = "split"
         elif {plain(value) for value in values} & set(PICTURES) and {plain(value) for value in values} & set(MASKS):
-            kinds[k] = max((v for v in set(values) if plain(v) in PICTURES), key=values.count)
-            found.masks = max((v for v in set(values) if plain(v) in MASKS), key=values.count)
+            found.tiles = kinds[k] = max((v for v in set(values) if plain(v) in PICTURES), key=values.count)
+            found.masks, found.at = max((v for v in set(values) if plain(v) in MASKS), key=values.count), k
     parts = [part for part in parts if _is_tile(part, kinds)]
     telling = [k for k in range(depth) if kinds[k] == "-" and _tells(parts, k)]
     if telling:
@@ -119,9 +122,15 @@ def _tells(parts, k):
 
 
 def _class_level(parts, telling):
-    """The level of the classes: words before codes before numbers; of equals the lower one where its names come back, else the upper."""
+    """The level of the classes: words before codes before numbers; of equals the lower one where its names come back, else the upper.
+
+    Of two levels of numbers that cross, 0 and 1 and the numbers of patients, the one with fewer names.
+    """
     look = {k: _look(sorted({part[k] for part in parts})) for k in telling}
     best = [k for k in telling if look[k] == max(look.values())]
+    if max(look.values()) == NUMBERED:
+        crossing = [k for k in best if k == best[0] or comes_back(parts, k, telling) >= 0.8]
+        return min(crossing, key=lambda k: len({part[k] for part in parts}))
     for k in reversed(best):
         if k != telling[0] and comes_back(parts, k, telling) >= 0.8:
             return k

@@ -5,8 +5,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from histokit.tiles.ingest import levels
-
 VERSION = 1
 WORD = r"(mask|masks|seg|segm|segmentation|anno|annotation|annotated|label|labels|labelled|labeled|gt|groundtruth|ground_truth|overlay|bw)"
 SUFFIX = re.compile(rf"[ _.\-]+{WORD}([ _\-]?\d+)?$", re.IGNORECASE)
@@ -32,26 +30,26 @@ def apart(pictures, found=None):
 
 
 def _by_folder(pictures, found):
-    k = next(i for i, kind in enumerate(found.kinds) if kind not in levels.KINDS)
-    tiles, masks = [], {}
+    k, tiles, masks = found.at, [], {}
     for name in pictures:
         folders = name.split("/")[:-1]
         if len(folders) > k and folders[k] == found.masks:
-            masks.setdefault(tuple(folders), {})[PurePosixPath(name).stem] = name
-        elif len(folders) > k and folders[k] == found.kinds[k]:
+            stem = PurePosixPath(name).stem
+            held = masks.setdefault(tuple(folders), {})
+            held |= {bare: name for bare in _bare(stem) if bare not in held} | {stem: name}
+        elif len(folders) > k and folders[k] == found.tiles:
             tiles.append(name)
     rules, of = Counter(), 0
     for name in tiles:
         folders = name.split("/")[:-1]
         beside = masks.get((*folders[:k], found.masks, *folders[k + 1 :]), {})
         stem = PurePosixPath(name).stem
-        mask = next((beside[one] for one in beside if one == stem or SUFFIX.sub("", one) == stem or PREFIX.sub("", one) == stem), None)
-        if mask:
+        if mask := beside.get(stem):
             of += 1
             places = [f"{{{i}}}" for i in range(k)] + [found.masks] + [f"{{{i}}}" for i in range(k + 1, len(folders))]
             rules["/".join([*places, PurePosixPath(mask).name.replace(stem, "{stem}", 1)])] += 1
-    every = [name for held in masks.values() for name in held.values()]
-    return Masks(tiles, every, next(iter(rules)) if len(rules) == 1 and of == len(tiles) else "", [], of)
+    every = list(dict.fromkeys(name for held in masks.values() for name in held.values()))
+    return Masks(tiles, every, next(iter(rules)) if len(rules) == 1 and of == len(tiles) else "", [found.masks], of)
 
 
 def _by_name(pictures):

@@ -76,8 +76,9 @@ def _given_splits(guess):
     every = [name for names in guess["names"].values() for name in names]
     found = {name: (levels.read(name, guess["kinds"]) or {}).get("split") for name in every}
     for table in guess["tables"]:
-        if not table.why_not and (table.split or "split" in table.columns):
-            column = table.data["split"].map(levels.split_of) if "split" in table.columns else [table.split] * len(table.data)
+        by_name = isinstance(guess["table"], dict)
+        if not table.why_not and (by_name or "split" in table.columns):
+            column = [table.split] * len(table.data) if by_name else table.data["split"].map(levels.split_of)
             found |= dict(zip(table.data["file_name"], column, strict=True))
     return found
 

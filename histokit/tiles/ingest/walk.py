@@ -37,15 +37,16 @@ def look(root, folder="", follow=False):
 
     Raises ValueError for a name that is not UTF-8, with the command that mends it.
     """
-    found, todo, met = Found(), [folder], set()
+    found, todo, met = Found(), [folder], {os.path.realpath(os.path.join(root, folder))}
     while todo:
         here = todo.pop()
-        for entry in os.scandir(os.path.join(root, here) if here else root):
+        entries = os.scandir(os.path.join(root, here) if here else root)
+        for entry in sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name)):  # what lies here before what is linked
             name = f"{here}/{entry.name}" if here else entry.name
             _check_name(root, name)
             if is_litter(entry.name):
                 found.litter[entry.name if entry.name[0] != "." else "hidden files"] += 1
-            elif entry.is_symlink() and not (follow and os.path.exists(entry.path)):
+            elif entry.is_symlink() and not _readable(root, entry, follow):
                 found.links[name] = os.path.realpath(os.path.join(root, name))
             elif entry.is_dir():
                 place = os.path.realpath(os.path.join(root, name)) if follow else name
@@ -59,9 +60,15 @@ def look(root, folder="", follow=False):
     return found
 
 
+def _readable(root, entry, follow):
+    """Whether a link is read through: any that leads somewhere where that is wished, else one to a file below the root."""
+    target = os.path.realpath(entry.path)
+    return os.path.exists(target) and (follow or (os.path.isfile(target) and target.startswith(os.path.realpath(root) + os.sep)))
+
+
 def is_litter(name):
     """Whether a file or folder of this name is nobody's data: hidden, or left by a system."""
-    return name.startswith(".") or name.casefold() in LITTER
+    return name.startswith((".", "~$")) or name.casefold() in LITTER
 
 
 def _sort(found, name):
