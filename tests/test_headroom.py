@@ -6,7 +6,7 @@ import pytest
 import squares
 
 from histokit import runs
-from histokit.evaluate import headroom
+from histokit.evaluate import preflight
 from histokit.metrics import stats
 from histokit.tiles import data
 
@@ -15,7 +15,7 @@ def test_the_gain_is_that_of_the_mean_recall_of_the_rare_classes_alone():
     val = pd.DataFrame({"label": ["a"] * 4 + ["b"] * 4, "case_id": list("ppqqrrss")})
     before = np.array([0, 0, 0, 0, 0, 0, 1, 1])  # b: half found
     after = np.array([1, 1, 1, 1, 1, 1, 1, 1])  # b: all; a: none, which is not asked
-    tiles, cases, first, gain, low, high = headroom._gain(val, ["a", "b"], ["b"], before, after)
+    tiles, cases, first, gain, low, high = preflight._gain(val, ["a", "b"], ["b"], before, after)
     assert (tiles, cases, first, gain) == (4, 2, 0.5, 0.5) and np.isnan(low) and np.isnan(high), "two cases carry no interval"
 
 
@@ -24,7 +24,7 @@ def test_the_interval_is_the_paired_one_over_cases():
     cases = np.repeat(np.arange(20), 3)
     val = pd.DataFrame({"label": ["a"] * 60, "case_id": [f"c{k:02d}" for k in cases]})
     before, after = (rng.integers(0, 2, 20)[cases] for _ in range(2))
-    *_, gain, low, high = headroom._gain(val, ["a", "b"], ["a"], before, after)
+    *_, gain, low, high = preflight._gain(val, ["a", "b"], ["a"], before, after)
     per_case = (after == 0).reshape(20, 3).mean(1) - (before == 0).reshape(20, 3).mean(1).astype(float)
     half = stats.stats.t.ppf(0.975, 19) * per_case.std(ddof=1) / np.sqrt(20)  # of cases of equal size this is Student's interval
     assert gain == pytest.approx(per_case.mean())
@@ -55,11 +55,11 @@ class Colour:
 
 def test_spare_tiles_of_the_same_and_of_other_cases_are_asked_about_apart(made_rare):
     run, tiles = made_rare
-    found = headroom.measure(run, tiles, data.dataset(run), Colour())
+    found = preflight.headroom(run, tiles, data.dataset(run), Colour())
     assert found["whose"].tolist() == ["same_cases", "new_cases"] and found["through"].tolist() == ["none", "none"]
     assert found["added"].tolist() == [1, 6] and found["tiles"].tolist() == [4, 4] and found["cases"].tolist() == [2, 2]
     assert (found["before"] + found["difference"]).tolist() == [1, 1], "plain colours are told apart"
-    (line,) = headroom.said(found)
+    (line,) = preflight.headroom_said(found)
     assert (
         "up to 1 more true tiles a class, of the same cases: " in line
         and "up to 6 more true tiles a class, of other cases: " in line
@@ -75,16 +75,16 @@ def test_what_the_autoencoder_leaves_is_asked_of_the_same_tiles(made_rare):
             return np.full_like(pixels, 128)
 
     run, tiles = made_rare
-    found = headroom.measure(run, tiles, data.dataset(run), Colour(), Grey())
+    found = preflight.headroom(run, tiles, data.dataset(run), Colour(), Grey())
     assert found["through"].tolist() == ["none", "vae"] * 2 and found["added"].tolist() == [1, 1, 6, 6]
-    plain = headroom.measure(run, tiles, data.dataset(run), Colour())
+    plain = preflight.headroom(run, tiles, data.dataset(run), Colour())
     assert found.query("through == 'none'")["difference"].tolist() == plain["difference"].tolist()
-    (line,) = headroom.said(found)
+    (line,) = preflight.headroom_said(found)
     assert line.count("after this base's autoencoder") == 2
 
 
 def test_nothing_is_said_where_no_class_was_made_rare():
     squares.dataset()
     run = runs.start(experiment="exp", step="look")
-    found = headroom.measure(run, data.load(run), data.dataset(run), Colour())
-    assert len(found) == 0 and headroom.said(found) == []
+    found = preflight.headroom(run, data.load(run), data.dataset(run), Colour())
+    assert len(found) == 0 and preflight.headroom_said(found) == []
