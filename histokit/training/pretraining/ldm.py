@@ -17,7 +17,7 @@ from histokit.diffusion import backbone, losses
 from histokit.tiles import augment
 from histokit.training import loop
 
-VERSION = 2
+VERSION = 3
 # The text's states, pooled by attention, are added to the embedding of the timestep, so that every block hears them at every noise level.
 POOLED = {"addition_embed_type": "text", "addition_embed_type_num_heads": 8}
 
@@ -276,9 +276,9 @@ def caption_batches(mean, logvar, source, captions, weights, scaling, batch_size
 def diffusion_player(model, lr=6e-4, caption_dropout=0.1):
     """UNet and text encoder together on the denoising error; each caption is emptied with probability `caption_dropout`.
 
-    Timesteps are drawn where the layout is decided, see `losses.structure_weight`.
+    Of a velocity, timesteps are drawn where the layout is decided, see `losses.timestep_draw`; of the noise, all alike.
     """
-    draw = losses.timestep_draw(model.scheduler, "structure")
+    draw = losses.timestep_draw(model.scheduler, "structure" if model.scheduler.config.prediction_type == "v_prediction" else "uniform")
 
     def loss(batch, step, generator):
         z = batch["latents"].to(model.device)

@@ -19,7 +19,7 @@ from histokit.training import loop
 from histokit.training.pretraining import decoder, held_out, ldm, representation, sample_quality
 from histokit.vision import encoders
 
-VERSION = 2
+VERSION = 3
 WORDS = (  # so that a class no one has trained on still has words of its own; SD's vocabulary would have them
     "adenoma adenocarcinoma carcinoma tumour tumor cancer metastasis neoplasia dysplasia polyp serrated hyperplastic tubular villous "
     "mucinous cribriform papillary solid normal mucosa colon colorectal rectum stomach breast lung prostate liver kidney skin lymph node "
