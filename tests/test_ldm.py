@@ -185,6 +185,14 @@ def test_layout_weighs_full_and_what_is_hardly_hidden_little():
     assert float(weight[1]) == 1, "below SNR 5 nothing is taken away"
 
 
+def test_structure_is_for_bases_that_predict_a_velocity():
+    assert losses.timestep_draw(tiny_model(prediction_type="v_prediction").scheduler, "structure")(4, torch.Generator()).shape == (4,)
+    with pytest.raises(ValueError, match="this base predicts the noise"):
+        losses.timestep_draw(tiny_model().scheduler, "structure")
+    with pytest.raises(ValueError, match="timesteps 'late' is unknown"):
+        losses.timestep_draw(tiny_model().scheduler, "late")
+
+
 def test_the_schedule_is_that_of_stable_diffusion_but_ends_in_noise():
     from diffusers import DDIMScheduler
 

@@ -85,7 +85,7 @@ def test_every_setting_is_part_of_what_a_resumed_run_is_compared_by(kind):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_whoever_resumes_with_another_setting_is_refused(method, tiles, tmp_path):
-    model, usual = tiny_model(), {"steps": 1, "batch_size": 2, "n_vectors": 2, "sheet_every": 0}
+    model, usual = tiny_model(prediction_type="v_prediction"), {"steps": 1, "batch_size": 2, "n_vectors": 2, "sheet_every": 0}
 
     def train(**changes):
         adapters.unload(model)
