@@ -33,10 +33,10 @@ research results on other tissue: bring Stable Diffusion 1.x / 2.x or a model of
 # What must be looked at and remembered; written anew with new weights.
 LOOKS = (
     "From pure noise it draws crypts with lumina for low-grade neoplasia and solid sheets for carcinoma; high-grade neoplasia it hardly "
-    "tells from carcinoma. Of 48 samples of toy's common classes at guidance 2 an independent network recognises 27 (56 % [42 to 69]): all of "
-    "stroma and fat, half of normal glands, three in eight of solid tumour, one in four of lymphoid tissue and adenoma. Samples of the two "
-    "hospitals' classes are farther from real ones in mini-ssl than before the last 2,400 updates (KID x 1000 then 111, at guidance 1 now "
-    "166 of 144 samples)."
+    "tells from carcinoma. Of 48 samples of toy's common classes at guidance 2 an independent network recognises 27 (56 % [42 to 69]): "
+    "all of stroma and fat, half of normal glands, three in eight of solid tumour, one in four of lymphoid tissue and adenoma. Samples of "
+    "the two hospitals' classes are farther from real ones in mini-ssl than before the last 2,400 updates (KID x 1000 then 111, at "
+    "guidance 1 now 166 of 144 samples)."
 )
 HISTORY = """
   The UNet's first 2,200 updates saw the same latents before they were centred, on SD's own schedule; its last 4,000 began with a new
