@@ -255,6 +255,6 @@ def test_a_tokenizer_that_does_not_fit_its_text_encoder_is_refused(tmp_path):
     for path in (tmp_path / "base" / "tokenizer").iterdir():
         if path.name in ("tokenizer.json", "vocab.json", "merges.txt"):
             path.unlink()
-    with pytest.raises((ValueError, OSError), match="tokenizer"):
+    with pytest.raises(ValueError, match=rf"its tokenizer has \d+ words and its text encoder {words}"):
         backbone.load(str(tmp_path / "base"))
     assert words == config["vocab_size"]

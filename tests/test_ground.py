@@ -9,6 +9,7 @@ import tomllib
 
 import pytest
 
+from histokit.core import machine
 from histokit.runs import keys
 
 # Who may import whom: a room imports those of the lines above it and its own, never one of its own line and none below.
@@ -162,3 +163,8 @@ def test_every_table_of_a_notebook_is_the_last_of_its_cell(repository):
             calls = [node for node in calls if getattr(node.value, "id", "") == "plots"]
             last = [node for node in ast.walk(body[-1]) if node in calls]
             assert isinstance(body[-1], ast.Expr) and len(last) == len(calls) == 1, f"{path.name}, cell {cell['id']}"
+
+
+def test_make_gives_what_it_starts_the_environment_of_kernels(repository):
+    given = dict(re.findall(r"^export (\w+) \?= (\S+)$", (repository / "Makefile").read_text(), re.M))
+    assert given == machine.KERNEL

@@ -15,11 +15,11 @@ import torch
 from histokit.core import files, machine, progress
 from histokit.diffusion import backbone, latents, sampling
 from histokit.generate import previews, synthetic
-from histokit.generate.policies import POLICIES, SETTINGS, STAINS, job_table
+from histokit.generate.policies import POLICIES, SETTINGS, job_table
 from histokit.tiles import data, decode, staining
 
 __all__ = [
-    "POLICIES", "SETTINGS", "STAINS", "Previewer", "export_json", "import_json", "job_table", "previewer", "render",
+    "POLICIES", "SETTINGS", "Previewer", "export_json", "import_json", "job_table", "previewer", "render",
 ]  # fmt: skip
 
 VERSION = 2
@@ -53,7 +53,7 @@ class Sources:
         """Manifest rows of the pictures that jobs start from: the tiles themselves, or in the stain of another case."""
         if not any(stain for _, stain in worn):
             return rows.loc[[tile for tile, _ in worn]]
-        restain = staining.Restainer(data.training(tiles), max(jobs["stain_method"]))
+        restain = staining.Restainer(data.training(tiles), max(jobs["stain_method"]))  # one of a table, "" where a job keeps its own
         px = self.model.tile_px
         return pd.DataFrame([restain.written(rows.loc[tile], stain, px) if stain else dict(rows.loc[tile]) for tile, stain in worn])
 
@@ -161,7 +161,7 @@ def _key(model, row, sources):
 
 def _told(batch, row, path):
     """What the manifest says of one job: how it was made, and how hard its prompt pulled where there was guidance."""
-    names = (*SETTINGS, "true_steps", "policy", "stain", "source_class", "source_group", "target_group")
+    names = (*SETTINGS, "true_steps", "policy", "stain", "stain_method", "source_class", "source_group", "target_group")
     pull = {name: value for name, value in synthetic.facts(path).items() if name == PULL}
     settings = {name: getattr(row, name) for name in names} | {"batch": batch}
     return {"method": "img2img" if row.tile_id else "text2img", "settings": settings, "scores": pull}

@@ -99,25 +99,11 @@ def job_table(
                 group = wanted[i % len(wanted)]
             text = prompting.caption(prompt, word, prompting.group_words(group_terms, group))
             lora_sha, token_sha = adapters.shas(model, text)
-            rows.append(
-                {
-                    "job": f"{files.slug(name)}-{i:05d}",
-                    "tile_id": source["tile_id"] if source is not None else "",
-                    "stain": stain,
-                    "stain_method": stain_method if stain else "",
-                    "source_class": source["label"] if source is not None else "",
-                    "source_group": source["group"] if source is not None else "",
-                    "class": name,
-                    "target_group": group,
-                    "prompt": text,
-                    **settings,
-                    "number": i,
-                    "seed": files.seed(seed, name, i),
-                    "policy": policy,
-                    "lora_sha": lora_sha,
-                    "token_sha": token_sha,
-                }
-            )
+            known = {"tile_id": "tile_id", "source_class": "label", "source_group": "group"}  # of the source, "" where there is none
+            row = {ours: source[theirs] if source is not None else "" for ours, theirs in known.items()} | settings
+            row |= {"job": f"{files.slug(name)}-{i:05d}", "class": name, "target_group": group, "prompt": text, "policy": policy}
+            row |= {"stain": stain, "stain_method": stain_method if stain else "", "number": i, "seed": files.seed(seed, name, i)}
+            rows.append(row | {"lora_sha": lora_sha, "token_sha": token_sha})
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

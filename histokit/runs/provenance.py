@@ -274,17 +274,14 @@ def _touched(experiment, own):
             rows.append((places.relative(folder), "its tokens or LoRA learned from them", seen))
     synthetic = list(_synthetic(experiment))
     for folder, record, made in synthetic:
-        rendered = made["sources"].map(lambda text: bool(set(json.loads(text or "[]")) & set(own["tile_id"]))) & made["run_id"].eq(
-            record["run_id"]
-        )
-        stained = made["settings"].map(lambda text: json.loads(text or "{}").get("stain", "") in set(own["case_id"])) & made["run_id"].eq(
-            record["run_id"]
-        )
-        if (stained & ~rendered).any():
-            rows.append((places.relative(folder), "tiles in their stain", int((stained & ~rendered).sum())))
+        here = made["run_id"].eq(record["run_id"])
+        rendered = here & made["sources"].map(lambda text: bool(set(json.loads(text or "[]")) & set(own["tile_id"])))
+        stained = here & ~rendered & made["settings"].map(lambda text: json.loads(text or "{}").get("stain", "") in set(own["case_id"]))
+        if stained.any():
+            rows.append((places.relative(folder), "tiles in their stain", int(stained.sum())))
         if rendered.any():
             rows.append((places.relative(folder), "tiles rendered from them", int(rendered.sum())))
-        if taught & set(_parent_folders(record)) and made["run_id"].eq(record["run_id"]).any():
+        if taught & set(_parent_folders(record)) and here.any():
             rows.append((places.relative(folder), "tiles made with such tokens or LoRA", len(made)))
         if rows and rows[-1][0] == places.relative(folder):
             tainted.add(record["run_id"])

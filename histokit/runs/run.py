@@ -2,7 +2,7 @@
 
 `start` opens outputs/<experiment>/<step>/[<class>/] under a lock and writes run.json as `running`; `Run.finish` writes the result,
 a hash of every file, and `done`. Between the two, whatever kills the process leaves a folder that the next start can resume.
-`check` answers, without a kernel, whether a folder still holds what its parameters, code and inputs would give.
+Whether a folder still holds what its parameters, code and inputs would give is asked in `states`.
 """
 
 import atexit
@@ -16,10 +16,10 @@ from pathlib import Path
 
 from histokit.core import files, locks
 from histokit.core.machine import commit, device, memory, notice, threads, versions
-from histokit.runs import keys, places
+from histokit.runs import keys, places, states
 from histokit.runs.places import folder
 
-__all__ = ["Run", "check", "folder", "mark_failed", "notice", "parameters", "start", "versions"]
+__all__ = ["Run", "folder", "notice", "parameters", "start", "versions"]
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
 BIG = 100_000  # rows above which a manifest is parquet
@@ -56,7 +56,7 @@ def start(*, experiment, step, recipe="", class_name="", seed=0, **parameters):
     given = dict(parameters, experiment=experiment, step=step, recipe=recipe, class_name=class_name, seed=seed)
     place = places.folder(experiment, step, class_name, given.get("shard", ""))
     notebook = keys.find_notebook(step)
-    key = _key(given, notebook)
+    key = states.key(given, notebook)
     place.parent.mkdir(parents=True, exist_ok=True)
     with locks.alone(place.parent):
         place.mkdir(exist_ok=True)
@@ -64,7 +64,7 @@ def start(*, experiment, step, recipe="", class_name="", seed=0, **parameters):
         lock = locks.acquire(place)
         try:
             old = places.read(place)
-            changes = _changes(old, key) if old else []
+            changes = states.changes(old, key) if old else []
             resume = bool(old) and old.get("status") in ("running", "failed") and "key" in old and not changes
             if resume:
                 files.sweep(place)
@@ -133,7 +133,7 @@ class Run:
             if record and "key" in record:
                 was = record["key"]["parameters"]
                 same = {**self.record["key"]["parameters"], **{name: was[name] for name in but if name in was}}
-                if not _changes(record, {**self.record["key"], "parameters": same}):
+                if not states.changes(record, {**self.record["key"], "parameters": same}):
                     return path
         return None
 
@@ -256,67 +256,6 @@ class Run:
         self._alive()
         files.write_json(self.folder / places.RECORD, self.record | facts)
         self.record |= facts
-
-
-def check(folder, parameters, notebook_path):
-    """Whether a run folder holds what these parameters and this notebook would give; no kernel, no torch.
-
-    Returns:
-        (state, why) with state "done", "stale", "missing", "running", "interrupted" or "failed"; `why` names each field that changed.
-    """
-    folder = Path(folder)
-    holder = locks.read(folder)
-    if holder and not locks.stale(holder):
-        return "running", locks.describe(holder)
-    record = places.read(folder)
-    if record is None:
-        return "missing", "never run"
-    if record["status"] == "failed":
-        return "failed", record.get("error", "")
-    from histokit.runs import notebooks
-
-    declared = {name: parameter.default for name, parameter in notebooks.declared(notebook_path).items()}
-    changes = _changes(record, _key(declared | dict(parameters), notebook_path))
-    if record["status"] != "done":
-        return "interrupted", "; ".join(changes) or "can be resumed"
-    gone = [name for name, facts in record["outputs"].items() if places.size(folder / name) != facts["size"]]
-    if gone:
-        changes.append(f"{gone[0]} is missing or changed" + (f", and {len(gone) - 1} more files" if len(gone) > 1 else ""))
-    return ("stale", "; ".join(changes)) if changes else ("done", "")
-
-
-def mark_failed(folder, text):
-    """Writes status `failed` and the reason into a folder whose writer is gone; a finished run is left alone."""
-    folder = Path(folder)
-    holder = locks.read(folder)
-    if holder and not locks.stale(holder):
-        raise locks.Locked(f"{folder} is being written by {locks.describe(holder)}")
-    record = places.read(folder) or {"run_id": "", "parameters": {}}
-    if record.get("status") != "done":
-        files.write_json(folder / places.RECORD, record | {"status": "failed", "error": str(text)})
-        (folder / locks.NAME).unlink(missing_ok=True)
-
-
-def _key(given, notebook):
-    """The facts of a run that are known before it starts."""
-    known = {"code": keys.code(notebook), "modules": keys.modules(notebook)} if notebook else {"code": None, "modules": {}}
-    return {"parameters": keys.parameters(given), **known}
-
-
-def _changes(record, key):
-    """Every reason why a recorded run is not what `key` would give now."""
-    changes = keys.differences(record.get("key") or {}, key)
-    for name, facts in record.get("inputs", {}).items():
-        if not keys.same(places.restored(name), facts):
-            changes.append(f"input {name} changed" if places.restored(name).exists() else f"input {name} is gone")
-    for request in record.get("parents", []):
-        step, wanted, whose = request["step"], request["class_name"], request.get("experiment", record["experiment"])
-        found = places.find_all(whose, step).values() if wanted == "*" else [places.find(whose, step, wanted)]
-        if None in found or not found:
-            changes.append(f"parent {step} is not there or not finished")
-        elif {places.relative(path): places.read(path)["outputs_sha256"] for path in found} != request["found"]:
-            changes.append(f"parent {step} changed")
-    return changes
 
 
 def _missing(run, step, class_name, experiment=""):

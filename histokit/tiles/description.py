@@ -48,8 +48,6 @@ class Description:
     split: dict = field(default_factory=lambda: {"train": 0.6, "val": 0.15, "test": 0.25})
     licence: str = ""
     procedural: str = ""  # "toy": drawn by histokit itself
-    names: list | None = None  # label_tables.Names of its tiles and of all its pictures, once the root was walked
-    split_folders: bool | None = None  # whether folders of splits lie at the top, once somebody looked
 
 
 def own_name(label):
@@ -118,7 +116,7 @@ def _read(path):
         raise ValueError(f"{path}: is not valid YAML: {error}") from error
     if not isinstance(given, dict):
         raise ValueError(f"{path}: expected `key: value` lines, got {type(given).__name__}")
-    kinds = {f.name: f.type for f in fields(Description) if f.name not in ("path", "names", "split_folders")} | {
+    kinds = {f.name: f.type for f in fields(Description) if f.name != "path"} | {
         "target_mpp": float,
         "group": str,
     }

@@ -50,9 +50,9 @@ def _from_folders(described):
     """Rows of class folders, of train/val/test above them, or of the levels that the description names."""
     root, found = described.root, walk.look(described.root, follow=described.follow_links)
     _check_links(root, found.links)
-    rows = []
+    kinds, rows = described.levels or _usual(described), []
     if described.classes != [TISSUE]:
-        rows = [row for name in found.pictures if (row := _row(described, name)) is not None]
+        rows = [row for name in found.pictures if (row := _row(described, name, kinds)) is not None]
     if described.unlabelled:
         folder = "" if described.unlabelled == "." else described.unlabelled
         if not (root / folder).is_dir():
@@ -69,24 +69,21 @@ def _from_folders(described):
     return _without_masks(described, tiles if "split" in tiles else tiles.assign(split=""))
 
 
-def _row(described, name):
+def _row(described, name, kinds):
     """What the folders of a picture say of it, None where it is no labelled tile."""
-    folders = name.split("/")[:-1]
     if _left_out(described, name) or name.startswith(f"{described.unlabelled or chr(0)}/"):
         return None
-    told = levels.read(name, described.levels or _usual(described, folders))
+    told = levels.read(name, kinds)
     if told is None or not told.get("class"):
         return None
     return {"file_name": name, "label": own_name(told.pop("class")), "use": "labelled", **told}
 
 
-def _usual(described, folders):
+def _usual(described):
     """The levels where a description names none: a class, below a split where there are folders of splits."""
-    if described.split_folders is None:
-        tops = [e.name for e in os.scandir(described.root) if e.is_dir(follow_symlinks=described.follow_links)]
-        below = (described.root / name for name in tops if levels.split_of(name))  # a class may be called test
-        described.split_folders = any(entry.is_dir() for folder in below for entry in os.scandir(folder))
-    return ["split", "class"] if described.split_folders else ["class"]
+    tops = [e.name for e in os.scandir(described.root) if e.is_dir(follow_symlinks=described.follow_links)]
+    below = (described.root / name for name in tops if levels.split_of(name))  # a class may be called test
+    return ["split", "class"] if any(entry.is_dir() for folder in below for entry in os.scandir(folder)) else ["class"]
 
 
 def _left_out(described, name):
@@ -120,7 +117,10 @@ def _check_links(root, links):
 def _from_table(described):
     """Rows of one table, or of one for each split; everything is read as text, so case 007 stays 007."""
     tables = described.table if isinstance(described.table, dict) else {"": described.table}
-    parts = [_one_table(described, path, split) for split, path in tables.items()]
+    every = walk.look(described.root, follow=described.follow_links).pictures
+    tiles = [name for name in every if not _left_out(described, name)]
+    names = [label_tables.Names(described.root, some) for some in (tiles, every)]  # of what may be a tile, and of masks as well
+    parts = [_one_table(described, path, split, *names) for split, path in tables.items()]
     tiles = pd.concat(parts, ignore_index=True)
     texts = [name for name in tiles if name not in ("mpp", "line")]
     tiles[texts] = tiles[texts].fillna("").astype(str)  # of a column that one of the tables lacks
@@ -135,8 +135,8 @@ def _from_table(described):
     return tiles.drop(columns="table")
 
 
-def _one_table(described, path, split):
-    columns, table = described.columns, label_tables.read(path, described.root, _names(described))
+def _one_table(described, path, split, names, with_masks):
+    columns, table = described.columns, label_tables.read(path, described.root, names)
     theirs = {ours: columns.get(ours, ours) for ours in ("file_name", "label", "split", "mask", "mpp", *FACTS)}
     for ours, name in theirs.items():
         if name not in table and (ours in columns or ours in ("file_name", "label")):
@@ -155,9 +155,9 @@ def _one_table(described, path, split):
         tiles["split"] = split
     _read_split(path, tiles)
     _read_mpp(path, tiles)
-    for column in ("file_name", "mask"):
+    for column, there in (("file_name", names), ("mask", with_masks)):
         if column in tiles:
-            tiles[column] = _existing(described, tiles[column], tiles["line"], path, required=column == "file_name")
+            tiles[column] = _existing(described.root, there, tiles[column], tiles["line"], path, required=column == "file_name")
     return tiles
 
 
@@ -186,11 +186,10 @@ def _read_mpp(path, tiles):
         tiles["mpp"] = numbers
 
 
-def _existing(described, cells, lines, path, required):
+def _existing(root, names, cells, lines, path, required):
     """The names as they are on disk; refuses rows outside the root and files that do not exist; "" only when not required."""
-    root = described.root
     beside = path.parent.relative_to(root).as_posix() if path.parent.is_relative_to(root) else ""
-    found = _names(described, masks=not required).find(cells, "" if beside == "." else beside)
+    found = names.find(cells, "" if beside == "." else beside)
     lost = [i for i, name in enumerate(found) if name is None and (required or cells.iloc[i])]
     if lost:
         where = f"{path} row {lines.iloc[lost[0]]}: {cells.iloc[lost[0]]!r}"
@@ -201,15 +200,6 @@ def _existing(described, cells, lines, path, required):
             f"{where} does not exist below {root} ({len(lost)} of {len(cells)} rows are so); correct the row or delete it, or set `root`"
         )
     return pd.Series([name or "" for name in found], index=cells.index, dtype="str")
-
-
-def _names(described, masks=False):
-    """`label_tables.Names` of the pictures that may be tiles, or of all, masks included; the root is walked once."""
-    if described.names is None:
-        every = walk.look(described.root, follow=described.follow_links).pictures
-        tiles = [name for name in every if not _left_out(described, name)]
-        described.names = [label_tables.Names(described.root, some) for some in (tiles, every)]
-    return described.names[masks]
 
 
 def _leads_out(root, cell):
