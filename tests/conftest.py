@@ -93,3 +93,18 @@ def pytest_collection_modifyitems(items):
         if not torch.cuda.is_available():
             for item in marked:
                 item.add_marker(pytest.mark.skip(reason="no GPU that torch can use"))
+
+
+@pytest.fixture
+def drafted(root, capsys):
+    """`drafted(folder)` -> (what init printed, the rows that 00 would read)."""
+
+    from histokit.tiles import autodescribe, data
+
+    def of(folder, scan=True):
+        path = root / "params" / "datasets" / "draft.yaml"
+        path.unlink(missing_ok=True)
+        assert autodescribe.draft(folder, path) == 0
+        return capsys.readouterr().out, data.scan(data.describe(path)) if scan else None
+
+    return of

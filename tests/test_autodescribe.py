@@ -3,6 +3,7 @@ import pytest
 from folders import class_folders, save, texture
 
 from histokit.tiles import autodescribe, data
+from histokit.tiles.ingest import case_patterns
 
 
 def names(*texts):
@@ -29,7 +30,7 @@ def test_the_case_is_found_in_the_name(lines, cases):
     import re
 
     found = names(*lines)
-    pattern = autodescribe.case_pattern(found)
+    pattern = case_patterns.guess(found)
     assert {re.search(pattern, name)["case_id"] for group in found.values() for name in group} == cases
 
 
@@ -44,7 +45,7 @@ def test_the_case_is_found_in_the_name(lines, cases):
     ids=["hashes", "running numbers", "random letters", "one running number"],
 )
 def test_no_case_is_made_up(lines):
-    assert autodescribe.case_pattern(names(*lines)) == ""
+    assert case_patterns.guess(names(*lines)) == ""
 
 
 def test_a_drafted_description_is_valid_and_shows_its_guess(root, capsys):

@@ -5,55 +5,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from folders import save, texture
+from field_folders import TWO, classes, counts, flat, tiles, write
 
-from histokit.tiles import audit, autodescribe, data
-from histokit.tiles.ingest import label_tables, levels, masks, walk
-
-
-def tiles(root, names, px=16):
-    for i, name in enumerate(names):
-        save(Path(root) / name, texture(i, px))
-    return Path(root)
-
-
-def classes(names=("adipose", "stroma", "tumour"), cases=4, per=3, suffix="png", above="", below=""):
-    """CLASS/P07_1.png, each case in one class."""
-    return [
-        f"{above}{name}/{below}P{10 * k + c:02d}_{i}.{suffix}" for k, name in enumerate(names) for c in range(cases) for i in range(per)
-    ]
-
-
-def flat(names=("adipose", "stroma", "tumour"), cases=4, per=3, sub="images", suffix="png"):
-    """[{file, label, patient}] of images/t0001.png and so on."""
-    rows = []
-    for k, name in enumerate(names):
-        for c in range(cases):
-            for _ in range(per):
-                rows.append({"file": f"{sub}/t{len(rows):04d}.{suffix}", "label": name, "patient": f"P{10 * k + c:02d}"})
-    return rows
-
-
-@pytest.fixture
-def drafted(root, capsys):
-    """`drafted(folder)` -> (what init printed, the rows that 00 would read)."""
-
-    def of(folder, scan=True):
-        path = root / "params" / "datasets" / "draft.yaml"
-        path.unlink(missing_ok=True)
-        assert autodescribe.draft(folder, path) == 0
-        return capsys.readouterr().out, data.scan(data.describe(path)) if scan else None
-
-    return of
-
-
-def counts(rows):
-    return rows[rows["use"].eq("labelled")].groupby("label").size().to_dict()
-
+from histokit.tiles import audit, data
+from histokit.tiles.ingest import levels, masks, table_files, tile_names, walk
 
 # --- levels of folders -----------------------------------------------------------------------------------------------
 
-TWO = {"adipose": 12, "stroma": 12, "tumour": 12}
 LAYOUTS = {  # name -> (file names, {class: tiles}, cases, {split: tiles}); cases None for one a tile
     "class": (classes(), TWO, 12, {"": 36}),
     "class, case": ([n.replace("_", "/") for n in classes()], TWO, 12, {"": 36}),
@@ -251,11 +209,6 @@ def test_files_that_are_not_read_are_counted(root, drafted):
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def write(path, rows, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_csv(path, index=False, **options)
-
-
 RENAMED = [{"filename": row["file"], "label": row["label"], "patient": row["patient"]} for row in flat()]
 
 
@@ -332,7 +285,7 @@ def test_metadata_in_the_folders_of_splits_is_read_beside_its_files(root, drafte
 
 NOT_TILES = {
     "a legend": ([{"label": i, "name": n} for i, n in enumerate(TWO)], "0 of 3 names in its column 'name' are files"),
-    "coordinates": ([{"filename": n, "slide": n[-7:-4], "x": 128 * i, "y": 256 * (i % 7)} for i, n in enumerate(classes())],
+    "coordinates": ([{"filename": n, "x": 128 * i, "y": 256 * (i % 7)} for i, n in enumerate(classes())],
                     "it has no column that could be the class"),
     "measurements": ([{"image": n, "area": 0.37 * i, "nuclei": 17 * i % 41} for i, n in enumerate(classes())],
                      "it has no column that could be the class"),
@@ -364,28 +317,28 @@ def test_what_is_no_table_is_named(root, drafted):
 
 def test_cells_stay_as_they_are_spelt(tmp_path):
     (tmp_path / "t.csv").write_text("name,case,label\na.png,007, tumour \nb.png,1.10,\nc.png,1e5,NA\n")
-    table = label_tables.read(tmp_path / "t.csv")
+    table = table_files.read(tmp_path / "t.csv")
     assert table["case"].tolist() == ["007", "1.10", "1e5"] and table["label"].tolist() == ["tumour", "", "NA"]
     pd.DataFrame({"name": ["a", "b"], "class": [1.0, float("nan")], "note": [1.5, 2]}).to_parquet(tmp_path / "t.parquet")
-    assert label_tables.read(tmp_path / "t.parquet")["class"].tolist() == ["1", ""], "whole numbers with gaps are no fractions"
+    assert table_files.read(tmp_path / "t.parquet")["class"].tolist() == ["1", ""], "whole numbers with gaps are no fractions"
 
 
 def test_cells_are_never_cut_nor_taken_for_missing(tmp_path):
     (tmp_path / "t.csv").write_text("file,label\na.png,tumour, high grade\n")
-    with pytest.raises(label_tables.TableError, match="a cell that holds the separator ',' needs quotes"):
-        label_tables.read(tmp_path / "t.csv")
+    with pytest.raises(table_files.TableError, match="a cell that holds the separator ',' needs quotes"):
+        table_files.read(tmp_path / "t.csv")
     pd.DataFrame({"file": ["a", "b", "c"], "label": ["NA", "None", ""]}).to_excel(tmp_path / "t.xlsx", index=False)
-    assert label_tables.read(tmp_path / "t.xlsx")["label"].tolist() == ["NA", "None", ""]
+    assert table_files.read(tmp_path / "t.xlsx")["label"].tolist() == ["NA", "None", ""]
     frame = pd.DataFrame({"label": ["x", None, "y"], "k": [1, None, 3]}, index=pd.Index(["a.png", "b.png", "c.png"], name="file"))
     frame.convert_dtypes().to_parquet(tmp_path / "t.parquet")
-    table = label_tables.read(tmp_path / "t.parquet")
+    table = table_files.read(tmp_path / "t.parquet")
     assert table["file"].tolist() == ["a.png", "b.png", "c.png"] and table["k"].tolist() == ["1", "", "3"] and table["label"][1] == ""
 
 
 def test_a_table_without_header_keeps_cells_that_are_alike(root, drafted):
     folder = tiles(root / "set", [row["file"] for row in flat()])
     write(folder / "truth.csv", [{"a": r["file"], "b": r["label"], "c": 3, "d": 3} for r in flat()], header=False)
-    table = label_tables.read(folder / "truth.csv", folder, label_tables.Names(folder, [row["file"] for row in flat()]))
+    table = table_files.read(folder / "truth.csv", folder, tile_names.Names(folder, [row["file"] for row in flat()]))
     assert table.iloc[0].tolist() == ["images/t0000.png", "adipose", "3", "3"] and table.columns.tolist() == ["1", "2", "3", "4"]
 
 
@@ -412,7 +365,7 @@ def test_number_classes_with_gaps_are_read_as_they_are_drafted(root, drafted):
 
 
 def test_a_name_that_two_files_have_is_no_file():
-    names = label_tables.Names("/data", ["train/1.png", "test/1.png", "train/2.png"])
+    names = tile_names.Names("/data", ["train/1.png", "test/1.png", "train/2.png"])
     assert names.find(["1.png", "2", "train/1.PNG", "/data/test/1.png", "C:\\x\\2.png", "../1.png", ""]) == [
         None, "train/2.png", "train/1.png", "test/1.png", "train/2.png", None, None,
     ]  # fmt: skip

@@ -18,7 +18,7 @@ from histokit.core import files
 from histokit.toy import dataset
 
 NAMES = list(toy.CLASSES)
-CASES, TILES, EPOCHS, BATCH, RATE, SEED = 84, 420, 6, 48, 3e-3, 20_000  # tiles a class; the seed is no experiment's
+CASES, TILES, EPOCHS, BATCH, RATE, SEED = 84, 420, 12, 48, 3e-3, 20_000  # tiles a class; the seed is no experiment's
 
 
 def _draw(job):

@@ -8,11 +8,9 @@ import re
 from collections import Counter
 from pathlib import Path
 
-import pandas as pd
-
 from histokit.core import files
 from histokit.tiles.description import describe
-from histokit.tiles.ingest import label_tables, levels, masks, remarks, walk
+from histokit.tiles.ingest import remarks, survey
 
 VERSION = 1
 
@@ -34,7 +32,7 @@ def draft(folder, output=""):
     path = Path(output).expanduser().resolve() if output else files.root() / "params" / "datasets" / f"{name}.yaml"
     if path.exists():
         raise FileExistsError(f"{path} exists and is left as it is; delete it, or name another file with --output")
-    guess = look(root)
+    guess = survey.look(root)
     files.write_text(path, render(guess, root, name))
     try:
         described = describe(path)
@@ -45,163 +43,8 @@ def draft(folder, output=""):
     return 0
 
 
-def look(root):
-    """What can be told about a folder of tiles: dict with layout, names {class: [file names]}, sizes, case_of {file name: case} ..."""
-    found = walk.look(root)
-    apart = masks.apart(found.pictures)
-    guessed = levels.guess(apart.tiles)
-    if guessed.masks:
-        apart = masks.apart(found.pictures, guessed)
-    names = label_tables.Names(root, apart.tiles if found.tables else [])
-    tables = [label_tables.judge(root, name, names) for name in found.tables]
-    guess = {"table": "", "columns": {}, "levels": [], "kinds": [], "unlabelled": "", "skipped": {}, "refused": [], "case_of": {}}
-    guess["said"] = []
-    guess |= {"found": found, "tables": tables, "masks": apart}
-    guess |= _look_at_tables(tables) or _look_at_folders(apart.tiles, guessed)
-    every = [name for names in guess["names"].values() for name in names]
-    if not every:
-        there = "".join(f" {line}." for line in remarks.left_out(guess))
-        raise ValueError(
-            f"no tiles below {root}; expected CLASS/tile.png, train/CLASS/tile.png, or a CSV with a column of file names.{there}"
-        )
-    guess["sizes"] = _sizes(root, every)
-    guess["pattern"] = "" if guess["case_of"] else case_pattern(guess["names"])
-    if guess["pattern"]:
-        guess["case_of"] = {name: re.search(guess["pattern"], name)["case_id"] for name in every}
-    return guess
-
-
-def _look_at_tables(tables):
-    """The guess from the tables that list tiles: one, or one for each split; None without such a table."""
-    good = [table for table in tables if not table.why_not]
-    if not good:
-        return None
-    splits = [table for table in good if table.split and "split" not in table.columns]
-    first = max(good, key=lambda table: table.files)
-    used = [table for table in splits if table.columns == splits[0].columns] if splits else []
-    if len(used) < 2 or len({table.split for table in used}) < len(used):
-        used = [first]
-    for table in good:
-        if table not in used:
-            table.why_not = f"{', '.join(one.name for one in used)} list{'s' * (len(used) == 1)} the tiles already"
-    data = pd.concat([table.data for table in used], ignore_index=True)
-    labelled = data[data["label"].ne("")]
-    case = next((c for c in remarks.CASES if c in data), None)
-    several = len(used) > 1
-    return {
-        "table": {table.split: table.name for table in used} if several else first.name,
-        "columns": used[0].columns,
-        "layout": f"{'tables' if several else 'table'} {', '.join(table.name for table in used)}"
-        + (" with its own split" if several or "split" in data else ""),
-        "names": {name: list(rows) for name, rows in labelled.groupby("label")["file_name"]},
-        "case_of": dict(zip(labelled["file_name"], labelled[case], strict=True)) if case else {},
-        "without": len(data) - len(labelled),
-    }
-
-
-def _look_at_folders(tiles, guessed):
-    kinds = guessed.kinds
-    names, skipped, cases, refused = {}, Counter(), {}, []
-    for name in tiles:
-        folders = name.split("/")[:-1]
-        told = levels.read(name, kinds) if "class" in kinds else None
-        if told is None or levels.plain(told["class"]) in (*levels.MASKS, *levels.ASIDE, *levels.UNLABELLED):
-            skipped["/".join(folders[: kinds.index("class") + 1 if "class" in kinds else 1]) or "."] += 1
-            refused += [told["class"]] if told else []
-            continue
-        names.setdefault(told["class"], []).append(name)
-        if told.get("case_id"):
-            cases[name] = told["case_id"]
-    loose = next((folder for folder in skipped if levels.plain(folder) in levels.UNLABELLED), "")
-    skipped.pop(loose, None)
-    if not names and tiles:
-        return {"layout": "tiles without labels", "names": {"": tiles}, "unlabelled": ".", "skipped": {}}
-    plain = kinds in (["class"], ["split", "class"])
-    told = "class folders" if plain else f"folders of {' / '.join(kinds)}"
-    bases = sorted({name.split("/")[0] for name in tiles if levels.split_of(name.split("/")[0])}) if kinds[:1] == ["split"] else []
-    return {
-        "layout": f"{'/'.join(bases)} above class folders" if bases and plain else told,
-        "names": dict(sorted(names.items())),
-        "unlabelled": loose,
-        "skipped": dict(skipped),
-        "refused": list(dict.fromkeys(name for name in refused if name not in names and name != loose)),
-        "kinds": kinds,
-        "levels": [] if plain else kinds,
-        "case_of": cases if len(cases) == sum(map(len, names.values())) else {},
-        "said": guessed.said,
-    }
-
-
-def _sizes(root, names, most=300):
-    """Counter of (width, height) of at most `most` tiles spread over the list, read from their headers."""
-    from PIL import Image
-
-    sizes = Counter()
-    for name in names[:: max(1, len(names) // most)]:
-        try:
-            with Image.open(files.inside(root, name.replace("\\", "/"))) as image:
-                sizes[image.size] += 1
-        except (OSError, ValueError, Image.DecompressionBombError):
-            sizes[(0, 0)] += 1
-    return sizes
-
-
 def _many(count, what):
     return f"{count} {what}{'s' * (count != 1)}"
-
-
-def case_pattern(names):
-    """A regular expression with the group case_id that fits every file name, or "" when none is plausible.
-
-    File names are cut at - _ and spaces. The case is taken to be the leftmost part that holds a digit, takes several values
-    within a class, and comes back on several tiles of a class; a running number does not come back, a scanner's name has
-    no digit, a class's name takes one value per class. Folders below the class are tried first, TCGA barcodes by their rule.
-
-    Args:
-        names: {class: [file names relative to the root]}.
-    """
-    every = [name for group in names.values() for name in group]
-    for pattern in _candidates(names):
-        search = re.compile(pattern).search
-        if not all(map(search, every)):
-            continue
-        values = [{search(name)["case_id"] for name in group} for group in names.values()]
-        digits = all(any(c.isdigit() for c in value) for value in set.union(*values)) or pattern.endswith("/[^/]+$")
-        plausible = digits and max(map(len, values)) > 1 and len(every) >= 1.3 * sum(map(len, values))
-        if plausible and not _is_place(names, search, values):
-            return pattern
-    return ""
-
-
-def _is_place(names, search, values):
-    """Whether what a pattern finds is where a tile lay or how it was seen, and no case: x12, row_3, 40X, or numbers of a grid.
-
-    Numbers of a grid come back in every class, and in a class nearly every pair of them and another number of the name is there.
-    """
-    every = set.union(*values)
-    if all(levels.POSITION.fullmatch(value) or levels.MAGNIFICATION.fullmatch(value) for value in every):
-        return True
-    if not all(value.isdigit() for value in every) or len(values) < 2 or any(value != values[0] for value in values):
-        return False
-    for group in names.values():
-        pairs = set()
-        for name in group:
-            leaf, (start, end) = name.rpartition("/")[2], search(name).span("case_id")
-            before = len(name) - len(leaf)
-            pairs.add((name[start:end], leaf[: max(0, start - before)] + "#" + leaf[end - before :]))
-        ones, others = (set(part) for part in zip(*pairs, strict=True))
-        if len(pairs) < 0.6 * len(ones) * len(others) or not all(re.search(r"\d", other) for other in others):
-            return False
-    return True
-
-
-def _candidates(names, most=8):
-    yield r"(?P<case_id>TCGA-\w{2}-\w{4})"  # project, site, participant
-    if min(name.count("/") for group in names.values() for name in group) >= 2:
-        yield r"(?P<case_id>[^/]+)/[^/]+$"
-    for skipped in range(most):
-        before = rf"(?:[^/_\-\s]+[_\-\s]+){{{skipped}}}" if skipped else ""
-        yield rf"(?:^|/){before}(?P<case_id>[^/_\-\s.]+)(?=[_\-\s.])[^/]*$"
 
 
 def render(guess, root, name):
@@ -226,11 +69,13 @@ def render(guess, root, name):
     put("root", root.relative_to(work).as_posix() if root.is_relative_to(work) else str(root), "may be read-only; data_root replaces it")
     put("licence", "", "who may use these tiles, and whom to cite")
     if guess["table"]:
-        put("table", CommentedMap(guess["table"]) if isinstance(guess["table"], dict) else guess["table"], guess["layout"])
-        put("columns", CommentedMap(guess["columns"]), "ours: theirs")
-        top["columns"].fa.set_flow_style()
+        put("table", guess["table"] if isinstance(guess["table"], str) else _flow(guess["table"]), guess["layout"])
+        put("columns", _flow(guess["columns"]), "ours: theirs")
     if guess["levels"]:
         put("levels", _flow(guess["levels"]), "what each level of folders says, from the top; - says nothing")
+    if guess["facts"]:
+        put("facts", [CommentedMap(table=one["table"], on=one["on"], columns=_flow(one["columns"])) for one in guess["facts"]])
+        top.yaml_set_comment_before_after_key("facts", before="What other tables say of a tile, or of its case or slide (`on`).")
     apart = guess["masks"]
     if apart.template:
         put("mask", apart.template, f"{apart.of} masks; {{0}} is the top folder")
@@ -243,6 +88,8 @@ def render(guess, root, name):
     for label, held in guess["names"].items():
         if label:
             classes[label] = CommentedMap(term=re.sub(r"[_\-\s]+", " ", label).strip().lower())
+            if label in guess["also"]:
+                classes[label]["also"] = _flow(guess["also"][label])
             classes[label].fa.set_flow_style()
             classes.yaml_add_eol_comment(f"{len(held)} tiles", label)
     if classes:
@@ -275,11 +122,13 @@ def render(guess, root, name):
 
 
 def _flow(values):
-    from ruamel.yaml.comments import CommentedSeq
+    """A list or a mapping, written on one line."""
+    from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
-    sequence = CommentedSeq(values)
-    sequence.fa.set_flow_style()
-    return sequence
+    flow = CommentedMap({key: _flow(v) if isinstance(v, list) else v for key, v in values.items()}) if isinstance(values, dict) else None
+    flow = CommentedSeq(values) if flow is None else flow
+    flow.fa.set_flow_style()
+    return flow
 
 
 def tile_px(sizes):

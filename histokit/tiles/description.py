@@ -36,9 +36,11 @@ class Description:
     fit: str = ""  # resize | crop=128 | resample_to_mpp=0.5x128, see decode.field
     mpp: float | None = None  # micrometres per pixel of the files
     case_pattern: str = ""  # regex with named groups, searched in the file name
-    table: Path | dict | None = None  # or one for each split, {"train": Path, ...}
+    table: Path | dict | list | None = None  # or one for each split, {"train": Path, ...}, or several
     levels: list = field(default_factory=list)  # what each level of folders says, see `levels.KINDS`; a folder's name takes that one alone
     follow_links: bool = False  # whether links among the tiles are read through
+    facts: list = field(default_factory=list)  # of {table, on, columns}: what other tables say of a tile, or of its case or slide
+    spelt: dict = field(default_factory=dict)  # other spelling of a class -> its name; `also` of a class
     columns: dict = field(default_factory=dict)  # our name -> column of the table
     mask: str = ""  # template such as masks/{split}/{label}/{stem}.png
     unlabelled: str = ""  # folder of tiles without a label
@@ -80,7 +82,7 @@ def describe(path, root="", budget=None):
         given["budget"] = budget
     if not given.get("root"):
         raise ValueError(f"{path}: `root` is missing; name the folder of tiles, or pass data_root")
-    classes, terms, roles = _classes(path, given.pop("classes", {}))
+    classes, terms, roles, spelt = _classes(path, given.pop("classes", {}))
     target = given.pop("target_mpp", None)
     group = given.pop("group", "")
     described = Description(
@@ -90,6 +92,7 @@ def describe(path, root="", budget=None):
         classes=classes,
         terms=terms,
         roles=roles,
+        spelt=spelt,
         **given,
     )
     if described.procedural not in ("", "toy"):
@@ -116,7 +119,7 @@ def _read(path):
         raise ValueError(f"{path}: is not valid YAML: {error}") from error
     if not isinstance(given, dict):
         raise ValueError(f"{path}: expected `key: value` lines, got {type(given).__name__}")
-    kinds = {f.name: f.type for f in fields(Description) if f.name != "path"} | {
+    kinds = {f.name: f.type for f in fields(Description) if f.name not in ("path", "spelt")} | {
         "target_mpp": float,
         "group": str,
     }
@@ -131,7 +134,7 @@ def _read(path):
         if key == "root":
             kind = str
         elif key == "table":
-            kind = (str, dict)
+            kind = (str, dict, list)
         elif key == "mpp":
             kind = float
         elif key == "classes":
@@ -156,13 +159,13 @@ def _classes(path, given):
     """Class names in order, prompt terms and explicit roles."""
     if isinstance(given, list):
         given = {name: {} for name in given}
-    classes, terms, roles = [], {}, {}
+    classes, terms, roles, spelt = [], {}, {}, {}
     for name, facts in given.items():
         name = str(name)  # a folder may be called 01
         facts = {"term": facts} if isinstance(facts, str) else facts or {}
         for key in facts:
-            if key not in ("term", "role"):
-                raise ValueError(f"{path}: class {name!r} has an unknown key {key!r}{nearest(key, ('term', 'role'))}")
+            if key not in ("term", "role", "also"):
+                raise ValueError(f"{path}: class {name!r} has an unknown key {key!r}{nearest(key, ('term', 'role', 'also'))}")
         if facts.get("role", "head") not in ROLES:
             raise ValueError(f"{path}: role of class {name!r} is {facts['role']!r}, expected head or tail")
         term = str(facts.get("term") or re.sub(r"[_\-\s]+", " ", name).strip().lower())
@@ -171,14 +174,19 @@ def _classes(path, given):
         terms[name] = term
         if "role" in facts:
             roles[name] = facts["role"]
+        if not isinstance(facts.get("also", []), list):
+            raise ValueError(f"{path}: `also` of class {name!r} is {facts['also']!r}, expected a list of its other spellings")
+        spelt |= {str(other): name for other in facts.get("also", [])}
+    if both := sorted(set(spelt) & set(classes)):
+        raise ValueError(f"{path}: {both[0]!r} is a class and another spelling of {spelt[both[0]]!r}; take it out of one of them")
     if len(classes) == 1:
         raise ValueError(
             f"{path}: one class only ({classes[0]!r}); a classifier needs two. For tiles without labels name their "
             "folder in `unlabelled` and leave `classes` out"
         )
     if not classes:  # nothing is labelled
-        return [TISSUE], {TISSUE: TISSUE}, {TISSUE: "head"}
-    return classes, terms, roles
+        return [TISSUE], {TISSUE: TISSUE}, {TISSUE: "head"}, {}
+    return classes, terms, roles, spelt
 
 
 def _check_pixels(described, target):
@@ -212,10 +220,13 @@ def _check_columns(described, group):
         if wrong := [name for name in described.table if name not in SPLITS]:
             raise ValueError(f"{path}: `table` names a split {wrong[0]!r}{nearest(wrong[0], SPLITS)}")
         described.table = {split: _table(described, str(name)) for split, name in described.table.items()}
+    elif isinstance(described.table, list):
+        described.table = [_table(described, str(name)) for name in described.table]
     elif described.table:
         described.table = _table(described, described.table)
     elif described.columns:
         raise ValueError(f"{path}: `columns` needs a `table`; folders say what a tile is by their names and `case_pattern`")
+    described.facts = [_joined(described, one) for one in described.facts]
     if described.case_pattern:
         try:
             named = re.compile(described.case_pattern).groupindex
@@ -226,6 +237,20 @@ def _check_columns(described, group):
                 raise ValueError(f"{path}: `case_pattern` names a group {group!r}{nearest(group, FACTS)}")
         if not named:
             raise ValueError(f"{path}: `case_pattern` needs a named group, for example (?P<case_id>[^-]+)-")
+
+
+def _joined(described, one):
+    """One of `facts`, checked: {"table": Path, "on": fact, "columns": {ours: theirs}}."""
+    where = f"{described.path}: `facts` holds {one!r}"
+    if not isinstance(one, dict) or set(one) - {"table", "on", "columns"} or not one.get("table"):
+        raise ValueError(f"{where}, expected {{table: patients.csv, on: file_name, columns: {{file_name: file, patient: patient}}}}")
+    on, columns = one.get("on", "file_name"), one.get("columns") or {}
+    if on not in ("file_name", *FACTS):
+        raise ValueError(f"{where}; `on` is what both sides have{nearest(on, ('file_name', *FACTS))}")
+    for ours in columns:
+        if ours not in (*COLUMNS, "file_name") or ours in ("label", "mask"):
+            raise ValueError(f"{where}; its `columns` name {ours!r}{nearest(ours, ('file_name', 'split', 'mpp', *FACTS))}")
+    return {"table": _table(described, str(one["table"])), "on": on, "columns": {on: on, **columns}}
 
 
 def _table(described, name):

@@ -15,7 +15,7 @@ import pandas as pd
 from histokit.core import files
 from histokit.tiles.decode import SUFFIXES
 from histokit.tiles.description import FACTS, SPLITS, TISSUE, found_name, nearest, own_name
-from histokit.tiles.ingest import label_tables, levels, walk
+from histokit.tiles.ingest import label_tables, levels, table_files, tile_names, walk
 
 VERSION = 2
 COLUMNS = (
@@ -41,6 +41,8 @@ def scan(described):
             raise ValueError(f"{described.path}: `exclude` names {unknown[0]!r}, which is not a tile{nearest(unknown[0], names[:2000])}")
         tiles = tiles[~names.isin(described.exclude)].copy()
     _read_pattern(described, tiles)
+    for one in described.facts:
+        _join(described, tiles, **one)
     _check_classes(described, tiles)
     _fill(described, tiles)
     return tiles[list(COLUMNS)].sort_values("file_name", ignore_index=True)
@@ -76,7 +78,12 @@ def _row(described, name, kinds):
     told = levels.read(name, kinds)
     if told is None or not told.get("class"):
         return None
-    return {"file_name": name, "label": own_name(told.pop("class")), "use": "labelled", **told}
+    return {"file_name": name, "label": _class(described, told.pop("class")), "use": "labelled", **told}
+
+
+def _class(described, label):
+    """What a label or folder is called here."""
+    return own_name(described.spelt.get(label, label))
 
 
 def _usual(described):
@@ -116,11 +123,12 @@ def _check_links(root, links):
 
 def _from_table(described):
     """Rows of one table, or of one for each split; everything is read as text, so case 007 stays 007."""
-    tables = described.table if isinstance(described.table, dict) else {"": described.table}
+    tables = described.table if isinstance(described.table, (dict, list)) else [described.table]
+    tables = tables.items() if isinstance(tables, dict) else [("", path) for path in tables]
     every = walk.look(described.root, follow=described.follow_links).pictures
     tiles = [name for name in every if not _left_out(described, name)]
-    names = [label_tables.Names(described.root, some) for some in (tiles, every)]  # of what may be a tile, and of masks as well
-    parts = [_one_table(described, path, split, *names) for split, path in tables.items()]
+    names = [tile_names.Names(described.root, some) for some in (tiles, every)]  # of what may be a tile, and of masks as well
+    parts = [_one_table(described, path, split, *names) for split, path in tables]
     tiles = pd.concat(parts, ignore_index=True)
     texts = [name for name in tiles if name not in ("mpp", "line")]
     tiles[texts] = tiles[texts].fillna("").astype(str)  # of a column that one of the tables lacks
@@ -136,21 +144,23 @@ def _from_table(described):
 
 
 def _one_table(described, path, split, names, with_masks):
-    columns, table = described.columns, label_tables.read(path, described.root, names)
+    columns, table = described.columns, table_files.read(path, described.root, names)
     theirs = {ours: columns.get(ours, ours) for ours in ("file_name", "label", "split", "mask", "mpp", *FACTS)}
     for ours, name in theirs.items():
-        if name not in table and (ours in columns or ours in ("file_name", "label")):
+        if not _has(table, name) and (ours in columns or ours in ("file_name", "label")):
             if ours == "label" and described.classes == [TISSUE]:
                 continue  # a table of unlabelled tiles
-            raise ValueError(f"{path}: has no column {name!r} for {ours}{nearest(name, table.columns)}; set `columns` in {described.path}")
-    tiles = pd.DataFrame({ours: table[name] for ours, name in theirs.items() if name in table}).assign(table=str(path))
-    first = 1 if table.attrs.get("header") is False else 2
-    tiles["line"] = range(first, len(tiles) + first)  # as a spreadsheet counts
+            lost = name if isinstance(name, str) else next((one for one in name if one not in table), name[0])
+            raise ValueError(f"{path}: has no column {lost!r} for {ours}{nearest(lost, table.columns)}; set `columns` in {described.path}")
+    tiles = pd.DataFrame({ours: label_tables.pick(table, name) for ours, name in theirs.items() if _has(table, name)}).assign(
+        table=str(path)
+    )
+    tiles["line"] = range(table.attrs["first"], len(tiles) + table.attrs["first"])  # as a spreadsheet counts
     if "label" not in tiles:
         tiles["label"] = ""
     tiles = tiles[~tiles["label"].isin(described.ignore)].copy()
     tiles["use"] = tiles["label"].eq("").map({True: "unlabelled", False: "labelled"})
-    tiles["label"] = tiles["label"].map(own_name).where(tiles["label"].ne(""), TISSUE)
+    tiles["label"] = tiles["label"].map(lambda label: _class(described, label)).where(tiles["label"].ne(""), TISSUE)
     if split:
         tiles["split"] = split
     _read_split(path, tiles)
@@ -159,6 +169,11 @@ def _one_table(described, path, split, names, with_masks):
         if column in tiles:
             tiles[column] = _existing(described.root, there, tiles[column], tiles["line"], path, required=column == "file_name")
     return tiles
+
+
+def _has(table, name):
+    """Whether a table has the column, or every column of a list."""
+    return set([name] if isinstance(name, str) else name) <= set(table.columns)
 
 
 def _read_split(path, tiles):
@@ -224,6 +239,45 @@ def _read_pattern(described, tiles):
             )
     for fact in re.compile(described.case_pattern).groupindex:
         tiles[fact] = [match[fact] or "" for match in matches]
+
+
+def _join(described, tiles, table, on, columns):
+    """Adds what another table says of each tile, or of its case or slide; a tile that it does not name is refused."""
+    facts = table_files.read(table, described.root)
+    for ours, theirs in columns.items():
+        if theirs not in facts:
+            raise ValueError(
+                f"{table}: has no column {theirs!r} for {ours}{nearest(theirs, facts.columns)}; set `facts` in {described.path}"
+            )
+    if on not in tiles:
+        raise ValueError(
+            f"{described.path}: `facts` joins {table.name} on {on}, which nothing gives; let `case_pattern` or `levels` name it"
+        )
+    keys = facts[columns[on]]
+    if on == "file_name":
+        beside = table.parent.relative_to(described.root).as_posix() if table.parent.is_relative_to(described.root) else ""
+        keys = pd.Series(tile_names.Names(described.root, tiles["file_name"]).find(keys, "" if beside == "." else beside), dtype=object)
+    known = pd.DataFrame({ours: facts[theirs] for ours, theirs in columns.items() if ours != on}).assign(key=keys.to_numpy())
+    known = known[known["key"].notna()].drop_duplicates()
+    if known["key"].duplicated().any():
+        key = known.loc[known["key"].duplicated(), "key"].iloc[0]
+        raise ValueError(f"{table}: has two rows for {key!r} that differ; leave one")
+    lost = tiles.loc[~tiles[on].isin(known["key"]) & tiles["use"].eq("labelled"), on]
+    if len(lost):
+        raise ValueError(f"{table}: has no row for {lost.iloc[0]!r} ({lost.nunique()} are so); add it, or leave the table out of `facts`")
+    rows = known.set_index("key").reindex(tiles[on]).fillna("")
+    for ours in rows:
+        tiles[ours] = rows[ours].to_numpy()
+    if "patient" in columns and on == "case_id":  # the split goes by patient
+        tiles["slide"], tiles["case_id"] = tiles["case_id"], tiles["patient"]
+    if "split" in columns:
+        tiles["line"] = 0
+        _read_split(table, tiles)
+        tiles.drop(columns="line", inplace=True)
+    if "mpp" in columns:
+        tiles["line"] = 0
+        _read_mpp(table, tiles)
+        tiles.drop(columns="line", inplace=True)
 
 
 def _check_classes(described, tiles):

@@ -1,175 +1,40 @@
-"""Tables as users have them: any encoding, separator or program, all cells as text; and whether one lists the tiles of a folder.
+"""Whether a table below a folder lists its tiles, and which of its columns says what: judged by the cells as well as by the names."""
 
-One reader for `histokit init` and for 00, so that what is drafted is what is read. Cells stay as they are spelt: 007 and 1.10 are names.
-"""
-
-import os
 import re
-import unicodedata
-import warnings
-from collections import defaultdict
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from histokit.tiles.decode import SUFFIXES
-from histokit.tiles.ingest import levels
+from histokit.tiles.ingest import levels, table_files
 
-VERSION = 1
+VERSION = 2
 FILES = 0.5  # share of a column's cells that must be files below the root for the table to count
-KNOWN = {  # column names people use, as `_plain` spells them, for ours
+KNOWN = {  # column names people use, as `_plain` spells them, for ours; the surer first
     "file_name": (
-        "file name", "filename", "file", "image", "path", "image path", "img", "img path", "tile", "patch", "name", "id", "image id",
+        "file name", "filename", "file", "image", "path", "image path", "img", "img path", "image name", "tile", "patch", "name", "id",
+        "image id", "dateiname", "datei", "bild",
     ),
     "label": (
-        "label", "class", "cls", "class name", "category", "tissue", "tissue type", "diagnosis", "y", "target", "annotation", "type",
-        "ground truth", "gt", "klasse",
+        "label", "class", "cls", "class name", "category", "consensus", "majority", "diagnosis", "diagnose", "ground truth", "gt", "target",
+        "annotation", "klasse", "y", "tissue type", "tissue", "type",
     ),
     "split": ("split", "set", "subset", "partition", "dataset split", "fold"),
-    "case_id": ("case id", "case", "caseid", "biopsy", "specimen", "biopsy id", "specimen id"),
-    "patient": ("patient", "patient id", "patientid", "subject", "subject id", "participant", "participant id", "pid"),
+    "case_id": ("case id", "case", "caseid", "biopsy", "specimen", "biopsy id", "specimen id", "fall", "fallnummer"),
+    "patient": ("patient", "patient id", "patientid", "subject", "subject id", "participant", "participant id", "pid", "patientennummer"),
     "slide": ("slide", "slide id", "slideid", "wsi", "wsi id", "slide name"),
     "mask": ("mask", "mask path", "segmentation", "mask file", "mask name"),
-    "group": ("group", "centre", "center", "hospital", "scanner", "site", "domain", "institution", "lab"),
+    "group": ("group", "centre", "center", "hospital", "scanner", "site", "domain", "institution", "lab", "klinik"),
     "mpp": ("mpp", "microns per pixel", "resolution", "um per px", "um per pixel"),
 }  # fmt: skip
+WORDS = {  # a word that says so in a longer name, such as "Majority Vote Label"
+    "label": ("label", "class", "diagnosis", "diagnose", "consensus", "grade", "tumor", "tumour"),
+    "split": ("split", "partition"), "patient": ("patient", "subject"),
+    "slide": ("slide", "wsi"), "case_id": ("case", "biopsy", "specimen"), "group": ("hospital", "scanner", "centre", "center"),
+}  # fmt: skip
+JOINED = ("split", "case_id", "patient", "slide", "group", "mpp")  # what a table without classes can say of tiles
 PLACES = ("x", "y", "row", "col", "column", "left", "top", "level", "width", "height", "index", "idx", "magnification", "mag")
 MOST_CLASSES = 200
-
-
-class TableError(ValueError):
-    """A table that cannot be read; the text says why and what to do."""
-
-
-def read(path, root=None, names=None):
-    """A table as text: DataFrame of str, "" where a cell is empty, cells without the blanks around them.
-
-    Text files in UTF-8, UTF-16 or, where they are neither, Windows-1252; comma, semicolon, tab or bar between cells; workbooks (their first
-    sheet) and parquet. Where the first line holds one of the `names` (`Names` of the pictures below `root`) it is no header, and the
-    columns are called 1, 2, ...
-
-    Raises TableError.
-    """
-    path = Path(path)
-    try:
-        table = _raw(path)
-    except (OSError, TableError):
-        raise
-    except Exception as error:  # pandas, pyarrow, openpyxl and zipfile have their own for a broken file
-        raise TableError(f"{path}: is not a table that can be read ({type(error).__name__}: {error}); save it as CSV") from error
-    if not table.shape[1]:
-        raise TableError(f"{path}: is not a table: it has no column")
-    beside = path.parent.relative_to(root).as_posix() if root is not None and path.parent.is_relative_to(root) else ""
-    if names is not None and any(_is_file(str(cell), names, beside) for cell in table.columns):
-        table = _raw(path, header=None)
-        table.columns = [str(i + 1) for i in range(table.shape[1])]
-        table.attrs["header"] = False
-    table.columns = [str(name).strip() for name in table.columns]
-    return table.apply(lambda column: column.str.strip())
-
-
-def _is_file(cell, names, beside):
-    named = cell.lower().endswith(SUFFIXES) or any(c.isdigit() for c in cell)  # a picture may be called as a column is
-    return named and names.find([cell], "" if beside == "." else beside)[0] is not None
-
-
-def _raw(path, header=0):
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        table = pd.read_parquet(path)
-        return _as_text(table.reset_index() if table.index.name else table)
-    if suffix in (".xlsx", ".xls"):
-        if suffix == ".xls":
-            raise TableError(f"{path}: workbooks of Excel before 2007 are not read; save it as .xlsx or CSV")
-        return _as_text(pd.read_excel(path, header=header, dtype=object, engine="openpyxl", keep_default_na=False, na_values=[""]))
-    data = path.read_bytes()
-    if b"\0" in data[:1000] and not data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise TableError(f"{path}: is not text; save it as CSV")
-    coding = encoding(data)
-    first = data.decode(coding).lstrip().split("\n", 1)[0]
-    if not first.strip():
-        raise TableError(f"{path}: is not a table: it is empty")
-    separator = max(",;\t|", key=first.count)
-    how = {"sep": separator, "header": header, "dtype": str, "keep_default_na": False, "encoding": coding, "index_col": False}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # a row with more cells than the header would be cut
-            table = pd.read_csv(path, on_bad_lines="error", **how)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, pd.errors.ParserWarning) as error:
-        raise TableError(f"{path}: is not a table: {error}; a cell that holds the separator {separator!r} needs quotes") from error
-    return table if header == 0 else table.astype(str)
-
-
-def encoding(data):
-    """The coding of a text file's bytes: by its mark, else UTF-8 where it is valid, else Windows-1252, as older spreadsheets save."""
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "utf-16"
-    try:
-        data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return "cp1252"
-    return "utf-8-sig"
-
-
-def _as_text(table):
-    """Cells as a person wrote them: 3 for 3.0 where a column holds whole numbers, dates by their day."""
-
-    def cell(value):
-        if value is None or (pd.api.types.is_scalar(value) and pd.isna(value)):
-            return ""
-        if isinstance(value, float) and value.is_integer():
-            return str(int(value))
-        return str(value.date()) if hasattr(value, "date") and str(value).endswith("00:00:00") else str(value)
-
-    return pd.DataFrame({str(name): [cell(v) for v in table[name].tolist()] for name in table.columns}, dtype=str)
-
-
-# --- names to files --------------------------------------------------------------------------------------------------
-
-
-class Names:
-    """The pictures below a root by every way a table may spell one: relative, absolute, by its name or its stem alone."""
-
-    def __init__(self, root, pictures):
-        self.root = os.path.realpath(root)
-        self.exact = {_fold(name): name for name in pictures}
-        self.by_leaf, self.by_stem = defaultdict(list), defaultdict(list)
-        for name in pictures:
-            leaf = PurePosixPath(name)
-            self.by_leaf[_fold(leaf.name)].append(name)
-            self.by_stem[_fold(leaf.stem)].append(name)
-
-    def find(self, cells, beside=""):
-        """The picture of each cell, None where there is none or more than one. `beside`: the table's folder, relative to the root."""
-        return [self._one(cell, beside) for cell in cells]
-
-    def _one(self, cell, beside):
-        text = cell.replace("\\", "/")
-        if not text:
-            return None
-        if text.startswith("/") or PureWindowsPath(cell).drive:
-            lies = os.path.realpath(text)
-            text = os.path.relpath(lies, self.root) if lies.startswith(self.root + os.sep) else text.rpartition("/")[2]
-        text = os.path.normpath(text)
-        for way in (text, f"{beside}/{text}" if beside else ""):
-            if way and (found := self.exact.get(_fold(way))):
-                return found
-        if "/" in text:
-            return None
-        for index in (self.by_leaf, self.by_stem):
-            held = index.get(_fold(text), ())
-            if beside:
-                held = [name for name in held if name.startswith(beside + "/")] or held
-            if len(held) == 1:
-                return held[0]
-        return None
-
-
-def _fold(name):
-    """A name with one spelling of its accents and its suffix in lower case, as disks and programs mix them up."""
-    stem, dot, suffix = unicodedata.normalize("NFC", name).rpartition(".")
-    return f"{stem}{dot}{suffix.lower()}" if dot else suffix
 
 
 # --- what a table is -------------------------------------------------------------------------------------------------
@@ -181,11 +46,13 @@ class Table:
 
     name: str
     rows: int = 0
-    columns: dict = field(default_factory=dict)  # ours -> theirs
+    columns: dict = field(default_factory=dict)  # ours -> theirs; a list of columns for a label that has one column a class
     files: int = 0  # rows whose file is there
     split: str = ""  # train, val or test where its name says so
     why_not: str = ""  # "" where it lists tiles with their classes
+    said: list = field(default_factory=list)  # what the owner should know of it
     data: pd.DataFrame | None = None  # our columns, `file_name` as it is on disk, rows without a file left out
+    cells: pd.DataFrame | None = None  # as it was read, of a table that lists no tiles
 
 
 def judge(root, name, names):
@@ -197,7 +64,7 @@ def judge(root, name, names):
     """
     told = Table(name)
     try:
-        cells = read(Path(root) / name, root, names)
+        cells = table_files.read(Path(root) / name, root, names)
     except (OSError, ValueError) as error:
         told.why_not = str(error).replace(f"{Path(root) / name}: ", "")
         return told
@@ -205,31 +72,69 @@ def judge(root, name, names):
     if not len(cells):
         told.why_not = "it has no rows"
         return told
-    by_column = {column: names.find(cells[column], beside) for column in _text_like(cells)}
+    if cells.attrs.get("sheets", 1) > 1:
+        told.said.append(f"of its {cells.attrs['sheets']} sheets {cells.attrs['sheet']!r} is read")
+    by_column = {column: _files(cells[column].tolist(), names, beside) for column in _text_like(cells)}
     counts = {column: sum(hit is not None for hit in hits) for column, hits in by_column.items()}
-    best = max(counts, key=counts.get, default=None)
+    best = max(counts, key=lambda column: (counts[column], not _of_masks(by_column[column])), default=None)
     if best is None or not counts[best]:
-        column = _known(cells.columns).get("file_name", cells.columns[0])
+        column = (_named(cells.columns, "file_name") or [cells.columns[0]])[0]
         told.why_not = f"0 of {len(cells)} names in its column {column!r} are files below the folder, first {str(cells[column].iloc[0])!r}"
+        if folder := next((c for c in cells if names.folders and cells[c].ne("").all() and set(cells[c]) <= names.folders), None):
+            told.why_not += (
+                f"; its column {folder!r} names folders: the class of a slide or patient is not that of each of its tiles. Where it is, "
+                "write a table with one row a tile"
+            )
+        told.cells = cells
         return told
     told.files = counts[best]
-    columns = {"file_name": best, **roles(cells.drop(columns=best))}
+    columns = {"file_name": best, **roles(cells.drop(columns=best), told.said)}
+    other = next((c for c, hits in by_column.items() if c != best and counts[c] == len(cells) and _of_masks(hits)), None)
+    if other is not None and not _of_masks(by_column[best]):
+        columns["mask"] = other
     if told.files < FILES * len(cells):
         lost = next(cell for cell, hit in zip(cells[best], by_column[best], strict=True) if hit is None)
         told.why_not = f"only {told.files} of {len(cells)} names in its column {best!r} are files below the folder, first missing {lost!r}"
     elif "label" not in columns:
         told.why_not = "it has no column that could be the class of a tile"
     told.columns, told.split = columns, levels.split_of(PurePosixPath(name).stem) or levels.split_of(beside.rpartition("/")[2]) or ""
-    told.data = pd.DataFrame({ours: cells[theirs] for ours, theirs in columns.items()}).assign(file_name=by_column[best])
+    taken = {ours: pick(cells, theirs) for ours, theirs in columns.items()}
+    told.data = pd.DataFrame(taken).assign(file_name=by_column[best])
     told.data = told.data[told.data["file_name"].notna()].reset_index(drop=True)
+    twice = told.data[told.data["file_name"].duplicated(keep=False)]
+    if len(twice):
+        differ = "label" in twice and (twice.groupby("file_name")["label"].nunique() > 1).sum()
+        other = f", {differ} of them with different classes" if differ else ""
+        told.said.append(f"{twice['file_name'].nunique()} TILES HAVE MORE THAN ONE ROW{other}: 00 will stop; leave one row for each")
     return told
+
+
+def _files(cells, names, beside, some=1000):
+    """The picture of each cell; None for all where of `some`, spread over the column, not one names a picture."""
+    if not any(names.find(cells[:: max(1, len(cells) // some)], beside)):
+        return [None] * len(cells)
+    return names.find(cells, beside)
+
+
+def _of_masks(names):
+    """Whether the pictures a column names lie in folders of masks."""
+    folders = {levels.plain(part) for name in names if name for part in name.split("/")[:-1]}
+    return any(set(folder.split()) & set(levels.MASKS) for folder in folders)
+
+
+def pick(cells, theirs):
+    """A column of a table; of a list of columns, one a class, the name of the one that says yes, "" where not exactly one does."""
+    if isinstance(theirs, str):
+        return cells[theirs]
+    yes = cells[list(theirs)].apply(pd.to_numeric, errors="coerce").eq(1)
+    return yes.idxmax(axis=1).where(yes.sum(axis=1).eq(1), "")
 
 
 def _text_like(cells, most=20):
     """Columns that could name files: many different cells; the known names first."""
-    known = _known(cells.columns).get("file_name")
-    many = [column for column in cells if cells[column].nunique() > 0.5 * len(cells) or column == known]
-    return sorted(many, key=lambda column: column != known)[:most]
+    known = _named(cells.columns, "file_name")
+    many = [column for column in cells if cells[column].nunique() > 0.5 * len(cells) or column in known]
+    return sorted(many, key=lambda column: known.index(column) if column in known else len(known))[:most]
 
 
 def _plain(name):
@@ -237,27 +142,68 @@ def _plain(name):
     return re.sub(r"[_\-\s.]+", " ", spaced).strip().casefold()
 
 
-def _known(columns):
-    """{ours: theirs} by the names of columns alone."""
-    lower = {}
+def _named(columns, ours):
+    """The columns whose names say that they are `ours`, the surest first."""
+    plain = {}
     for name in columns:
-        lower.setdefault(_plain(name), name)
-    return {ours: lower[known] for ours, options in KNOWN.items() if (known := next((o for o in options if o in lower), None))}
+        plain.setdefault(_plain(name), name)
+    whole = [plain[known] for known in KNOWN[ours] if known in plain]
+    words = WORDS.get(ours, ())
+    return whole + [name for spelt, name in plain.items() if name not in whole and set(re.findall(r"\w+", spelt)) & set(words)]
 
 
-def roles(cells):
-    """{ours: theirs} of the columns beside that of the files, by their names and what is in them."""
+def roles(cells, said=None):
+    """{ours: theirs} of the columns beside that of the files, by their names and what is in them; `said` takes what to tell the owner."""
+    said = [] if said is None else said
     placed = [name for name in cells if _plain(name) in PLACES]
     coordinates = {"x", "y"} <= {_plain(name) for name in cells}
+    open_ = [name for name in cells if not (name in placed and (coordinates or _plain(name) != "y"))]
     found = {}
-    for ours, theirs in _known(name for name in cells if not (name in placed and (coordinates or _plain(name) != "y"))).items():
-        if ours != "file_name" and (FITS[ours](cells[theirs]) or (ours == "label" and _is_label(cells[theirs], 0.8))):
-            found[ours] = theirs
-    if "label" not in found:
+    for ours in (name for name in KNOWN if name != "file_name"):
+        named = [name for name in _named(open_, ours) if name not in found.values()]
+        fits = [name for name in named if FITS[ours](cells[name]) or (ours == "label" and _is_label(cells[name], 0.8))]
+        if fits and ours == "label":  # of a number and a name of the same class, the name
+            names = [name for name in fits if numbers(cells[name]) is None]
+            fits = sorted(fits, key=lambda name: name not in names and any(_same(cells[name], cells[other]) for other in names))
+        if fits:
+            found[ours] = fits[0]
+            others = [name for name in fits[1:] if _plain(name) not in KNOWN[ours] and not _same(cells[name], cells[fits[0]])]
+            if ours == "label" and others:
+                said.append(f"its columns {', '.join(map(repr, others[:3]))} could be the class as well as {fits[0]!r}")
+        elif ours in ("case_id", "patient", "slide") and named and 0 < (empty := int(cells[named[0]].eq("").sum())) < len(cells):
+            said.append(
+                f"ITS COLUMN {named[0]!r} IS EMPTY IN {empty} OF {len(cells)} ROWS: fill it in, or 00 stops or takes every tile for a case of "
+                "its own"
+            )
+    if "patient" in found and "case_id" in found and _within(cells[found["case_id"]], cells[found["patient"]]):
+        found.setdefault("slide", found.pop("case_id"))  # a case is a patient here, and what is called one a biopsy or a slide
+    marks = _one_hot(cells.drop(columns=[theirs for ours, theirs in found.items() if ours != "label"] + placed))
+    if found.get("label") in (None, *marks) and marks:
+        found["label"] = marks
+    elif "label" not in found:
         free = [name for name in cells if name not in found.values() and name not in placed and _is_label(cells[name])]
         if len(free) == 1 and (cells.attrs.get("header") is False or cells.shape[1] == 1):
             found["label"] = free[0]
     return found
+
+
+def _same(one, other):
+    """Whether two columns say the same, be it in other words."""
+    return one.groupby(other).nunique().le(1).all() and other.groupby(one).nunique().le(1).all()
+
+
+def _within(fine, coarse):
+    """Whether every value of one column has one of the other, and several share one."""
+    return coarse.groupby(fine).nunique().le(1).all() and coarse.nunique() < fine.nunique()
+
+
+def _one_hot(cells):
+    """The columns that together say the class, one of them 1 in every row and the others 0; [] where there are none."""
+    values = {name: pd.to_numeric(cells[name], errors="coerce") for name in cells}
+    marks = [name for name, column in values.items() if column.isin([0, 1]).all()]
+    total = sum(values[name] for name in marks) if marks else pd.Series(dtype=float)
+    used = [name for name in marks if values[name].any()]
+    return used if len(used) > 1 and total.eq(1).mean() > 0.9 and total.le(1).all() else []
 
 
 def numbers(column):

@@ -49,21 +49,21 @@ def _by_folder(pictures, found):
             places = [f"{{{i}}}" for i in range(k)] + [found.masks] + [f"{{{i}}}" for i in range(k + 1, len(folders))]
             rules["/".join([*places, PurePosixPath(mask).name.replace(stem, "{stem}", 1)])] += 1
     every = list(dict.fromkeys(name for held in masks.values() for name in held.values()))
-    return Masks(tiles, every, next(iter(rules)) if len(rules) == 1 and of == len(tiles) else "", [found.masks], of)
+    return Masks(tiles, every, next(iter(rules)) if len(rules) == 1 and of == len(tiles) else "", [found.masks, *found.aside], of)
 
 
 def _by_name(pictures):
-    stems = {(PurePosixPath(name).parent, PurePosixPath(name).stem): name for name in pictures}
+    stems = {name.rpartition(".")[0]: name for name in pictures}
     masks, rules, owners = [], Counter(), set()
-    for name in pictures:
-        path = PurePosixPath(name)
-        owner = next((stems[path.parent, bare] for bare in _bare(path.stem) if (path.parent, bare) in stems), None)
+    for bare_name in stems:
+        folder, slash, stem = bare_name.rpartition("/")
+        owner = next((stems[folder + slash + bare] for bare in _bare(stem) if folder + slash + bare in stems), None)
         if owner is None:
             continue
+        name = stems[bare_name]
         masks.append(name)
         owners.add(owner)
-        stem = PurePosixPath(owner).stem
-        rules[path.name.replace(stem, "{stem}", 1)] += 1
+        rules[PurePosixPath(name).name.replace(PurePosixPath(owner).stem, "{stem}", 1)] += 1
     lost = set(masks)
     tiles = [name for name in pictures if name not in lost]
     plain = [rule for rule in rules if not re.search(r"\d", rule.replace("{stem}", ""))]

@@ -1,5 +1,7 @@
 """What the owner of a folder has to look at, in sentences: what was guessed, what is used, and all that is left out, with counts."""
 
+import re
+
 from histokit.core import files
 from histokit.tiles.description import SPLITS, own_name
 from histokit.tiles.ingest import levels
@@ -24,7 +26,8 @@ def points(guess, cases, described):
         )
     else:
         by = "the folders" if "case_id" in guess["kinds"] else "the file names"
-        source = f"column {guess['columns'][given[0]]!r}" if given else by
+        joined = next((fact for fact in guess["facts"] if set(CASES) & set(fact["columns"]) - {fact["on"]}), None)
+        source = joined["table"] if joined else f"column {guess['columns'][given[0]]!r}" if given else by
         yield f"{total} tiles, {len(every)} cases by {source}, as shown above: is the left part one patient, biopsy or slide?"
         if len(every) == 1:
             yield "ONE CASE ONLY: nothing can be held out for a test"
@@ -39,8 +42,12 @@ def points(guess, cases, described):
     for name in guess["names"]:
         if name != own_name(name):
             yield f"the class {name!r} is called {own_name(name)!r} in recipes and results, since {name!r} has a meaning of its own there"
+    for copy, name in _copies(guess["names"]):
+        yield f"the class {copy!r} is called like a copy of {name!r}: name it in `ignore`, or move its tiles"
+    for name, others in guess["also"].items():
+        yield f"{', '.join(map(repr, [name, *others]))} are taken as spellings of one class, {name!r} (`also`)"
     yield from guess["said"]
-    yield from _tables_said(guess["tables"])
+    yield from tables_said(guess["tables"])
     yield from left_out(guess)
     if len(guess["sizes"]) > 1:
         yield f"sizes differ ({sizes_text(guess['sizes'])}): is `fit: resize` right, or should the scale be kept?"
@@ -71,23 +78,39 @@ def _odd_cases(guess, cases):
         )
 
 
+def _copies(names):
+    """(class, the class of which its name says that it is a copy) of folders as file managers call them."""
+    for name in names:
+        bare = re.sub(r"(\s*[-_]\s*(copy|kopie|copie|copia)(\s*\(?\d+\)?)?|\s*\(\d+\))$", "", name, flags=re.IGNORECASE)
+        if bare != name and bare in names:
+            yield name, bare
+
+
 def _given_splits(guess):
     """{file name: split} as the data gives it, by its folders or its table."""
     every = [name for names in guess["names"].values() for name in names]
     found = {name: (levels.read(name, guess["kinds"]) or {}).get("split") for name in every}
     for table in guess["tables"]:
         by_name = isinstance(guess["table"], dict)
-        if not table.why_not and (by_name or "split" in table.columns):
+        if not table.why_not and table.cells is None and (by_name or "split" in table.columns):
             column = [table.split] * len(table.data) if by_name else table.data["split"].map(levels.split_of)
             found |= dict(zip(table.data["file_name"], column, strict=True))
     return found
 
 
-def _tables_said(tables):
-    """Every table that was found, and why it is used or not."""
-    for table in tables:
+def tables_said(tables, most=8):
+    """Every table that was found, and why it is used or not; of many, the first."""
+    if len(tables) > most:
+        used = sum(not table.why_not for table in tables)
+        yield f"{len(tables)} tables are there, {used} are used; the first of each kind:"
+    shown = [some[i] for some in ([t for t in tables if not t.why_not], [t for t in tables if t.why_not]) for i in range(min(4, len(some)))]
+    for table in tables if len(tables) <= most else shown:
+        yield from (f"{table.name}: {line}" for line in table.said)
         if table.why_not:
             yield f"{table.name} is there and not used: {table.why_not}"
+        elif table.cells is not None:
+            told = ", ".join(f"{ours} = {theirs!r}" for ours, theirs in table.columns.items())
+            yield f"{table.name} is joined by the case: {told}"
         else:
             told = ", ".join(f"{ours} = {theirs!r}" for ours, theirs in table.columns.items())
             lost = f"; {table.rows - table.files} rows name no file below the folder and stop 00" if table.files < table.rows else ""
@@ -119,6 +142,12 @@ def left_out(guess):
     if found.unread:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in found.unread.most_common(6))
         yield f"files that are not read as tiles: {kinds}; export pictures as PNG, TIFF or JPEG of one tile each"
+    if found.notes:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in found.notes.most_common(6))
+        yield f"files that may hold labels and are not read: {kinds}; a CSV with one row a tile (file_name, label, case_id) is"
+    if found.empty:
+        more = f" and {len(found.empty) - 4} more" if len(found.empty) > 4 else ""
+        yield f"empty folders: {', '.join(found.empty[:4])}{more}"
 
 
 def _split_said(guess):

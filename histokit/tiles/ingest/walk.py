@@ -1,12 +1,13 @@
 """What lies below a folder of tiles: pictures and tables by name, and everything else counted. Nothing is opened here."""
 
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 
 from histokit.tiles.decode import SUFFIXES
 
-VERSION = 1
+VERSION = 2
 TABLES = (".csv", ".tsv", ".tab", ".xlsx", ".xls", ".parquet")
 # Folders that systems and programs leave beside files: thumbnails of network disks, recycle bins, what an archive of another system brings.
 LITTER = (
@@ -17,6 +18,9 @@ UNREAD = (".jp2", ".j2k", ".jpx", ".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vm
           ".npy", ".npz", ".h5", ".hdf5", ".mat", ".pt", ".zip", ".tar", ".gz", ".rar", ".7z")  # fmt: skip
 
 
+NOTES = (".json", ".jsonl", ".ndjson", ".geojson", ".xml", ".txt")  # what annotation tools write, and what is not read
+
+
 @dataclass
 class Found:
     """Names relative to the root, sorted."""
@@ -25,6 +29,8 @@ class Found:
     tables: list = field(default_factory=list)
     litter: Counter = field(default_factory=Counter)  # folder or kind of file that systems leave -> how many
     unread: Counter = field(default_factory=Counter)  # suffix of files that hold pictures or archives and are not read -> how many
+    notes: Counter = field(default_factory=Counter)  # suffix of files that may hold labels and are not read -> how many
+    empty: list = field(default_factory=list)  # folders with nothing in them
     links: dict = field(default_factory=dict)  # link that was not followed -> where it leads
 
 
@@ -41,7 +47,10 @@ def look(root, folder="", follow=False):
     while todo:
         here = todo.pop()
         entries = os.scandir(os.path.join(root, here) if here else root)
-        for entry in sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name)):  # what lies here before what is linked
+        entries = sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name))  # what lies here before what is linked
+        if here and all(is_litter(entry.name) for entry in entries):
+            found.empty.append(here)
+        for entry in entries:
             name = f"{here}/{entry.name}" if here else entry.name
             _check_name(root, name)
             if is_litter(entry.name):
@@ -81,6 +90,8 @@ def _sort(found, name):
         suffix = os.path.splitext(lower)[1]
         if suffix in UNREAD:
             found.unread[suffix] += 1
+        elif suffix in NOTES and not re.match(r"(readme|licen[cs]e|notice|citation|changelog)", os.path.basename(lower)):
+            found.notes[suffix] += 1
 
 
 def _check_name(root, name):
