@@ -1,14 +1,16 @@
 import os
+import struct
+import zlib
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from folders import FolderRun, class_folders, described, encoded, save, texture
-from PIL import Image
+from PIL import Image, ImageCms
 
 from histokit.core import files
-from histokit.tiles import data, decode, description, scan, splits
+from histokit.tiles import audit, data, decode, description, scan, splits
 
 PATTERN = "case_pattern: '(?P<case_id>P[0-9]+)_'\n"
 
@@ -356,10 +358,75 @@ def test_what_is_no_usable_tile_is_refused_by_name_and_remedy(tmp_path, content,
         data.pixels(one(path))
 
 
-def test_16_bit_colour_is_refused_though_pillow_would_halve_it(tmp_path):
-    import struct
-    import zlib
+def tiff(channels=3, bits=8, kind=1, packing=1):
+    """The directory of a TIFF of 8 x 8 px, enough to say what it is."""
+    tags = [(256, 3, 8), (257, 3, 8), (258, 3, bits), (259, 3, packing), (262, 3, 2), (277, 3, channels), (339, 3, kind)]
+    body = b"".join(struct.pack("<HHIHH", tag, code, 1, value, 0) for tag, code, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + body + struct.pack("<I", 0) + bytes(8)
 
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            tiff(channels=5),
+            "is a TIFF of 5 channels of 8-bit whole numbers, not compressed, which is not read here; export it as 8-bit RGB",
+        ),
+        (tiff(packing=33005), "is a TIFF of 3 channels of 8-bit whole numbers, packed as JPEG 2000"),
+        (tiff(bits=32, kind=3), "of 32-bit floating point numbers"),
+        (encoded(Image.new("F", (8, 8)), "TIFF"), "holds floating point numbers"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(40), "is a JPEG 2000"),
+        (b"II*\0" + bytes(20), "is not an image"),
+    ],
+    ids=["channels", "JPEG 2000 inside", "floats", "grey floats", "JPEG 2000", "broken"],
+)
+def test_what_cannot_be_read_is_called_what_it_is(content, said):
+    with pytest.raises(decode.BadImage, match=said):
+        decode.rgb(content, "x.tif")
+
+
+def swapped_profile():
+    """An sRGB profile, by its name too, with red and green primaries exchanged."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    count = struct.unpack(">I", profile[128:132])[0]
+    at = {bytes(profile[132 + 12 * i : 136 + 12 * i]): 132 + 12 * i for i in range(count)}
+    x, y = at[b"rXYZ"], at[b"gXYZ"]
+    profile[x + 4 : x + 12], profile[y + 4 : y + 12] = profile[y + 4 : y + 12], profile[x + 4 : x + 12]
+    return bytes(profile)
+
+
+def test_a_colour_profile_is_honoured_unless_the_description_says_not(root):
+    folder = class_folders(root / "set", cases=3)
+    stored = Image.fromarray(texture(1)).point(lambda v: v // 2)
+    held = stored.copy()
+    held.save(folder / "a" / "P00_0.png", icc_profile=swapped_profile())
+    plain, said = decode.rgb(folder / "a" / "P00_0.png")
+    as_stored = np.asarray(stored)
+    assert said == "colour profile"
+    np.testing.assert_allclose(np.asarray(plain)[..., [1, 0, 2]], as_stored, atol=2)  # red is green and green is red
+    np.testing.assert_array_equal(np.asarray(decode.rgb(folder / "a" / "P00_0.png", profile=False)[0]), as_stored)
+    for text, expected in (("", np.asarray(plain)), ("colour_profile: ignore\n", as_stored)):
+        run, held = FolderRun(root), described(root, folder, text)
+        tiles, facts, _ = audit.read(data.scan(held), held.root, profile=held.colour_profile == "convert")
+        assert facts["note"].str.contains("colour profile").any() == (text == "")
+        frozen = data.freeze(run, splits.assign(tiles, held.split, 0), held)
+        row = frozen[frozen["file_name"].eq("a/P00_0.png")]
+        np.testing.assert_array_equal(data.pixels(row)[0], expected)
+        assert (data.shown(row.iloc[0]) == ["resize", ""]) == (text == "")
+    with pytest.raises(ValueError, match="`colour_profile` is 'keep'"):
+        described(root, folder, "colour_profile: keep\n")
+
+
+def test_an_srgb_profile_changes_no_pixel_and_a_broken_one_is_noted():
+    image = Image.fromarray(texture(3))
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for profile, note in ((srgb, ""), (b"no profile at all", "unreadable ICC")):
+        out, said = decode.rgb(encoded(image, icc_profile=profile))
+        np.testing.assert_array_equal(np.asarray(out), np.asarray(image))
+        assert said == note
+
+
+def test_16_bit_colour_is_refused_though_pillow_would_halve_it(tmp_path):
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 

@@ -12,14 +12,14 @@ import numpy as np
 import pandas as pd
 
 from histokit.core import files
-from histokit.tiles import decode, near_duplicates, splits
+from histokit.tiles import colour_profiles, decode, near_duplicates, splits
 
 VERSION = 2
 FEW_COLOURS, MASK_LIKE = 3, "two or three colours"  # what a mask has, and no picture of tissue
 FEW_CASES = 8  # test cases below which a class gets counts and a range instead of an interval
 
 
-def read(manifest, root, threads=None, chunk=128, follow=False):
+def read(manifest, root, threads=None, chunk=128, follow=False, profile=True):
     """Decode every tile once.
 
     Args:
@@ -27,6 +27,7 @@ def read(manifest, root, threads=None, chunk=128, follow=False):
         root: folder of the tiles.
         threads: decoding threads; the number of cores by default, at most 8.
         follow: whether links among the tiles may lead out of the root.
+        profile: whether embedded colour profiles are honoured, see `decode.rgb`.
 
     Returns:
         The manifest with `width, height, sha256` filled, and facts: one row per tile in the same order with `problem` (why it
@@ -40,7 +41,7 @@ def read(manifest, root, threads=None, chunk=128, follow=False):
     def work(start):
         rows = []
         for i in range(start, min(start + chunk, len(names))):
-            row, thumbnail = _look(paths[i], names[i])
+            row, thumbnail = _look(paths[i], names[i], profile)
             rows.append(row)
             if thumbnail is not None:
                 thumbnails[i] = thumbnail
@@ -55,7 +56,7 @@ def read(manifest, root, threads=None, chunk=128, follow=False):
     return manifest, facts[["tile_id", "problem", "note", "contrast"]], thumbnails
 
 
-def _look(path, name):
+def _look(path, name, profile=True):
     """(width, height, sha256, problem, note) and the thumbnail of one file."""
     try:
         content = path.read_bytes()
@@ -63,7 +64,7 @@ def _look(path, name):
         return (0, 0, "", f"{name}: cannot be read ({error.strerror}); check the disk and the permissions", ""), None
     sha256 = hashlib.sha256(content).hexdigest()
     try:
-        image, note = decode.rgb(content, name)
+        image, note = decode.rgb(content, name, profile)
     except decode.BadImage as error:
         return (0, 0, sha256, str(error), ""), None
     if len(image.getcolors(FEW_COLOURS) or ()) > 1:
@@ -201,6 +202,8 @@ def _add_pixels(add, manifest, facts, described):
         "grey": "shown with equal red, green and blue; fine when the stain is grey, else find the colour file",
         "palette": "expanded to RGB; colours were reduced when it was saved, so prefer the original",
         "alpha": "laid on white; check that white is the colour of your empty slide",
+        colour_profiles.UNREADABLE: "its colour profile is broken or not one of RGB; the numbers are taken as they are",
+        colour_profiles.NOTE: "brought to sRGB by the colour profile in the file; `colour_profile: ignore` takes the numbers as they are",
         "rotated": "turned upright by its EXIF entry; masks are not turned, so save such tiles upright",
     }.items():
         add(f"converted: {note}", facts.loc[facts["note"].str.contains(note), "tile_id"], todo)

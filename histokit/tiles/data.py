@@ -23,7 +23,7 @@ __all__ = [
     "to_uint8", "training", "um_per_px", "used", "without_memory",
 ]  # fmt: skip
 VERSION = 1
-MEMORY = ("path", "tile_px", "fit")  # columns that `load` adds and no file holds
+MEMORY = ("path", "tile_px", "fit", "profile")  # columns that `load` adds and no file holds
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Dataset:
     procedural: str = ""
     licence: str = ""
     follow_links: bool = False  # whether links among the real tiles may lead out of the root
+    colour_profile: str = "convert"  # or ignore: how embedded colour profiles are read
     copies: dict = field(default_factory=dict)  # of `audit.settle`: left_out, test, labels
 
     @property
@@ -108,6 +109,7 @@ def freeze(run, manifest, described, copies=None):
         procedural=described.procedural,
         licence=described.licence,
         follow_links=described.follow_links,
+        colour_profile=described.colour_profile,
         copies=dict(copies or {}),
     )
     files.write_json(run.path("dataset.json"), {f.name: getattr(frozen, f.name) for f in fields(Dataset)})
@@ -157,8 +159,8 @@ def load(run, step="00_dataset", class_name=None, dataset_step="00_dataset"):
         dataset_step: id of the 00_dataset step, which knows where real tiles lie.
 
     Returns:
-        DataFrame with three columns more than the file: `path` (absolute, inside its root), `tile_px` and `fit`, which
-        `pixels` uses. They are for memory only; `without_memory` takes them off.
+        DataFrame with four columns more than the file: `path` (absolute, inside its root), `tile_px`, `fit` and `profile`,
+        which `pixels` uses. They are for memory only; `without_memory` takes them off.
     """
     if class_name:
         folders = [run.parent(step, class_name)]
@@ -178,7 +180,7 @@ def _manifest(folder):
 
 
 def located(manifest, held, experiment):
-    """The manifest with `path`, `tile_px` and `fit`; `held` is the Dataset, `experiment` the folder of its steps.
+    """The manifest with the columns of `MEMORY`; `held` is the Dataset, `experiment` the folder of its steps.
 
     Raises:
         ValueError: a row whose file leaves its root; names the row.
@@ -190,7 +192,7 @@ def located(manifest, held, experiment):
             path[rows.index] = [str(p) for p in files.inside_all(root, rows["file_name"].tolist(), name == "data" and held.follow_links)]
         except ValueError as error:
             raise ValueError(f"manifest of {experiment.name}, root {name!r}: {error}") from error
-    return manifest.assign(path=path.astype("str"), tile_px=held.tile_px, fit=held.fit)
+    return manifest.assign(path=path.astype("str"), tile_px=held.tile_px, fit=held.fit, profile=held.colour_profile == "convert")
 
 
 def without_memory(manifest):
@@ -240,11 +242,12 @@ def pixels(tiles, tile_px=None, fit=None):
     scales = tiles["mpp"].tolist() if "mpp" in tiles else [None] * len(tiles)
     # a synthetic tile is one whole field already
     fits = ["resize" if made else f for f, made in zip(fits, _synthetic(tiles), strict=True)]
+    profiles = tiles["profile"].tolist() if "profile" in tiles else [True] * len(tiles)
     side = sides[0] if sides else tile_px or 0
     result = np.empty((len(tiles), side, side, 3), np.uint8)
 
     def read(i, path):
-        image, _ = decode.rgb(path)
+        image, _ = decode.rgb(path, profile=profiles[i])
         result[i] = decode.fitted(image, side, fits[i], scales[i], path)
 
     jobs = list(enumerate(tiles["path"]))
@@ -262,7 +265,8 @@ def shown(row):
     if getattr(row, "source", "") == "synthetic":
         return ["resize", ""]
     fit = str(getattr(row, "fit", "") or "resize")
-    return [fit, str(getattr(row, "mpp", "")) if fit.startswith("resample") else ""]
+    ignored = [] if getattr(row, "profile", True) else ["profile ignored"]
+    return [fit, str(getattr(row, "mpp", "")) if fit.startswith("resample") else "", *ignored]
 
 
 def _synthetic(tiles):

@@ -5,6 +5,7 @@ everywhere. Grey, palette and alpha are converted (alpha on white, the colour of
 would guess at is refused. Nothing here knows a manifest or a class.
 """
 
+import contextlib
 import io
 import re
 import warnings
@@ -15,6 +16,7 @@ import pandas as pd
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from histokit.core import files
+from histokit.tiles import colour_profiles
 from histokit.tiles.description import FITS
 
 VERSION = 1
@@ -24,20 +26,28 @@ CONVERTED = {"L": "grey", "P": "palette", "LA": "alpha", "RGBA": "alpha", "PA": 
 REFUSED = {
     "CMYK": "is CMYK, whose colours depend on a print profile; export it as RGB (with its profile applied)",
     "1": "has one bit per pixel and looks like a mask; name masks in the description's `mask`, and tiles elsewhere",
+    "F": "holds floating point numbers; scale it to 8 bits yourself, because only you know the range that holds the tissue",
     "16": "has 16 bits per channel; scale it to 8 bits yourself, because only you know the range that holds the tissue",
 }
+
+
+COMPRESSION = {1: "not compressed", 5: "LZW", 7: "JPEG", 8: "deflate", 32773: "packed bits"} | dict.fromkeys(
+    (33003, 33004, 33005, 34712), "packed as JPEG 2000"
+)
+EXPORT = "export it as 8-bit RGB, for example from QuPath, or with `vips copy IN OUT.png`"
 
 
 class BadImage(ValueError):
     """A file that is not usable as a tile; the message names the file, the problem and the remedy."""
 
 
-def rgb(source, name=None):
+def rgb(source, name=None, profile=True):
     """Decode one tile completely.
 
     Args:
         source: path, or the bytes of the file.
         name: how to call the file in an error; the path by default.
+        profile: bring colours to sRGB where the file carries another colour profile; False takes its numbers as they are.
 
     Returns:
         PIL image in mode RGB, upright (EXIF orientation applied), and a note: what was converted, "" for nothing.
@@ -56,7 +66,7 @@ def rgb(source, name=None):
         with Image.open(source) as image:
             _refuse(image, name)
             image.load()  # the whole file; verify() would miss a truncated one
-            return _convert(image)
+            return _convert(image, profile)
     except BadImage:
         raise
     except FileNotFoundError as error:
@@ -65,7 +75,8 @@ def rgb(source, name=None):
         pixels = re.search(r"\d+ pixels", str(error))
         raise BadImage(f"{name}: {_too_large(pixels[0] if pixels else error)}") from error
     except UnidentifiedImageError as error:
-        raise BadImage(f"{name}: is not an image, whatever its name says; leave it out") from error
+        kind = _foreign(source)
+        raise BadImage(f"{name}: {kind or 'is not an image, whatever its name says; leave it out'}") from error
     except Exception as error:  # a broken file can raise nearly anything inside a codec
         raise BadImage(f"{name}: cannot be decoded ({error}); copy it again from its source or leave it out") from error
 
@@ -75,7 +86,9 @@ def _refuse(image, name):
     if image.width * image.height > MAX_PIXELS:
         raise BadImage(f"{name}: {_too_large(f'{image.width} x {image.height} px')}")
     raw = " ".join(str(tile[3]) for tile in getattr(image, "tile", []))  # "RGB;16B": Pillow would halve the depth silently
-    if image.mode.startswith(("I", "F")) or ";16" in raw:
+    if image.mode.startswith("F"):
+        raise BadImage(f"{name}: {REFUSED['F']}")
+    if image.mode.startswith("I") or ";16" in raw:
         raise BadImage(f"{name}: {REFUSED['16']}")
     if image.mode not in CONVERTED:
         problem = REFUSED.get(image.mode, f"has colour mode {image.mode}; export it as 8-bit RGB")
@@ -88,16 +101,46 @@ def _too_large(size):
     return f"is too large for a tile ({size}, limit {MAX_PIXELS / 1e6:.0f} Mpx); cut it into tiles first"
 
 
-def _convert(image):
+def _foreign(source):
+    """What a file is that Pillow does not open: a JPEG 2000, or a TIFF with its channels, numbers and compression; "" for neither."""
+    from PIL import TiffImagePlugin
+
+    if isinstance(source, io.BytesIO):
+        source.seek(0)
+    with contextlib.nullcontext(source) if isinstance(source, io.BytesIO) else open(source, "rb") as file:
+        head = file.read(16)
+        if head.startswith((b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")):
+            return f"is a JPEG 2000, which is not read here; {EXPORT}"
+        if head[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            return ""
+        try:
+            tags = TiffImagePlugin.ImageFileDirectory_v2(head if b"+" in head[:4] else head[:8])
+            file.seek(tags.next)
+            tags.load(file)
+            channels, bits, kind = tags.get(277, 1), tags.get(258, (1,)), tags.get(339, (1,))
+            packed = COMPRESSION.get(tags.get(259, 1), f"compression {tags.get(259)}")
+        except Exception:  # a broken directory can raise nearly anything
+            return ""
+    numbers = {1: "whole numbers", 2: "signed numbers", 3: "floating point numbers"}.get(kind[0], "numbers")
+    return f"is a TIFF of {channels} channel{'s' * (channels != 1)} of {bits[0]}-bit {numbers}, {packed}, which is not read here; {EXPORT}"
+
+
+def _convert(image, profile=True):
     """RGB image and a note on what was done to it."""
     note = CONVERTED[image.mode]
+    embedded = image.info.get("icc_profile") if profile and note in ("", "palette", "alpha") else None
     if (image.mode == "P" and "transparency" in image.info) or image.mode in ("LA", "PA", "RGBA"):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     upright = ImageOps.exif_transpose(image)
     if upright.size != image.size or image.getexif().get(0x0112, 1) != 1:
         note = " ".join(filter(None, [note, "rotated"]))
-    return upright.convert("RGB"), note
+    upright = upright.convert("RGB")
+    if embedded:
+        upright.info["icc_profile"] = embedded
+        upright, said = colour_profiles.to_srgb(upright)
+        note = " ".join(filter(None, [note, said]))
+    return upright, note
 
 
 def fitted(image, tile_px, fit="resize", mpp=None, name="image"):

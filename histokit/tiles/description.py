@@ -41,6 +41,7 @@ class Description:
     follow_links: bool = False  # whether links among the tiles are read through
     facts: list = field(default_factory=list)  # of {table, on, columns}: what other tables say of a tile, or of its case or slide
     spelt: dict = field(default_factory=dict)  # other spelling of a class -> its name; `also` of a class
+    colour_profile: str = "convert"  # what to do with a profile (ICC) in a file: bring its colours to sRGB, or `ignore` it
     columns: dict = field(default_factory=dict)  # our name -> column of the table
     mask: str = ""  # template such as masks/{split}/{label}/{stem}.png
     unlabelled: str = ""  # folder of tiles without a label
@@ -191,6 +192,10 @@ def _classes(path, given):
 
 def _check_pixels(described, target):
     path = described.path
+    if described.colour_profile not in ("convert", "ignore"):
+        raise ValueError(
+            f"{path}: `colour_profile` is {described.colour_profile!r}{nearest(described.colour_profile, ('convert', 'ignore'))}"
+        )
     if not 16 <= described.tile_px <= 4096:
         raise ValueError(f"{path}: `tile_px` is {described.tile_px}, expected the side of a tile, 16 to 4096 px")
     if described.fit and described.fit not in FITS:

@@ -172,8 +172,8 @@ def roles(cells, said=None):
                 said.append(f"its columns {', '.join(map(repr, others[:3]))} could be the class as well as {fits[0]!r}")
         elif ours in ("case_id", "patient", "slide") and named and 0 < (empty := int(cells[named[0]].eq("").sum())) < len(cells):
             said.append(
-                f"ITS COLUMN {named[0]!r} IS EMPTY IN {empty} OF {len(cells)} ROWS: fill it in, or 00 stops or takes every tile for a case of "
-                "its own"
+                f"ITS COLUMN {named[0]!r} IS EMPTY IN {empty} OF {len(cells)} ROWS: fill it in, or 00 stops or takes every tile for a "
+                "case of its own"
             )
     if "patient" in found and "case_id" in found and _within(cells[found["case_id"]], cells[found["patient"]]):
         found.setdefault("slide", found.pop("case_id"))  # a case is a patient here, and what is called one a biopsy or a slide
