@@ -62,6 +62,8 @@ def _dataset(p, c, job, found):
     if p["base_model"]:
         val = min(c.held // 3, 60 * c.classes)
         units += Counter({"code": 2 * val, ("see", p["encoder"]): val + min(c.train, 240 * c.classes) + val})
+        spare = workload.HEADROOM * len(c.tail)  # of the same cases and of new ones, as they are and through the autoencoder
+        units += Counter({"code": 4 * spare, ("see", p["encoder"]): 4 * spare + min(c.train, 60 * c.classes)})
     return units
 
 
@@ -266,6 +268,24 @@ class Guess:
     files: int
 
 
+def _asked(found):
+    """Parameters of the jobs whose time is guessed; a base that a step trains is as fast as what it goes on from."""
+    starts = {job.step: job.parameters.get("init", "") for job in found}
+    parameters = [job.parameters for job in found if job.notebook.stem in RULES]
+    return [p | {"base_model": starts.get(p.get("base_model"), p.get("base_model"))} for p in parameters]
+
+
+def fixed_share(recipe, found, job):
+    """Share of a fine-tuning's time in [0, 1] that its checks and sheets take whatever its steps; 0 where nothing was measured."""
+    rates, size = speed.rates(_asked(found), measure=False), counts(recipe, job)
+    units = work(job, found, size) if rates and size else None
+    if not units:
+        return 0.0
+    steps = Counter({"train": job.parameters["steps"] * job.parameters["batch_size"] * (1 if job.known else max(1, len(size.tail)))})
+    whole, plain = cost(units, rates)[0], cost(units - steps, rates)[0]
+    return plain / whole if whole and plain else 0.0
+
+
 def expect(recipe, found, todo, *, measure=True, say=print):
     """({job id: Guess} of every job, why some are unknown or "").
 
@@ -281,9 +301,7 @@ def expect(recipe, found, todo, *, measure=True, say=print):
         times = 1 if job.known or not earlier else max(1, _rare(recipe, job))
         guesses[job.id] = Guess(*(times * part for part in earlier)) if earlier else unknown
     asked = [job for job in found if job.id in todo and guesses[job.id] is unknown and job.notebook.stem in RULES]
-    starts = {job.step: job.parameters.get("init", "") for job in found}  # a base that a step trains is as fast as what it goes on from
-    parameters = [job.parameters for job in found if job.notebook.stem in RULES]
-    parameters = [p | {"base_model": starts.get(p.get("base_model"), p.get("base_model"))} for p in parameters]
+    parameters = _asked(found)
     if not asked or not (measure or speed.rates(parameters, measure=False)):
         return guesses, ""
     units = once([work(job, found, size(job.id)) for job in found])

@@ -8,9 +8,10 @@ import os
 import shlex
 import sys
 import time
+from dataclasses import replace
 
 from histokit.core import files
-from histokit.engine import batch, forecast, jobs
+from histokit.engine import batch, forecast, hints, jobs
 from histokit.runs import notebooks, places
 
 
@@ -48,7 +49,10 @@ def a_minute(say=None, clock=time.monotonic, every=60):
 
 
 def dry_run(parts, classes):
-    """The jobs of each part, how long they may take, and the papermill command of each; the exit status, 0."""
+    """The jobs of each part, how long they may take, and the papermill command of each; the exit status, 0.
+
+    What will stop 00 is said first, and nothing is measured for a run that will not come to it.
+    """
     for recipe, only, force in parts:
         if len(parts) > 1:
             print(f"\n{recipe.experiment}")
@@ -57,11 +61,18 @@ def dry_run(parts, classes):
         again = {s.job.id for s in batch.redo(states, force)}
         todo = [s for s in states if s.state != "done" or s.job.id in again]
         width, asked = _width(states), [s.job.id for s in todo]
-        guesses, lacking = forecast.expect(recipe, found, asked, say=lambda line: print(line, file=sys.stderr, flush=True))
+        problems, remarks = hints.refusals(recipe, [s.job for s in todo if not jobs.expected(s.job)])
+        for line in (*(f"WILL STOP {problem}" for problem in problems), *remarks):
+            print(line)
+        guesses, lacking = forecast.expect(
+            recipe, found, asked, measure=not problems, say=lambda line: print(line, file=sys.stderr, flush=True)
+        )
         for s in states:
             state = {"done": "redo" if s.job.id in again else "done", "unknown": ""}.get(s.state, s.state)
             print(f"{s.job.name:<{width}}  {state:<11}  {batch.duration(guesses[s.job.id].seconds):>7}  {s.why}".rstrip())
         print(f"\n{len(todo)} of {len(states)} jobs to run: {_estimate([guesses[s.job.id] for s in todo], lacking)}")
+        for line in hints.shorter(recipe, found, [s.job for s in todo], guesses):
+            print(line)
         if left := jobs.leftovers(found):
             print(f"set aside first, as {recipe.name} does not ask for it any more: {', '.join(left.values())}")
         if todo:
@@ -107,12 +118,15 @@ def status(study):
         mine = [jobs.look(j) for j in found]
         width = _width(mine)
         guesses, _ = forecast.expect(recipe, found, [s.job.id for s in mine if s.seconds is None], measure=False)
+        again = {s.job.id for s in batch.redo(mine)}
         for s in mine:
+            if s.state == "done" and s.job.id in again:
+                s = replace(s, state="stale", why="a step above it will be done again")
+            states.append(s)
             takes = s.seconds if s.seconds is not None else guesses[s.job.id].seconds
             print(f"{s.job.name:<{width}}  {'' if s.state == 'unknown' else s.state:<11}  {batch.duration(takes):>7}  {s.why}".rstrip())
         if left := jobs.leftovers(found):
             print(f"set aside by the next run, as {recipe.name} does not ask for it any more: {', '.join(left.values())}")
-        states += mine
     counts = {state: sum(s.state == state for s in states) for state in dict.fromkeys(s.state for s in states)}
     print("\n" + ", ".join(f"{n} {'not yet known' if state == 'unknown' else state}" for state, n in counts.items()))
     return 0

@@ -15,11 +15,12 @@ from histokit.arms import ceilings
 from histokit.core import files
 from histokit.evaluate import wording
 from histokit.metrics import classification, stats
+from histokit.runs import workload
 from histokit.tiles import data, splits, staining
 from histokit.vision import features, probes
 
 VERSION = 2
-MORE = 30  # true tiles a class in the place of made ones
+MORE = workload.HEADROOM  # true tiles a class in the place of made ones
 PER_CLASS = 100  # training tiles of a class that the judge of the headroom learns from at most
 HEADROOM = ["whose", "through", "added", "tiles", "cases", "before", "difference", "low", "high"]
 DISAGREE = 0.1  # variance of a tile's difference between two arms, mean over six seeds; 0.02 to 0.15 on EBHI-Seg and toy

@@ -23,6 +23,7 @@ __all__ = [
     "to_uint8", "training", "um_per_px", "used", "without_memory",
 ]  # fmt: skip
 VERSION = 1
+PLACE = ".root.json"  # where the real tiles lie, beside dataset.json
 MEMORY = ("path", "tile_px", "fit", "profile")  # columns that `load` adds and no file holds
 
 
@@ -112,7 +113,9 @@ def freeze(run, manifest, described, copies=None):
         colour_profile=described.colour_profile,
         copies=dict(copies or {}),
     )
-    files.write_json(run.path("dataset.json"), {f.name: getattr(frozen, f.name) for f in fields(Dataset)})
+    held = {f.name: getattr(frozen, f.name) for f in fields(Dataset)}
+    files.write_json(run.path(PLACE), {"root": held.pop("root")})  # moved tiles are the same tiles, so it is no part of the result
+    files.write_json(run.path("dataset.json"), held)
     return located(manifest, frozen, files.root() / "outputs" / run.experiment)
 
 
@@ -142,6 +145,9 @@ def dataset(run, step="00_dataset"):
 def read_frozen(path):
     """The Dataset in a dataset.json."""
     held = files.read_json(path)
+    if "root" not in held:
+        place = Path(path).with_name(PLACE)
+        held["root"] = files.read_json(place)["root"] if place.is_file() else ""
     known = {f.name for f in fields(Dataset)}
     try:
         return Dataset(**{name: value for name, value in held.items() if name in known})
