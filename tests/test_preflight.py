@@ -95,6 +95,10 @@ def test_the_warnings_name_what_cannot_be_shown_and_are_silent_where_all_can():
     ]
     assert "3 test cases" in said[0] and "9 test tiles of 9 cases" in said[1] and "names 80 % of its real tiles names 30 % after" in said[3]
     assert list(preflight.warnings(limits, (0.3, 0.1), top.assign(coded=0.7), ["many"])) == []
+    top = pd.DataFrame({"class": ["none", "many", "head"], "tiles": [0, 40, 40], "real": [np.nan, 0.1, 0.9], "coded": [np.nan, 0.1, 0.9]})
+    said = list(preflight.warnings(preflight.detectable(rows("other", 9, 1), ["none"]), (0.3, 0.1), top, ["none", "many"]))
+    assert said[0] == "none: no test tile: no run on this split can show help."
+    assert said[1].startswith("none: no validation tile") and "finds 10 % of 40 validation tiles, of the other classes 90 %" in said[2]
 
 
 def test_a_survey_of_a_dataset_is_strict_json_and_sees_no_answer_on_a_test_tile(root, monkeypatch):

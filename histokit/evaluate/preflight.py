@@ -21,6 +21,7 @@ from histokit.vision import features, probes
 
 VERSION = 2
 MORE = workload.HEADROOM  # true tiles a class in the place of made ones
+WEAK = 0.5  # of the mean recall of the other classes, below which a judge is called weak for a class
 PER_CLASS = 100  # training tiles of a class that the judge of the headroom learns from at most
 HEADROOM = ["whose", "through", "added", "tiles", "cases", "before", "difference", "low", "high"]
 DISAGREE = 0.1  # variance of a tile's difference between two arms, mean over six seeds; 0.02 to 0.15 on EBHI-Seg and toy
@@ -106,7 +107,8 @@ def warnings(limits, trap, top, tail):
     """
     for row in limits[limits["class"].isin(tail)].to_dict("records"):
         if np.isnan(row["detectable"]):
-            yield f"{row['class']}: {row['cases']} test cases carry counts and a range, no interval: no run on this split can show help."
+            some = f"{row['cases']} test case{'s' * (row['cases'] != 1)} carry counts and a range, no interval"
+            yield f"{row['class']}: {some if row['cases'] else 'no test tile'}: no run on this split can show help."
         elif row["detectable"] > 0.2:
             n = f"{row['tiles']} test tiles of {row['cases']} cases"
             yield f"{row['class']}: with {n} a difference below {100 * row['detectable']:.0f} points would mostly go unseen."
@@ -119,6 +121,14 @@ def warnings(limits, trap, top, tail):
             "here, and a generator that shifts stain will seem to change tissue. Add arms with `augment: stain`."
         )
     for row in top.to_dict("records") if top is not None else ():
+        if row["class"] in tail and not row["tiles"]:
+            yield f"{row['class']}: no validation tile, so 05 cannot say whether its judge knows the class."
+        others = top.loc[top["class"].ne(row["class"]), "real"].mean()
+        if row["class"] in tail and row["real"] < WEAK * others:
+            yield (
+                f"{row['class']}: a judge that learned these tiles finds {100 * row['real']:.0f} % of {row['tiles']} validation tiles, of the "
+                f"other classes {100 * others:.0f} %: it is weak here, and so is what it says of made tiles."
+            )
         if row["class"] in tail and row["real"] > 0 and row["coded"] < 0.5 * row["real"]:
             yield (
                 f"{row['class']}: a judge that names {100 * row['real']:.0f} % of its real tiles names {100 * row['coded']:.0f} % after "

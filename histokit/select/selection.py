@@ -123,7 +123,7 @@ def judged(real, cuts):
     Args:
         real: rows of `calibrate`, their class in `asked`. cuts: of `calibrate`, their class in `label`.
     """
-    for name, rows in real.groupby("asked", sort=False) if len(real) and {"judge", "asked"} <= set(real) else ():
+    for name, rows in real.groupby("asked", sort=False) if len(real) and "asked" in real else ():
         if cuts.loc[cuts["label"].eq(name) & cuts["name"].isin(["judge_rank", "judge_p"]), "source"].eq("set by hand").any():
             continue
         found = power(rows)
@@ -133,10 +133,10 @@ def judged(real, cuts):
                 f"the right one first in {found.auc:.0%} of the pairs, where a coin has 50 %. Its tiles are kept unless they are blank, "
                 "blurred, stained unlike tissue or copies; that they show the class is for a person to say, in the gallery below."
             )
-        elif 0 < found.own < FEW:
+        elif found.own < FEW:
             yield (
-                f"{name}: {found.own} real validation tile{'s' * (found.own > 1)}, too few to say whether the judge can tell the class; "
-                "its first answer decides."
+                f"{name}: {found.own or 'no'} real validation tile{'s' * (found.own != 1)}, too few to say whether the judge can tell the "
+                "class; its first answer decides."
             )
 
 

@@ -116,7 +116,7 @@ def score_histograms(scores, real, cuts, title="Scores of the synthetic tiles, a
     for ax, (name, reference, limit, label) in zip(axes, panels, strict=True):
         finite = scores[name].where(np.isfinite(scores[name].astype(float)))
         values = finite.dropna().to_numpy(float)
-        others = real[reference].dropna().to_numpy() if reference else np.zeros(0)
+        others = real[reference].dropna().to_numpy() if reference in real else np.zeros(0)
         at = cut[limit] if limit and np.isfinite(cut[limit]) else 0.0
         ends = np.r_[values, others, [at] if at or name == "judge" else []]
         low, high = (0.0 if name == "judge" else ends.min(), ends.max()) if len(ends) else (0.0, 1.0)

@@ -49,8 +49,11 @@ def image_grid(pixels, title="", captions=None, cols=8, ax=None, gap=4, size=1.2
     for image, (top, left) in zip(pixels, corners, strict=True):
         sheet[top : top + height, left : left + width] = image
     if ax is None:
-        ax = new_axes(cols * size + 0.2, rows * size * (height + gap + band) / (height + gap) + (0.4 if title else 0.1))
+        ax = new_axes(
+            max(cols * size + 0.2, 0.08 * len(title)), rows * size * (height + gap + band) / (height + gap) + (0.4 if title else 0.1)
+        )
     ax.imshow(sheet, interpolation="none" if height * rows > 600 else "nearest")
+    ax.set_anchor("W")  # below its title, however long that is
     ax.set_axis_off()
     if lines:
         for text, (top, left) in zip(captions, corners, strict=True):
