@@ -125,6 +125,13 @@ def test_frechet_agrees_with_torchmetrics():
     assert distributions.frechet(x, y) == pytest.approx(theirs, rel=1e-6)
 
 
+@pytest.mark.parametrize(("n", "d", "rank"), [(300, 64, 5), (300, 64, 64), (20, 64, 20), (400, 128, 20)])
+def test_frechet_of_equal_sets_is_zero_and_never_below(n, d, rank):
+    rng = np.random.default_rng(n)
+    x = rng.normal(size=(n, rank)) @ rng.normal(size=(rank, d))  # dead features, as encoders have them
+    assert 0 <= distributions.frechet(x, x[::-1]) < 1e-10 * (x**2).sum()
+
+
 def test_frechet_of_a_set_with_itself_a_shift_and_a_rotation():
     x, y = gaussians(60, 60, width=80)
     assert distributions.frechet(x, x) == pytest.approx(0, abs=1e-6)

@@ -1,4 +1,4 @@
-"""The story on data as it comes: a class of one case, one without validation tiles, one without test tiles, one of which nothing is kept."""
+"""The story on data as it comes: classes of one case, without validation tiles, without test tiles, and of which nothing is kept."""
 
 import json
 import os

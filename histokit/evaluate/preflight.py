@@ -126,8 +126,8 @@ def warnings(limits, trap, top, tail):
         others = top.loc[top["class"].ne(row["class"]), "real"].mean()
         if row["class"] in tail and row["real"] < WEAK * others:
             yield (
-                f"{row['class']}: a judge that learned these tiles finds {100 * row['real']:.0f} % of {row['tiles']} validation tiles, of the "
-                f"other classes {100 * others:.0f} %: it is weak here, and so is what it says of made tiles."
+                f"{row['class']}: a judge that learned these tiles finds {100 * row['real']:.0f} % of {row['tiles']} validation tiles, of "
+                f"the other classes {100 * others:.0f} %: it is weak here, and so is what it says of made tiles."
             )
         if row["class"] in tail and row["real"] > 0 and row["coded"] < 0.5 * row["real"]:
             yield (

@@ -48,13 +48,10 @@ def frechet(x, y):
     x, y = _features(x, y, least=2, what="a covariance")
     shift = x.mean(0) - y.mean(0)
     a, b = ((z - z.mean(0)) / np.sqrt(len(z) - 1) for z in (x, y))  # covariances a' a and b' b
-    if max(len(x), len(y)) < x.shape[1]:
-        root = np.linalg.svd(a @ b.T, compute_uv=False).sum()  # tr (a'a b'b)^1/2 is the nuclear norm of a b'
-    else:
-        values, vectors = np.linalg.eigh(a.T @ a)
-        half = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-        root = np.sqrt(np.linalg.eigvalsh(half @ (b.T @ b) @ half).clip(0)).sum()
-    return float(shift @ shift + (a**2).sum() + (b**2).sum() - 2 * root)
+    # tr (a'a b'b)^1/2 is the nuclear norm of a b', and rotating the rows of a or b does not change it
+    a, b = (np.linalg.qr(z, mode="r") if len(z) > z.shape[1] else z for z in (a, b))
+    root = np.linalg.svd(a @ b.T, compute_uv=False).sum()
+    return max(0.0, float(shift @ shift + (a**2).sum() + (b**2).sum() - 2 * root))  # rounding alone would go below
 
 
 def frechet_extrapolated(x, y, points=15, seed=0):
