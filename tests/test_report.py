@@ -14,7 +14,7 @@ from histokit.core import files
 from histokit.evaluate import error_analysis, question, verdict
 from histokit.fidelity import closest_pairs, copy_detection
 from histokit.runs import places
-from histokit.show import report
+from histokit.show import report, report_tables
 from histokit.tiles import data
 
 EVIL = '<img src=x onerror="alert(1)">'
@@ -178,3 +178,12 @@ def test_a_record_number_in_name_picture_and_table_does_not_survive_sharing(root
     raw = page.encode() + b"".join(base64.b64decode(found) for found in re.findall(r"base64,([A-Za-z0-9+/=]+)", page))
     assert number.encode() not in raw, "the shared page"
     assert number in (place / "tiles.csv").read_text(), "or nothing was planted"
+
+
+def test_a_class_made_rare_on_purpose_is_named_with_what_is_left():
+    tiles = pd.DataFrame({"label": ["a"] * 6 + ["b"] * 2, "split": "train", "case_id": list("ppqqrr") + ["s", "s"]})
+    tiles["use"] = ["labelled", "withheld", "labelled", "withheld", "withheld", "withheld", "labelled", "labelled"]
+    assert report_tables.rare_on_purpose(tiles) == (
+        "Made rare on purpose, to be able to check: a (a budget leaves 2 of 6 training tiles, of 2 cases)."
+    )
+    assert report_tables.rare_on_purpose(tiles.assign(use="labelled")) == ""

@@ -43,6 +43,15 @@ def test_looks_are_counted_over_experiments_and_a_changed_plan_is_named(tiles):
     assert len(files.read_table(test_set_log.path())) == 3
 
 
+def test_a_run_that_crashed_is_no_look(tiles):
+    run = runs.start(experiment="exp", step="07_evaluate", recipe="params/a.yaml", n=0)
+    test_set_log.open_test(run, "squares", tiles, PLAN)
+    run._lock.release()
+    runs.mark_failed(run.folder, "cannot reshape")
+    assert look(tiles).before == 0, "set aside as failed"
+    assert look(tiles, experiment="other").before == 1
+
+
 def test_of_arms_that_changed_only_the_names_are_said(tiles):
     arms = {"real": {}, "few": {"synthetic": "keep", "per_class": 5}, "old": {"loss": "focal"}}
     look(tiles, PLAN | {"arms": arms})

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from histokit.core import files, locks
+from histokit.runs import places
 
 VERSION = 1
 COLUMNS = ["time", "dataset", "test", "experiment", "recipe", "step", "run_id", "plan", "plan_text"]
@@ -48,7 +49,7 @@ def open_test(run, dataset, tiles, plan):
 
     Args:
         run: the Run that is about to read predictions on test tiles, or whatever has its experiment, recipe, step and run_id; a run
-            that is resumed counts once.
+            that is resumed counts once, one that crashed not at all.
         dataset: name of the dataset.
         tiles: manifest; its test tiles, by their contents, are what is opened.
         plan: dict of what is compared and how.
@@ -59,6 +60,7 @@ def open_test(run, dataset, tiles, plan):
     with locks.alone(path().parent):
         held = files.read_table(path()) if path().is_file() else pd.DataFrame(columns=COLUMNS, dtype=str)
         earlier = held[held["test"].eq(test) & held["run_id"].ne(run.run_id)]
+        earlier = earlier.loc[[not _crashed(line) for line in earlier.itertuples()]]
         if not (held["run_id"].eq(run.run_id) & held["plan"].eq(code)).any():
             now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
             line = [now, dataset, test, run.experiment, run.recipe, run.step, run.run_id, code, text]
@@ -67,6 +69,16 @@ def open_test(run, dataset, tiles, plan):
     changed = _changes(own["plan_text"].iloc[0], plan) if len(own) and own["plan"].iloc[0] != code else ""
     plans = list(dict.fromkeys([*earlier["plan"], code]))
     return Look(code, len(earlier), plans, sorted(set(earlier["recipe"].fillna(""))), changed)
+
+
+def _crashed(line):
+    """Whether the run of a line failed, here or set aside, before it had a verdict: then nobody has read one."""
+    home = files.root() / "outputs" / str(line.experiment)
+    for folder in (home / str(line.step), *(home / ".old" / str(line.step)).glob("*")):
+        record = places.read(folder)
+        if record and record.get("run_id") == line.run_id:
+            return record.get("status") == "failed"
+    return False
 
 
 def _changes(text, plan):

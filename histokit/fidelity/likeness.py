@@ -16,6 +16,7 @@ from histokit.vision import features
 
 VERSION = 2
 LOW_LEVEL = "colour-texture"  # fixed, no weights: a second judge that no training could please
+TWICE = 2.0  # times the floor from which a KID that is not told apart is not called alike
 TOO_SMALL = "n too small to say"
 COLUMNS = "class encoder real cases synthetic kid p n kid_at_n floor floor_high farther reading".split()
 
@@ -89,8 +90,11 @@ def _fidelity(real, synthetic, cases, permutations, seed):
         return row | {"reading": f"no floor: {TOO_SMALL}"}
     row |= {"kid_at_n": np.median(value), "floor": np.median(floor), "floor_high": np.quantile(floor, 0.95)}
     row["farther"] = (value > floor).mean()
-    far = row["farther"] >= 0.95
-    return row | {"reading": "farther than real tiles of other cases" if far else "not told apart from other real cases at this n"}
+    if row["farther"] >= 0.95:
+        return row | {"reading": "farther than real tiles of other cases"}
+    if row["kid_at_n"] > TWICE * abs(row["floor"]) and row["kid"] > 0:  # else it would read as praise
+        return row | {"reading": "n too small to be sure: its middle lies far above that of other real cases"}
+    return row | {"reading": "not told apart from other real cases at this n"}
 
 
 def table(fidelity):

@@ -70,6 +70,7 @@ def _gather(experiment, place, share):
         "lines": list(results["classes"].values()),
         "classes": report_tables.class_rows(dataset),
         "dataset": report_tables.dataset_sentence(dataset, results["n"]),
+        "budget": report_tables.rare_on_purpose(tiles),
         "preflight": ahead.get("warnings", []),
         "differences": report_tables.difference_rows(results),
         "controls": results["controls"],

@@ -20,6 +20,21 @@ def class_rows(dataset):
     return rows
 
 
+def rare_on_purpose(tiles):
+    """Which classes a budget made rare, and what it leaves of them; "" where there is none.
+
+    Args:
+        tiles: frozen manifest of real tiles, those withheld included.
+    """
+    train = tiles[tiles["split"].eq("train")]
+    said = []
+    for name in sorted(set(train.loc[train["use"].eq("withheld"), "label"])):
+        own = train[train["label"].eq(name)]
+        left = own[own["use"].eq("labelled")]
+        said.append(f"{name} (a budget leaves {len(left)} of {len(own)} training tiles, of {left['case_id'].nunique()} cases)")
+    return f"Made rare on purpose, to be able to check: {', '.join(said)}." if said else ""
+
+
 def dataset_sentence(dataset, n):
     cases = f"{n['cases']} cases" if n["cases"] else "no case ids: a tile counts as its own case, and intervals are too narrow"
     scale = f"{dataset.mpp} um per pixel" if dataset.mpp else "pixel size unknown"
