@@ -121,3 +121,12 @@ def test_a_folder_without_tiles_or_no_folder_says_so(root):
     with pytest.raises(FileNotFoundError, match="is not a folder"):
         autodescribe.draft(root / "nowhere")
     assert not (root / "params" / "datasets").exists()
+
+
+def test_nothing_is_written_into_the_folder_of_tiles(root, monkeypatch):
+    class_folders(root / "tiles")
+    monkeypatch.setenv("HISTOKIT_ROOT", str(root / "tiles"))
+    with pytest.raises(ValueError, match="is the folder of tiles itself"):
+        autodescribe.draft(root / "tiles")
+    assert not (root / "tiles" / "params").exists()
+    assert autodescribe.draft(root / "tiles", root / "mine.yaml") == 0

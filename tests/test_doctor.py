@@ -63,3 +63,37 @@ def test_only_the_base_that_is_asked_for_may_be_fetched(root, monkeypatch, capsy
     monkeypatch.setattr(doctor, "sample", lambda base, path: str(asked.setdefault(base, constants.HF_HUB_OFFLINE)))
     doctor.report("owner/base")
     assert asked == {"others": True, "owner/base": False}
+
+
+def test_doctor_survives_what_it_checks_and_says_for_which_recipe_something_is_missing(root, monkeypatch, capsys):
+    from histokit.vision import encoders
+
+    def broken(name, device="cpu"):
+        raise RuntimeError("Error(s) in loading state_dict") if name == "weights/odd" else FileNotFoundError("not here")
+
+    monkeypatch.setattr(encoders, "load", broken)
+    stubs.recipe(root, "steps:\n  - 06_classifier: {arms: {real: {encoder: weights/odd}}}\n", "mine")
+    stubs.recipe(root, "shared: {dataset: params/datasets/to_come.yaml, base_model: owner/base}\nsteps: [03_img2img]\n", "template")
+    assert doctor.report() == 1
+    out = capsys.readouterr().out
+    assert "missing    encoder weights/odd for params/mine.yaml" in out and "cannot be read (RuntimeError: Error(s)" in out
+    assert "owner/base" not in out, "a recipe whose tiles nobody has described is nobody's need"
+
+
+def test_a_folder_of_the_hubs_cache_is_its_snapshot_and_a_cut_download_is_refused(root):
+    from histokit.diffusion import pretrained
+
+    cache = root / "models--owner--base"
+    one, other = (cache / "snapshots" / name for name in ("aaa", "bbb"))
+    tiny.write_hub_layout(one)
+    assert pretrained.locate(str(cache)) == one
+    other.mkdir()
+    with pytest.raises(FileNotFoundError, match="2 versions; name one of its snapshots"):
+        pretrained.locate(str(cache))
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("bbb")
+    assert pretrained.locate(str(cache)) == other
+    (cache / "blobs").mkdir()
+    (cache / "blobs" / "12ab.incomplete").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match="12ab.incomplete, a download that was cut off"):
+        pretrained.locate(str(cache))

@@ -29,13 +29,32 @@ def locate(name):
     path = Path(name).expanduser()
     for folder in (path, files.root() / path):
         if folder.is_dir():
-            return folder
+            return _snapshot(name, folder)
         if folder.is_file():
             raise FileNotFoundError(f"base model {name!r} is a single file; convert it to a diffusers folder first. {_where(name)}")
     looks_local = path.is_absolute() or str(name).startswith((".", "~")) or (files.root() / path.parts[0]).is_dir()
     if looks_local or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)):
         raise FileNotFoundError(f"base model {name!r} not found; {_where(name)}")
     return _download(str(name))
+
+
+def _snapshot(name, folder):
+    """The folder itself or, of a folder of the hub's cache (models--OWNER--NAME), its snapshot; a download that was cut off is refused."""
+    part = next(folder.rglob("*.incomplete"), None)
+    if part is not None:
+        raise FileNotFoundError(
+            f"base model {name!r}: {folder} holds {part.name}, a download that was cut off; fetch it again with `hf download`, or copy the "
+            "whole folder from a machine that has it"
+        )
+    found = sorted((folder / "snapshots").glob("*/")) if (folder / "snapshots").is_dir() else []
+    if len(found) > 1:
+        main = folder / "refs" / "main"
+        found = [folder / "snapshots" / main.read_text().strip()] if main.is_file() else found
+    if len(found) > 1:
+        raise FileNotFoundError(
+            f"base model {name!r}: {folder} is a cache with {len(found)} versions; name one of its snapshots, {found[0]}"
+        )
+    return found[0] if found else folder
 
 
 def _where(name):

@@ -21,8 +21,9 @@ def report(base=""):
     missing = 0
     with _offline():  # looking for weights must not fetch them
         found = list(weights())
-    for name, kind, problem in found:
-        print(f"{'missing' if problem else 'found':<10} {kind} {name}" + (f"\n{'':<10} {problem}" if problem else ""))
+    for name, kind, problem, recipes in found:
+        whose = f" for {', '.join(recipes)}" if recipes and problem else ""
+        print(f"{'missing' if problem else 'found':<10} {kind} {name}{whose}" + (f"\n{'':<10} {problem}" if problem else ""))
         missing += bool(problem) and name.startswith("mini")
     if base:
         print("\n" + sample(base, files.root() / "outputs" / "doctor.png"))
@@ -76,20 +77,26 @@ def _kernel():
 
 
 def weights():
-    """(name, kind, problem) of the built-in weights and of every base or encoder that a recipe in params/ names."""
+    """(name, kind, problem, recipes) of the built-in weights and of every base or encoder that a recipe in params/ names.
+
+    A recipe whose dataset is not described yet, as those for one's own tiles, is nobody's need.
+    """
     from histokit.diffusion import pretrained
     from histokit.vision import encoders
 
-    named = dict.fromkeys([("mini", "base model"), ("mini-ssl", "encoder"), ("mini-sup", "encoder")])
+    named = dict.fromkeys([("mini", "base model"), ("mini-ssl", "encoder"), ("mini-sup", "encoder")], ())
     for path in sorted((files.root() / "params").glob("*.yaml")):
-        named |= dict.fromkeys(_named(path))
-    for name, kind in named:
+        for one in _named(path):
+            named[one] = tuple(dict.fromkeys((*named.get(one, ()), f"params/{path.name}")))
+    for (name, kind), recipes in named.items():
+        problem = ""
         try:
             pretrained.locate(name) if kind == "base model" else encoders.load(name)
         except (OSError, ValueError) as error:
-            yield name, kind, str(error)
-        else:
-            yield name, kind, ""
+            problem = str(error)
+        except Exception as error:  # what a broken file or a foreign library raises must not hide the rest
+            problem = f"cannot be read ({type(error).__name__}: {error})"
+        yield name, kind, problem, recipes
 
 
 def _named(path):
@@ -99,6 +106,10 @@ def _named(path):
     try:
         trees = [recipe.read_yaml(path)]
     except recipe.RecipeError:
+        return
+    shared = trees[0].get("shared") if isinstance(trees[0], dict) else None
+    described = shared.get("dataset") if isinstance(shared, dict) else None
+    if described and not (files.root() / str(described)).is_file():
         return
     listed = trees[0].get("steps") if isinstance(trees[0], dict) else None
     steps = {name for step in listed or () for name in (step if isinstance(step, dict) else [step])}  # they train weights themselves

@@ -30,6 +30,11 @@ def draft(folder, output=""):
         raise FileNotFoundError(f"{folder} is not a folder; give the folder that holds the tiles")
     name = re.sub(r"[^a-z0-9]+", "_", root.name.lower()).strip("_") or "dataset"
     path = Path(output).expanduser().resolve() if output else files.root() / "params" / "datasets" / f"{name}.yaml"
+    if not output and (files.root() == root or files.root().is_relative_to(root)):
+        raise ValueError(
+            f"{files.root()} is the folder of tiles itself, and nothing is written there; go to your study (`histokit new FOLDER` makes "
+            "one) and give this folder from there, or say where with --output"
+        )
     if path.exists():
         raise FileExistsError(f"{path} exists and is left as it is; delete it, or name another file with --output")
     guess = survey.look(root)
