@@ -117,6 +117,7 @@ def render(guess, root, name):
         "mpp: 0.5  # micrometres per pixel of the files",
         "split: {train: 0.6, val: 0.15, test: 0.25}  # by case, when the data brings none",
     ]
+    after += ["exclude: [CLASS/one_tile.png]  # single tiles to leave out"]
     after += ["budget: {A_COMMON_CLASS: {tiles: 15, cases: 3}}  # makes a class rare on purpose"]
     text = io.StringIO()
     yaml = YAML()

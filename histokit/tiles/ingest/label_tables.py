@@ -80,7 +80,8 @@ def judge(root, name, names):
     if best is None or not counts[best]:
         column = (_named(cells.columns, "file_name") or [cells.columns[0]])[0]
         told.why_not = f"0 of {len(cells)} names in its column {column!r} are files below the folder, first {str(cells[column].iloc[0])!r}"
-        if folder := next((c for c in cells if names.folders and cells[c].ne("").all() and set(cells[c]) <= names.folders), None):
+        folder = next((c for c in cells if names.folders and cells[c].ne("").all() and set(cells[c]) <= names.folders), None)
+        if folder is not None and "label" in roles(cells.drop(columns=folder)):
             told.why_not += (
                 f"; its column {folder!r} names folders: the class of a slide or patient is not that of each of its tiles. Where it is, "
                 "write a table with one row a tile"
