@@ -275,6 +275,17 @@ def test_stains_years_and_positions_are_no_cases(first):
     assert {re.search(pattern, n)["case_id"] for n in names["a"]} == {"P00", "P01", "P02"}
 
 
+@pytest.mark.parametrize("listed_too", [False, True], ids=["folders", "a table as well"])
+def test_masks_in_a_tree_of_their_own_are_masks_whatever_else_lies_at_the_top(root, drafted, listed_too):
+    names = [f"{s}/{c}/P{i}_{s}.png" for s in ("train", "val", "test") for c in ("a", "b") for i in range(4)]
+    folder = tiles(root / "set", [*names, *(f"masks/{n}" for n in names), "contact_sheet.jpg"])
+    if listed_too:
+        write(folder / "manifest.csv", [{"image": n, "cls": n.split("/")[1], "mask": f"masks/{n}"} for n in names])
+    said, rows = drafted(folder)
+    assert counts(rows) == {"a": 12, "b": 12} and rows["mask"].eq("masks/" + rows["file_name"]).all()
+    assert ("named in the column 'mask'" if listed_too else "offered as `mask: masks/{path}.png`") in said
+
+
 def test_overlays_beside_masks_are_neither_tiles_nor_masks(root, drafted):
     names = [f"{s}/{kind}/{s}_{i}.png" for s in ("train", "valid") for kind in ("Images", "Annotation", "Overlay") for i in range(4)]
     _, rows = drafted(tiles(root / "set", names))

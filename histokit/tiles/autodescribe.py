@@ -82,7 +82,7 @@ def render(guess, root, name):
         put("facts", [CommentedMap(table=one["table"], on=one["on"], columns=_flow(one["columns"])) for one in guess["facts"]])
         top.yaml_set_comment_before_after_key("facts", before="What other tables say of a tile, or of its case or slide (`on`).")
     apart = guess["masks"]
-    if apart.template:
+    if apart.template and "mask" not in guess["columns"]:
         put("mask", apart.template, f"{apart.of} masks; {{0}} is the top folder")
     ignore = [*guess["refused"], *apart.ignore]  # what is at no level of a class is left out anyway
     if ignore:

@@ -1,9 +1,11 @@
-"""Which pictures below a folder are masks of others: in a folder beside that of the tiles, or beside each tile with a suffix."""
+"""Which pictures below a folder are masks of others: in a folder beside that of the tiles, in a mirror of all, or with a suffix."""
 
 import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+
+from histokit.tiles.ingest import levels
 
 VERSION = 1
 WORD = r"(mask|masks|seg|segm|segmentation|anno|annotation|annotated|label|labels|labelled|labeled|gt|groundtruth|ground_truth|overlay|bw)"
@@ -20,13 +22,29 @@ class Masks:
     template: str = ""  # of the description's `mask`; "" where tiles lack one or names follow no rule
     ignore: list = field(default_factory=list)  # patterns of file names that are masks and no tiles
     of: int = 0  # tiles that have a mask
+    bare: list = field(default_factory=list)  # pictures without one, where the template is offered all the same
 
 
 def apart(pictures, found=None):
     """`Masks` of the pictures [name, ...]; `found`: `levels.Levels` of them, whose `masks` is the folder beside that of the tiles."""
     if found is not None and found.masks:
         return _by_folder(pictures, found)
-    return _by_name(pictures)
+    return _by_mirror(pictures) or _by_name(pictures)
+
+
+def _by_mirror(pictures):
+    """Masks in a folder of their own at the top that repeats the folders and names of the tiles; None where there is none."""
+    for top in sorted({name.partition("/")[0] for name in pictures if "/" in name}):
+        if levels.plain(top) not in levels.MASKS:
+            continue
+        tiles = [name for name in pictures if not name.startswith(f"{top}/")]
+        own = {name.rpartition(".")[0]: name for name in pictures if name.startswith(f"{top}/")}
+        of = [name for name in tiles if f"{top}/{name.rpartition('.')[0]}" in own]
+        if len(of) > 0.5 * len(own):
+            suffixes = Counter(PurePosixPath(name).suffix for name in own.values())
+            template = f"{top}/{{path}}{next(iter(suffixes))}" if len(suffixes) == 1 else ""
+            return Masks(tiles, list(own.values()), template, [top], len(of), sorted(set(tiles) - set(of)))
+    return None
 
 
 def _by_folder(pictures, found):

@@ -128,7 +128,14 @@ def left_out(guess):
         )
     if apart.masks:
         whose = f"{apart.of} of {len(apart.tiles)} tiles have one"
-        how = f"offered as `mask: {apart.template}`" if apart.template else "not offered as `mask`, which needs one for every tile"
+        column = guess["columns"].get("mask", "")
+        how = (
+            f"named in the column {column!r}"
+            if column
+            else f"offered as `mask: {apart.template}`"
+            if apart.template
+            else "not offered as `mask`, which needs one for every tile"
+        )
         yield f"{len(apart.masks)} pictures are masks and no tiles ({whose}): {how}"
     if found.litter:
         yield "left by systems and skipped: " + ", ".join(f"{name} ({count})" for name, count in found.litter.most_common(6))

@@ -38,7 +38,7 @@ def look(root):
     if twice:
         guess["refused"].append(twice)
         guess["said"].append(f"THE FOLDER {twice} REPEATS WHAT LIES BESIDE IT, file for file, and is left out")
-    if not set(every) <= set(apart.tiles):
+    if not set(every) <= set(apart.tiles) or set(every) & set(apart.bare):
         apart.template = ""
     guess["names"], guess["also"] = _one_spelling(guess["names"])
     guess["sizes"] = _sizes(root, every)
@@ -218,6 +218,8 @@ def _twice(pictures):
     """The top folder that holds again what lies beside it, under the same names; "" where there is none."""
     every = set(pictures)
     for top in sorted({name.partition("/")[0] for name in pictures if "/" in name}):
+        if levels.plain(top) in levels.MASKS:
+            continue
         below = [name.partition("/")[2] for name in pictures if name.startswith(f"{top}/")]
         if "/" in below[0] and len(every & set(below)) >= 0.9 * len(below):
             return top
