@@ -59,7 +59,7 @@ def seen(images, generator):
 def network(cache):
     """The trained network in eval mode, from `cache` (a folder) where it is there already."""
     code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
-    path, net = Path(cache) / f"toy-truth-{dataset.VERSION}-{code}.safetensors", Network()
+    path, net = Path(cache) / f"toy-truth-{dataset.PIXELS}-{code}.safetensors", Network()
     if not path.exists():
         _train(net)
         files.write_tensors(path, net.state_dict())

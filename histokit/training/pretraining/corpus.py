@@ -131,7 +131,7 @@ def _drawn(name, settings, seed, held):
         if tail:
             raise ValueError(f"toy class {tail[0]!r} is made rare by the demo; a base that has seen it proves nothing")
         jobs = [(c, i, seed) for c in classes for i in range(tiles)]
-    path = files.cache("drawn") / f"{files.digest(VERSION, dataset.VERSION, DRAWN_PX, jobs)}.safetensors"
+    path = files.cache("drawn") / f"{files.digest(VERSION, dataset.PIXELS, DRAWN_PX, jobs)}.safetensors"
     if not path.is_file():
         with ProcessPoolExecutor() as pool:
             images, *told = zip(*pool.map(_draw, jobs, chunksize=16), strict=True)
