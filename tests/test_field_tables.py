@@ -175,7 +175,7 @@ def test_titles_remarks_and_other_sheets_are_passed_over(root, drafted):
     csv = pd.DataFrame(listed()).to_csv(index=False)
     (folder / "labels.csv").write_text("# exported 2026-01-02, v3\nStudy 7; final\n\n" + csv)
     table = table_files.read(folder / "labels.csv")
-    assert table.columns.tolist() == ["file", "label", "patient"] and len(table) == 36 and table.attrs["first"] == 5
+    assert table.columns.tolist() == ["file", "label", "patient"] and table.attrs["lines"] == list(range(5, 41))
     (folder / "labels.csv").unlink()
     head = pd.DataFrame([["Study 7, 2026", "", ""], ["", "", ""], ["file", "label", "patient"]])
     with pd.ExcelWriter(folder / "labels.xlsx") as book:
@@ -185,6 +185,138 @@ def test_titles_remarks_and_other_sheets_are_passed_over(root, drafted):
         )
     said, rows = drafted(folder)
     assert counts(rows) == TWO and rows["case_id"].nunique() == 12 and "of its 2 sheets 'tiles' is read" in said
+
+
+NO_CASES = {  # columns that only sound like a case: {column: cells by row}
+    "an age": {"patient_age": lambda i: 40 + i % 5},
+    "a kind of specimen": {"Specimen Type": lambda i: ("biopsy", "resection")[i % 2]},
+    "a scanner": {"slide_scanner": lambda i: ("Aperio", "Leica")[i % 2]},
+}
+
+
+@pytest.mark.parametrize("name", NO_CASES)
+def test_what_only_sounds_like_a_case_is_none(root, drafted, name):
+    folder = tiles(root / "set", [row["file"] for row in listed()])
+    more = NO_CASES[name]
+    write(folder / "labels.csv", [{"file": r["file"], "label": r["label"], "case_id": r["patient"]} | {c: v(i) for c, v in more.items()}
+                                  for i, r in enumerate(listed())])  # fmt: skip
+    _, rows = drafted(folder)
+    assert rows["case_id"].nunique() == 12
+
+
+@pytest.mark.parametrize("column", ["tumor_size_mm", "age at diagnosis", "case"])
+def test_a_measurement_is_no_class(root, drafted, column):
+    folder = tiles(root / "set", classes())
+    write(folder / "facts.csv", [{"file": n, column: 10 + i % 7} for i, n in enumerate(classes())])
+    _, rows = drafted(folder)
+    assert counts(rows) == TWO
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"type": lambda i: ("biopsy", "resection")[i % 2]}, "its column 'type' (biopsy, resection) may be no class"),
+        ({"patient": lambda i: f"P{i // 3}", "Tumor Stage": lambda i: ("I", "II", "III")[i % 3]}, "12 cases by metadata.csv"),
+    ],
+)
+def test_a_table_that_may_speak_of_something_else_does_not_replace_the_folders(root, drafted, columns, said):
+    folder = tiles(root / "set", classes())
+    write(folder / "metadata.csv", [{"file": n} | {c: v(i) for c, v in columns.items()} for i, n in enumerate(classes())])
+    told, rows = drafted(folder)
+    assert counts(rows) == TWO and said in told
+
+
+def test_a_table_of_other_classes_than_the_folders_is_believed_aloud(root, drafted):
+    folder = tiles(root / "set", classes())
+    write(folder / "labels.csv", [{"file": n, "label": "ab"[i % 2]} for i, n in enumerate(classes())])
+    said, rows = drafted(folder)
+    assert set(counts(rows)) == {"a", "b"} and "THE TABLE CALLS THE CLASSES a, b, THE FOLDERS adipose, stroma, tumour" in said
+
+
+def test_classes_in_a_table_and_splits_in_folders_are_both_read(root, drafted):
+    names = [f"{split}/P{k}_{i}.png" for split, k in (("train", 1), ("train", 2), ("test", 3)) for i in range(4)]
+    folder = tiles(root / "set", names)
+    write(folder / "labels.csv", [{"file": n, "label": "ab"[i % 2]} for i, n in enumerate(names)])
+    said, rows = drafted(folder)
+    assert rows["split"].value_counts().to_dict() == {"train": 8, "test": 4} and "brings no val split" in said
+
+
+def test_several_tables_of_a_split_are_one_split(root, drafted):
+    folder = tiles(root / "set", [row["file"] for row in listed()])
+    for name, part in (("train_a", range(12)), ("train_b", range(12, 24)), ("test", range(24, 36))):
+        write(folder / f"{name}.csv", [{"file": listed()[i]["file"], "label": listed()[i * 7 % 36]["label"]} for i in part])
+    _, rows = drafted(folder)
+    assert rows["split"].value_counts().to_dict() == {"train": 24, "test": 12}
+
+
+def test_facts_never_overwrite_what_is_there(root, drafted):
+    names = [
+        f"{s}/{c}/S{k:02d}_{i}.png" for s, k0 in (("train", 0), ("test", 6)) for c in "ab" for k in range(k0, k0 + 3) for i in range(2)
+    ]
+    folder = tiles(root / "set", names)
+    slides = [f"S{k:02d}" for k in range(9)]
+    write(folder / "a.csv", [{"slide": s, "hospital": "xy"[i % 2], "split": "train"} for i, s in enumerate(slides)])
+    write(folder / "b.csv", [{"slide": s, "scanner": "pq"[i % 2]} for i, s in enumerate(slides)])
+    _, rows = drafted(folder)
+    assert rows["split"].value_counts().to_dict() == {"train": 12, "test": 12} and set(rows["group"]) == {"x", "y"}
+    with pytest.raises(ValueError, match="gives split, which the data says already"):
+        data.scan(described(root, "classes: [a, b]\ncase_pattern: (?P<slide>S\\d+)\n"
+                                  "facts: [{table: a.csv, on: slide, columns: {split: split}}]\n"))  # fmt: skip
+
+
+def test_patients_are_joined_once_and_by_the_name_the_rest_uses(root, drafted):
+    names = [f"{c}/S{s:02d}_{i}.png" for k, c in enumerate(("a", "b")) for s in range(6 * k, 6 * k + 6) for i in range(2)]
+    folder = tiles(root / "set", names)
+    for name in ("scans", "slides"):
+        write(folder / f"{name}.csv", [{"slide": f"S{s:02d}", "patient": f"P{s // 2}"} for s in range(12)])
+    write(folder / "clinical.csv", [{"patient": f"P{p}", "hospital": "xy"[p % 2], "patient_age": 40 + p} for p in range(6)])
+    _, rows = drafted(folder)
+    assert rows["case_id"].nunique() == 6 and set(rows["group"]) == {"x", "y"}
+
+
+def test_a_patients_table_that_lacks_a_tile_is_said(root, drafted):
+    folder = tiles(root / "set", classes())
+    write(folder / "patients.csv", [{"file": n, "patient": f"Q{i // 3}"} for i, n in enumerate(classes()[:-1])])
+    said, _ = drafted(folder)
+    assert f"it gives patient of 35 of 36 tiles, not of {classes()[-1]}, so that is not joined" in said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "file;label\n" + "".join(f"{r['file']};{r['label']}\n" for r in listed()).replace("images/t", "images/t,"),
+        "#file,label\n" + "".join(f"{r['file']},{r['label']}\n" for r in listed()),
+        "file,label\r" + "".join(f"{r['file']},{r['label']}\r" for r in listed()),
+        "file,label,label \n" + "".join(f"{r['file']},{r['label']},x{i % 2}\n" for i, r in enumerate(listed())),
+        "file,one_a,one_b\n" + "".join(f"{r['file']},{i % 2 == 0},{i % 2 == 1}\n" for i, r in enumerate(listed())),
+    ],
+    ids=["commas in names", "header with #", "old Mac lines", "twin columns", "True and False"],
+)
+def test_odd_text_is_read(root, drafted, text):
+    comma = "t," in text
+    folder = tiles(root / "set", [row["file"].replace("images/t", "images/t,") if comma else row["file"] for row in listed()])
+    (folder / "labels.csv").write_bytes(text.encode())
+    _, rows = drafted(folder)
+    assert len(rows) == 36 and set(rows["use"]) == {"labelled"} and rows["label"].nunique() == (2 if "one_a" in text else 3)
+
+
+def test_lines_are_counted_as_a_spreadsheet_does(tmp_path):
+    (tmp_path / "t.csv").write_text("file,label\n\na.png,x\n\n\nb.png,y\n")
+    assert table_files.read(tmp_path / "t.csv").attrs["lines"] == [3, 6]
+
+
+def test_a_running_number_names_no_picture(root, drafted):
+    folder = tiles(root / "set", [f"{c}/{10 * k + i:04d}.png" for k, c in enumerate("ab") for i in range(10)])
+    pd.DataFrame({"slide": [f"zz{i}.svs" for i in range(20)], "diagnosis": ["p", "q"] * 10}).to_csv(folder / "slides.csv")
+    write(folder / "patients.csv", [{"id": i, "diagnosis": "pq"[i % 2]} for i in range(1, 20)])
+    _, rows = drafted(folder)
+    assert counts(rows) == {"a": 10, "b": 10}
+
+
+def test_signs_are_no_spellings(root, drafted):
+    names = [f"{c}/P{10 * k + p}_{i}.png" for k, c in enumerate(("HER2", "HER2-", "HER2+")) for p in range(2) for i in range(2)]
+    _, rows = drafted(tiles(root / "set", names))
+    assert set(counts(rows)) == {"HER2", "HER2-", "HER2+"}
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -205,7 +337,7 @@ def test_titles_remarks_and_other_sheets_are_passed_over(root, drafted):
 )
 def test_a_name_is_found_however_another_computer_spells_it(cell, found):
     pictures = ["train/a/0001.png", "train/b/0001.png", "train/a/0007.png", "train/b/twin.jpg", "train/b/twin.tif"]
-    assert tile_names.Names("/data", pictures).find([cell]) == [found]
+    assert tile_names.Names("/data", pictures).find([cell], numbered=True) == [found]
 
 
 # --- folders and file names that mean something else -----------------------------------------------------------------
@@ -253,7 +385,7 @@ def test_a_split_without_class_folders_does_not_hide_the_classes_of_the_others(r
 def test_what_lies_twice_is_read_once(root, drafted):
     names = [f"{a}{p}/{k}/x{i}.png" for a in ("", "again/") for p in (10253, 10254, 12748) for k in (0, 1) for i in range(2)]
     said, rows = drafted(tiles(root / "set", names))
-    assert len(rows) == 12 and rows["case_id"].nunique() == 3 and "THE FOLDER again REPEATS WHAT LIES BESIDE IT" in said
+    assert len(rows) == 12 and rows["case_id"].nunique() == 3 and "THE FOLDER again REPEATS THE NAMES OF WHAT LIES BESIDE IT" in said
 
 
 def test_copies_of_class_folders_figures_and_empty_folders_are_said(root, drafted):
@@ -284,6 +416,15 @@ def test_masks_in_a_tree_of_their_own_are_masks_whatever_else_lies_at_the_top(ro
     said, rows = drafted(folder)
     assert counts(rows) == {"a": 12, "b": 12} and rows["mask"].eq("masks/" + rows["file_name"]).all()
     assert ("named in the column 'mask'" if listed_too else "offered as `mask: masks/{path}.png`") in said
+
+
+def test_unlabelled_tiles_owe_no_mask_and_every_mirror_is_taken_off(root, drafted):
+    names = [f"{c}/P{i}_0.png" for c in "ab" for i in range(4)]
+    more = [*(f"masks/{n}" for n in names), *(f"overlay/{n}" for n in names), "unlabelled/u0.png"]
+    _, rows = drafted(tiles(root / "set", [*names, *more]))
+    assert counts(rows) == {"a": 4, "b": 4}
+    assert rows.loc[rows["use"].eq("labelled"), "mask"].str.startswith("masks/").all()
+    assert rows.loc[rows["use"].eq("unlabelled"), "mask"].tolist() == [""]
 
 
 def test_overlays_beside_masks_are_neither_tiles_nor_masks(root, drafted):

@@ -18,7 +18,7 @@ def test_a_data_set_without_a_rare_class_is_told_how_to_get_one_and_one_that_can
     assert "No class is rare" in next(next_steps.after_dataset(SimpleNamespace(tail=[], cannot_be_evaluated={})))
     held = SimpleNamespace(tail=["a", "b"], cannot_be_evaluated={"b": "no tile in test", "c": "one case"})
     said = list(next_steps.after_dataset(held))
-    assert said[0].startswith("A test case of b would be worth more") and "first_look.yaml` goes the whole way for a, b" in said[1]
+    assert said[0].startswith("A test case of b would be worth more") and "teaches the base a, b" in said[1]
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_selection_names_the_commonest_reason_where_few_are_kept():
 @pytest.mark.parametrize(
     ("outcome", "draws", "said"),
     [
-        ("few cases", 1, ["eight test cases"]), ("few seeds", 1, ["06_classifier.seeds=6"]), ("none", 1, ["ceilings", "--draws 3"]),
+        ("few cases", 1, ["eight test cases"]), ("few seeds", 1, ["`seeds: 6`"]), ("none", 1, ["ceilings", "--draws 3"]),
         ("more", 1, ["--draws 3"]), ("more", 3, []), ("fewer", 3, ["did harm"]),
     ],
 )  # fmt: skip

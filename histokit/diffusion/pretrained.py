@@ -40,21 +40,20 @@ def locate(name):
 
 def _snapshot(name, folder):
     """The folder itself or, of a folder of the hub's cache (models--OWNER--NAME), its snapshot; a download that was cut off is refused."""
-    part = next(folder.rglob("*.incomplete"), None)
-    if part is not None:
-        raise FileNotFoundError(
-            f"base model {name!r}: {folder} holds {part.name}, a download that was cut off; fetch it again with `hf download`, or copy the "
-            "whole folder from a machine that has it"
-        )
     found = sorted((folder / "snapshots").glob("*/")) if (folder / "snapshots").is_dir() else []
+    main = folder / "refs" / "main"
+    if len(found) > 1 and main.is_file():
+        found = [one for one in found if one.name == main.read_text().strip()] or found
     if len(found) > 1:
-        main = folder / "refs" / "main"
-        found = [folder / "snapshots" / main.read_text().strip()] if main.is_file() else found
-    if len(found) > 1:
+        raise FileNotFoundError(f"base model {name!r}: {folder} is a cache of {len(found)} versions; name one of its snapshots, {found[0]}")
+    chosen = found[0] if found else folder
+    part = next(folder.rglob("*.incomplete"), None)
+    if part is not None and (not found or not any(chosen.iterdir()) or any(not path.exists() for path in chosen.rglob("*"))):
         raise FileNotFoundError(
-            f"base model {name!r}: {folder} is a cache with {len(found)} versions; name one of its snapshots, {found[0]}"
+            f"base model {name!r}: {folder} holds {part.name}, a download that was cut off; delete that file and fetch it again with "
+            "`hf download`, or copy the whole folder from a machine that has it"
         )
-    return found[0] if found else folder
+    return chosen
 
 
 def _where(name):

@@ -1,5 +1,7 @@
 """What a dry run can say at once: refusals that need no calibration, which setting makes a long step shorter, what costs its fixed part."""
 
+import shlex
+
 from histokit.core import files
 from histokit.engine import forecast
 from histokit.runs import recipe as recipes
@@ -55,7 +57,7 @@ def _looked_at(given):
 
 
 def shorter(recipe, found, jobs_to_run, guesses):
-    """Lines on the longest steps: what their time goes by, and a -p that halves it; none for a short run."""
+    """Lines on the longest steps: what their time goes by, and a -p that makes it shorter; none for a short run."""
     known = {job.id: guesses[job.id].seconds or 0.0 for job in jobs_to_run}
     total = sum(known.values())
     if total < SHORT:
@@ -72,9 +74,9 @@ def shorter(recipe, found, jobs_to_run, guesses):
         shown = ", ".join(f"{name} {given[name]}" for name, _ in knobs if name in given)
         name, factor = knobs[0]
         value = factor if isinstance(factor, str) else max(1, int(given[name] * factor))
-        yield f"{step} takes {seconds / total:.0%} of it: {shown}; -p {step}.{name}={value} makes it shorter" + _fixed(
-            recipe, found, held[0]
-        )
+        changes = given[name] not in (value, str(value).strip('"'))
+        tried = f"; -p {step}.{name}={value} makes it shorter" if changes else ""
+        yield f"{step} takes {seconds / total:.0%} of it: {shown}{tried}{_fixed(recipe, found, held[0])}"
 
 
 def _fixed(recipe, found, job):
@@ -82,4 +84,7 @@ def _fixed(recipe, found, job):
     share = forecast.fixed_share(recipe, found, job) if job.notebook.stem in ("01_textual_inversion", "02_lora") else 0
     if share < 1 / 3:
         return ""
-    return f" ({share:.0%} of that are checks and sample sheets, whatever the steps: -p {job.step}.options={{sheet_every: 0}} draws none)"
+    options = {**(job.parameters.get("options") or {}), "sheet_every": 0}
+    flow = ", ".join(f"{name}: {value}" for name, value in options.items())
+    again = shlex.quote(f"{job.step}.options={{{flow}}}")
+    return f" ({share:.0%} of that are checks and sample sheets, whatever the steps: -p {again} draws none)"

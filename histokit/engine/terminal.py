@@ -61,7 +61,7 @@ def dry_run(parts, classes):
         again = {s.job.id for s in batch.redo(states, force)}
         todo = [s for s in states if s.state != "done" or s.job.id in again]
         width, asked = _width(states), [s.job.id for s in todo]
-        problems, remarks = hints.refusals(recipe, [s.job for s in todo if not jobs.expected(s.job)])
+        problems, remarks = hints.refusals(recipe, [s.job for s in todo if s.state == "stale" or not jobs.expected(s.job)])
         for line in (*(f"WILL STOP {problem}" for problem in problems), *remarks):
             print(line)
         guesses, lacking = forecast.expect(

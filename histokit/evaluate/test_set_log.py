@@ -77,7 +77,7 @@ def _crashed(line):
     for folder in (home / str(line.step), *(home / ".old" / str(line.step)).glob("*")):
         record = places.read(folder)
         if record and record.get("run_id") == line.run_id:
-            return record.get("status") == "failed"
+            return record.get("status") == "failed" and not (folder / "levels.csv").exists()  # the first thing 07 writes of what it read
     return False
 
 

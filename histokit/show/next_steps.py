@@ -25,7 +25,7 @@ def after_dataset(held):
     lacking = [name for name in held.tail if name in held.cannot_be_evaluated]
     if lacking:
         yield f"A test case of {', '.join(lacking)} would be worth more than any tile that can be made: without one nothing is shown."
-    yield f"`histokit run params/first_look.yaml` goes the whole way for {', '.join(held.tail)}; 02_lora is its next page."
+    yield f"02_lora teaches the base {', '.join(held.tail)}; params/first_look.yaml is a recipe of the whole way for tiles of your own."
 
 
 def after_training(history, step):
@@ -52,14 +52,15 @@ def after_selection(accepted):
     kept = accepted.loc[accepted["status"].eq("kept")]
     turned = accepted[accepted["status"].ne("kept") & accepted["tiles"].gt(0)].sort_values("tiles", ascending=False)
     if len(turned) and turned["why"].iloc[0] in REMEDIES and (not kept["tiles"].sum() or kept["share"].sum() < 0.5):
-        yield f"Fewer than half are kept. Most of the others: {REMEDIES[turned['why'].iloc[0]]}."
+        yield f"Fewer than half are kept. The commonest reason: {REMEDIES[turned['why'].iloc[0]]}."
     if kept["tiles"].sum():
         yield "06 trains with the kept ones beside repeated real tiles; 08 asks what they are like. A person's verdict in the gallery wins."
 
 
 def after_arms(names):
     """After 06; names: of its arms."""
-    yield f"07 compares {', '.join(names)} on test tiles; nothing above has seen one."
+    if len(names) > 1:
+        yield f"07 compares {', '.join(names)} on test tiles; nothing above has seen one."
 
 
 def after_fidelity(gates, likeness):
@@ -82,7 +83,7 @@ def after_verdict(differences, n):
     if outcome in ("few cases", "absent"):
         yield "Cases decide here: eight test cases of each rare class carry an interval, however many tiles are made."
     elif outcome == "few seeds":
-        yield "More classifier seeds carry an interval: -p 06_classifier.seeds=6."
+        yield "More classifier seeds carry an interval: `seeds: 6` in the step that trained the arms."
     elif outcome == "none":
         yield (
             "Before making other tiles, ask what any could bring: arms with `real_tiles` from new cases, or a look at 00's ceilings. If "

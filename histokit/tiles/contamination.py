@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from histokit.core import files
-from histokit.tiles import decode
+from histokit.tiles import colour_profiles, decode
 
 VERSION = 1
 LIST = "trained_on.csv"
@@ -44,13 +44,21 @@ def refuse(weights, tiles, name):
         )
 
 
+def _is_known(path, hashes):
+    """Whether a file's pixels are among them, by its colour profile or as they are stored: another may have read it the other way."""
+    image, note = decode.rgb(path)
+    if pixels_hash(np.asarray(image)) in hashes:
+        return True
+    return colour_profiles.NOTE in note and pixels_hash(np.asarray(decode.rgb(path, profile=False)[0])) in hashes
+
+
 def _known(tiles, hashes, of):
     """Which of the tiles, [N] bool, are among `hashes`; remembered by the contents of tiles and list."""
     shas = [sha or files.sha256(path) for sha, path in zip(tiles["sha256"].astype(str), tiles["path"], strict=True)]
     note = files.cache("seen") / f"{files.digest(VERSION, decode.VERSION, of, shas)}.json"
     if not note.is_file():
         with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(lambda path: pixels_hash(np.asarray(decode.rgb(path)[0])) in hashes, tiles["path"]))
+            found = list(pool.map(lambda path: _is_known(path, hashes), tiles["path"]))
         files.write_json(note, {"rows": np.flatnonzero(found).tolist()})
     rows = files.read_json(note)["rows"]
     return np.isin(np.arange(len(tiles)), rows)

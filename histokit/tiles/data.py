@@ -147,7 +147,9 @@ def read_frozen(path):
     held = files.read_json(path)
     if "root" not in held:
         place = Path(path).with_name(PLACE)
-        held["root"] = files.read_json(place)["root"] if place.is_file() else ""
+        if not place.is_file():
+            raise ValueError(f"{place} is missing, which says where the tiles lie; run that 00_dataset again, or copy hidden files as well")
+        held["root"] = files.read_json(place)["root"]
     known = {f.name for f in fields(Dataset)}
     try:
         return Dataset(**{name: value for name, value in held.items() if name in known})

@@ -19,7 +19,7 @@ from histokit.core import files
 from histokit.tiles import colour_profiles
 from histokit.tiles.description import FITS
 
-VERSION = 1
+VERSION = 2
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 MAX_PIXELS = 64_000_000  # a tile is small; a whole slide or a decompression bomb is not decoded at all
 CONVERTED = {"L": "grey", "P": "palette", "LA": "alpha", "RGBA": "alpha", "PA": "alpha", "RGB": ""}

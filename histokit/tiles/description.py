@@ -177,7 +177,10 @@ def _classes(path, given):
             roles[name] = facts["role"]
         if not isinstance(facts.get("also", []), list):
             raise ValueError(f"{path}: `also` of class {name!r} is {facts['also']!r}, expected a list of its other spellings")
-        spelt |= {str(other): name for other in facts.get("also", [])}
+        for other in map(str, facts.get("also", [])):
+            if other in spelt:
+                raise ValueError(f"{path}: {other!r} is another spelling of {spelt[other]!r} and of {name!r}; take it out of one of them")
+            spelt[other] = name
     if both := sorted(set(spelt) & set(classes)):
         raise ValueError(f"{path}: {both[0]!r} is a class and another spelling of {spelt[both[0]]!r}; take it out of one of them")
     if len(classes) == 1:
@@ -224,7 +227,10 @@ def _check_columns(described, group):
     if isinstance(described.table, dict):
         if wrong := [name for name in described.table if name not in SPLITS]:
             raise ValueError(f"{path}: `table` names a split {wrong[0]!r}{nearest(wrong[0], SPLITS)}")
-        described.table = {split: _table(described, str(name)) for split, name in described.table.items()}
+        described.table = {
+            split: [_table(described, str(one)) for one in held] if isinstance(held, list) else _table(described, str(held))
+            for split, held in described.table.items()
+        }
     elif isinstance(described.table, list):
         described.table = [_table(described, str(name)) for name in described.table]
     elif described.table:
@@ -253,7 +259,7 @@ def _joined(described, one):
     if on not in ("file_name", *FACTS):
         raise ValueError(f"{where}; `on` is what both sides have{nearest(on, ('file_name', *FACTS))}")
     for ours in columns:
-        if ours not in (*COLUMNS, "file_name") or ours in ("label", "mask"):
+        if ours not in COLUMNS or ours in ("label", "mask"):
             raise ValueError(f"{where}; its `columns` name {ours!r}{nearest(ours, ('file_name', 'split', 'mpp', *FACTS))}")
     return {"table": _table(described, str(one["table"])), "on": on, "columns": {on: on, **columns}}
 

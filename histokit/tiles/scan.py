@@ -14,8 +14,8 @@ import pandas as pd
 
 from histokit.core import files
 from histokit.tiles.decode import SUFFIXES
-from histokit.tiles.description import FACTS, SPLITS, TISSUE, found_name, nearest, own_name
-from histokit.tiles.ingest import label_tables, levels, table_files, tile_names, walk
+from histokit.tiles.description import FACTS, TISSUE, found_name, nearest, own_name
+from histokit.tiles.ingest import joined_facts, label_tables, levels, table_files, tile_names, walk
 
 VERSION = 2
 COLUMNS = (
@@ -42,7 +42,7 @@ def scan(described):
         tiles = tiles[~names.isin(described.exclude)].copy()
     _read_pattern(described, tiles)
     for one in described.facts:
-        _join(described, tiles, **one)
+        joined_facts.join(described, tiles, **one)
     _check_classes(described, tiles)
     _fill(described, tiles)
     return tiles[list(COLUMNS)].sort_values("file_name", ignore_index=True)
@@ -124,7 +124,8 @@ def _check_links(root, links):
 def _from_table(described):
     """Rows of one table, or of one for each split; everything is read as text, so case 007 stays 007."""
     tables = described.table if isinstance(described.table, (dict, list)) else [described.table]
-    tables = tables.items() if isinstance(tables, dict) else [("", path) for path in tables]
+    tables = tables if isinstance(tables, dict) else {"": tables}
+    tables = [(split, path) for split, held in tables.items() for path in (held if isinstance(held, list) else [held])]
     every = walk.look(described.root, follow=described.follow_links).pictures
     tiles = [name for name in every if not _left_out(described, name)]
     names = [tile_names.Names(described.root, some) for some in (tiles, every)]  # of what may be a tile, and of masks as well
@@ -140,7 +141,9 @@ def _from_table(described):
             f"{same['table'].iloc[0]} rows {' and '.join(map(str, same['line'][:2]))}: both name {name!r} "
             f"({', '.join(same['label'].unique())}); a tile has one row and one label, so delete one"
         )
-    return tiles.drop(columns="table")
+    if tiles["split"].eq("").all() and (of := levels.splits_of(tiles["file_name"])):  # tables of classes, folders of splits
+        tiles["split"] = tiles["file_name"].map(of)
+    return tiles.drop(columns=["table", "line"])
 
 
 def _one_table(described, path, split, names, with_masks):
@@ -155,7 +158,7 @@ def _one_table(described, path, split, names, with_masks):
     tiles = pd.DataFrame({ours: label_tables.pick(table, name) for ours, name in theirs.items() if _has(table, name)}).assign(
         table=str(path)
     )
-    tiles["line"] = range(table.attrs["first"], len(tiles) + table.attrs["first"])  # as a spreadsheet counts
+    tiles["line"] = table.attrs["lines"]  # as a spreadsheet counts
     if "label" not in tiles:
         tiles["label"] = ""
     tiles = tiles[~tiles["label"].isin(described.ignore)].copy()
@@ -163,8 +166,8 @@ def _one_table(described, path, split, names, with_masks):
     tiles["label"] = tiles["label"].map(lambda label: _class(described, label)).where(tiles["label"].ne(""), TISSUE)
     if split:
         tiles["split"] = split
-    _read_split(path, tiles)
-    _read_mpp(path, tiles)
+    joined_facts.read_split(path, tiles)
+    joined_facts.read_mpp(path, tiles)
     for column, there in (("file_name", names), ("mask", with_masks)):
         if column in tiles:
             tiles[column] = _existing(described.root, there, tiles[column], tiles["line"], path, required=column == "file_name")
@@ -176,35 +179,9 @@ def _has(table, name):
     return set([name] if isinstance(name, str) else name) <= set(table.columns)
 
 
-def _read_split(path, tiles):
-    if "split" not in tiles:
-        tiles["split"] = ""
-        return
-    known = tiles["split"].map(lambda text: levels.split_of(text) if text else "")
-    if known.isna().any():
-        row = tiles[known.isna()].iloc[0]
-        raise ValueError(f"{path} row {row['line']}: split {row['split']!r} of {row['file_name']!r}{nearest(row['split'], SPLITS)}")
-    empty = known.eq("") & tiles["use"].eq("labelled")
-    if empty.any() and not known[tiles["use"].eq("labelled")].eq("").all():
-        row = tiles[empty].iloc[0]
-        raise ValueError(f"{path} row {row['line']}: {row['file_name']!r} has no split while others have; fill in all rows or none")
-    tiles["split"] = known
-
-
-def _read_mpp(path, tiles):
-    if "mpp" in tiles:
-        numbers = pd.to_numeric(tiles["mpp"].str.replace(",", "."), errors="coerce")
-        wrong = tiles["mpp"].ne("") & ~numbers.gt(0)
-        if wrong.any():
-            row = tiles[wrong].iloc[0]
-            raise ValueError(f"{path} row {row['line']}: mpp {row['mpp']!r} of {row['file_name']!r} is not micrometres per pixel")
-        tiles["mpp"] = numbers
-
-
 def _existing(root, names, cells, lines, path, required):
     """The names as they are on disk; refuses rows outside the root and files that do not exist; "" only when not required."""
-    beside = path.parent.relative_to(root).as_posix() if path.parent.is_relative_to(root) else ""
-    found = names.find(cells, "" if beside == "." else beside)
+    found = names.find(cells, table_files.beside(path, root), numbered=True)
     lost = [i for i, name in enumerate(found) if name is None and (required or cells.iloc[i])]
     if lost:
         where = f"{path} row {lines.iloc[lost[0]]}: {cells.iloc[lost[0]]!r}"
@@ -241,43 +218,14 @@ def _read_pattern(described, tiles):
         tiles[fact] = [match[fact] or "" for match in matches]
 
 
-def _join(described, tiles, table, on, columns):
-    """Adds what another table says of each tile, or of its case or slide; a tile that it does not name is refused."""
-    facts = table_files.read(table, described.root)
-    for ours, theirs in columns.items():
-        if theirs not in facts:
-            raise ValueError(
-                f"{table}: has no column {theirs!r} for {ours}{nearest(theirs, facts.columns)}; set `facts` in {described.path}"
-            )
-    if on not in tiles:
-        raise ValueError(
-            f"{described.path}: `facts` joins {table.name} on {on}, which nothing gives; let `case_pattern` or `levels` name it"
-        )
-    keys = facts[columns[on]]
-    if on == "file_name":
-        beside = table.parent.relative_to(described.root).as_posix() if table.parent.is_relative_to(described.root) else ""
-        keys = pd.Series(tile_names.Names(described.root, tiles["file_name"]).find(keys, "" if beside == "." else beside), dtype=object)
-    known = pd.DataFrame({ours: facts[theirs] for ours, theirs in columns.items() if ours != on}).assign(key=keys.to_numpy())
-    known = known[known["key"].notna()].drop_duplicates()
-    if known["key"].duplicated().any():
-        key = known.loc[known["key"].duplicated(), "key"].iloc[0]
-        raise ValueError(f"{table}: has two rows for {key!r} that differ; leave one")
-    lost = tiles.loc[~tiles[on].isin(known["key"]) & tiles["use"].eq("labelled"), on]
-    if len(lost):
-        raise ValueError(f"{table}: has no row for {lost.iloc[0]!r} ({lost.nunique()} are so); add it, or leave the table out of `facts`")
-    rows = known.set_index("key").reindex(tiles[on]).fillna("")
-    for ours in rows:
-        tiles[ours] = rows[ours].to_numpy()
-    if "patient" in columns and on == "case_id":  # the split goes by patient
-        tiles["slide"], tiles["case_id"] = tiles["case_id"], tiles["patient"]
-    if "split" in columns:
-        tiles["line"] = 0
-        _read_split(table, tiles)
-        tiles.drop(columns="line", inplace=True)
-    if "mpp" in columns:
-        tiles["line"] = 0
-        _read_mpp(table, tiles)
-        tiles.drop(columns="line", inplace=True)
+def _shown(described):
+    """Where the rows come from, for messages: a table, several, or the folder."""
+    held = described.table
+    held = list(held.values()) if isinstance(held, dict) else held
+    flat = [
+        path for one in (held if isinstance(held, list) else [held] if held else []) for path in (one if isinstance(one, list) else [one])
+    ]
+    return ", ".join(map(str, flat)) or described.root
 
 
 def _check_classes(described, tiles):
@@ -294,7 +242,7 @@ def _check_classes(described, tiles):
     for name in described.classes:
         if name not in counts.index:
             raise ValueError(
-                f"{described.path}: class {name!r} has no tile in {described.table or described.root}; take it out of `classes` or add "
+                f"{described.path}: class {name!r} has no tile in {_shown(described)}; take it out of `classes` or add "
                 f"tiles{nearest(name, counts.index)}"
             )
 
@@ -311,12 +259,13 @@ def _fill(described, tiles):
     tiles.loc[loose, "case_id"] = tiles.loc[loose, "file_name"]
     if tiles["case_id"].eq("").any():
         name = tiles.loc[tiles["case_id"].eq(""), "file_name"].iloc[0]
-        raise ValueError(f"{described.table or described.path}: {name!r} has no case id while others have; fill in all rows or none")
+        raise ValueError(f"{_shown(described)}: {name!r} has no case id while others have; fill in all rows or none")
     for column in ("patient", "slide", "group", "mask"):
         if column not in tiles:
             tiles[column] = ""
     if described.mask:
-        tiles["mask"] = _masks(described, tiles)
+        owed = tiles["use"].ne("unlabelled") | tiles["use"].eq("unlabelled").all()
+        tiles["mask"] = _masks(described, tiles[owed]).reindex(tiles.index).fillna("")
     default = float("nan") if described.mpp is None else described.mpp
     tiles["mpp"] = tiles["mpp"].astype(float).fillna(default) if "mpp" in tiles else default
     tiles["tile_id"] = tiles["file_name"]
@@ -331,7 +280,7 @@ def _masks(described, tiles):
     for name, mask, full in zip(tiles["file_name"], names, paths, strict=True):
         if not os.path.isfile(full):
             raise ValueError(f"{described.path}: tile {name!r} has no mask {mask!r}; correct `mask`, or `exclude` the tile")
-    return names
+    return pd.Series(names, index=tiles.index, dtype="str")
 
 
 def _mask_names(described, tiles):

@@ -12,7 +12,7 @@ import torch
 
 from histokit.core import files
 from histokit.tiles import augment as augmentation
-from histokit.tiles import data
+from histokit.tiles import data, decode
 from histokit.vision.encoders import Encoder, SmallCNN, load, source, weights
 
 __all__ = ["VIEWS", "Encoder", "SmallCNN", "embed", "load", "source", "stacked", "weights"]
@@ -45,7 +45,7 @@ def embed(encoder, tiles, run=None, *, tile_px=None, fit=None, augment="none", c
         dataset = data.dataset(run)
         tile_px, fit = dataset.tile_px, dataset.fit
     read_px = getattr(codec, "reads_px", tile_px)
-    made_of = [VERSION, encoder.identity, tile_px, fit, augment, augmentation.VERSION, codec.identity if codec else None]
+    made_of = [VERSION, decode.VERSION, encoder.identity, tile_px, fit, augment, augmentation.VERSION, codec.identity if codec else None]
     folder = files.cache("features") / files.digest(*made_of)[:24]
     keys = [_key(row, fit) for row in tiles.itertuples()]
     known = _index(folder)
@@ -67,7 +67,9 @@ def scaling(feats):
 
 def _key(row, fit):
     sha = row.sha256 if isinstance(row.sha256, str) and len(row.sha256) == 64 else files.sha256(row.path)
-    return files.digest(sha, str(row.mpp)) if str(fit).startswith("resample") else sha
+    ignored = [] if getattr(row, "profile", True) else ["profile ignored"]
+    scale = [str(row.mpp)] if str(fit).startswith("resample") else []
+    return files.digest(sha, *scale, *ignored) if scale or ignored else sha
 
 
 def _index(folder):

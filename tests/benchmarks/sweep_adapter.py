@@ -57,7 +57,14 @@ def measure(base, given, net, manifest, dataset):
     stains = own.pop("stains", "own")
     model, start = backbone.load(base, tiles=manifest), time.process_time()
     classes, words, history = lora.train(model, tiles, terms, seed=0, **own)
-    row = {"base": base, **given, "cpu_s": round(time.process_time() - start), "loss": round(float(history["loss_lora"].iloc[-1]), 4)}
+    row = {
+        "base": base,
+        "tiles": TILES,
+        "strengths": STRENGTHS,
+        **given,
+        "cpu_s": round(time.process_time() - start),
+        "loss": round(float(history["loss_lora"].iloc[-1]), 4),
+    }
     kept = files.root() / "outputs" / "sweep" / files.digest(base, given)[:12]
     adapters.save(kept, model, classes, tiles, dataset=dataset.name, tokens=words.vectors() if words else {}, lora=True, settings={})
     model = backbone.load(base, tiles=manifest)
@@ -84,7 +91,8 @@ def main(base, *settings):
     known = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
     for text in settings:
         given = options(text)
-        if any({name: row.get(name) for name in given} == given and row["base"] == base for row in known):
+        asked = given | {"base": base, "tiles": TILES, "strengths": STRENGTHS}
+        if any({name: row.get(name) for name in asked} == asked for row in known):
             continue
         row = measure(base, given, net, manifest, dataset)
         with open(log, "a", encoding="utf-8") as file:

@@ -17,7 +17,7 @@ KNOWN = {  # column names people use, as `_plain` spells them, for ours; the sur
     ),
     "label": (
         "label", "class", "cls", "class name", "category", "consensus", "majority", "diagnosis", "diagnose", "ground truth", "gt", "target",
-        "annotation", "klasse", "y", "tissue type", "tissue", "type",
+        "annotation", "klasse", "y", "tumor", "tumour", "grade", "tissue type", "tissue", "type",
     ),
     "split": ("split", "set", "subset", "partition", "dataset split", "fold"),
     "case_id": ("case id", "case", "caseid", "biopsy", "specimen", "biopsy id", "specimen id", "fall", "fallnummer"),
@@ -28,10 +28,13 @@ KNOWN = {  # column names people use, as `_plain` spells them, for ours; the sur
     "mpp": ("mpp", "microns per pixel", "resolution", "um per px", "um per pixel"),
 }  # fmt: skip
 WORDS = {  # a word that says so in a longer name, such as "Majority Vote Label"
-    "label": ("label", "class", "diagnosis", "diagnose", "consensus", "grade", "tumor", "tumour"),
-    "split": ("split", "partition"), "patient": ("patient", "subject"),
-    "slide": ("slide", "wsi"), "case_id": ("case", "biopsy", "specimen"), "group": ("hospital", "scanner", "centre", "center"),
+    "label": ("label", "class", "diagnosis", "diagnose", "consensus", "grade"), "split": ("split", "partition"),
+    "patient": ("patient", "subject"), "slide": ("slide", "wsi"), "case_id": ("case", "biopsy", "specimen"),
+    "group": ("hospital", "scanner", "centre", "center"),
 }  # fmt: skip
+IDS = {"id", "ids", "no", "nr", "number", "num", "code", "name", "identifier", "dataset", "data", "set", "the", "of"}  # beside such a word
+SURE = ("label", "class", "cls", "class name", "category", "consensus", "majority", "diagnosis", "diagnose", "ground truth", "gt", "klasse")
+NUMBERED = ("file name", "filename", "file", "image", "image id", "image name", "img", "tile", "patch", "tile id", "bild")
 JOINED = ("split", "case_id", "patient", "slide", "group", "mpp")  # what a table without classes can say of tiles
 PLACES = ("x", "y", "row", "col", "column", "left", "top", "level", "width", "height", "index", "idx", "magnification", "mag")
 MOST_CLASSES = 200
@@ -49,6 +52,7 @@ class Table:
     columns: dict = field(default_factory=dict)  # ours -> theirs; a list of columns for a label that has one column a class
     files: int = 0  # rows whose file is there
     split: str = ""  # train, val or test where its name says so
+    joined: dict = field(default_factory=dict)  # ours -> theirs, where it gives facts and not the classes
     why_not: str = ""  # "" where it lists tiles with their classes
     said: list = field(default_factory=list)  # what the owner should know of it
     data: pd.DataFrame | None = None  # our columns, `file_name` as it is on disk, rows without a file left out
@@ -74,7 +78,7 @@ def judge(root, name, names):
         return told
     if cells.attrs.get("sheets", 1) > 1:
         told.said.append(f"of its {cells.attrs['sheets']} sheets {cells.attrs['sheet']!r} is read")
-    by_column = {column: _files(cells[column].tolist(), names, beside) for column in _text_like(cells)}
+    by_column = {column: _files(column, cells[column].tolist(), names, beside) for column in _text_like(cells)}
     counts = {column: sum(hit is not None for hit in hits) for column, hits in by_column.items()}
     best = max(counts, key=lambda column: (counts[column], not _of_masks(by_column[column])), default=None)
     if best is None or not counts[best]:
@@ -110,11 +114,12 @@ def judge(root, name, names):
     return told
 
 
-def _files(cells, names, beside, some=1000):
+def _files(column, cells, names, beside, some=1000):
     """The picture of each cell; None for all where of `some`, spread over the column, not one names a picture."""
-    if not any(names.find(cells[:: max(1, len(cells) // some)], beside)):
+    numbered = _plain(column) in NUMBERED  # there 7 may be 0007.png; elsewhere it is a running number or a patient
+    if not any(names.find(cells[:: max(1, len(cells) // some)], beside, numbered)):
         return [None] * len(cells)
-    return names.find(cells, beside)
+    return names.find(cells, beside, numbered)
 
 
 def _of_masks(names):
@@ -127,7 +132,7 @@ def pick(cells, theirs):
     """A column of a table; of a list of columns, one a class, the name of the one that says yes, "" where not exactly one does."""
     if isinstance(theirs, str):
         return cells[theirs]
-    yes = cells[list(theirs)].apply(pd.to_numeric, errors="coerce").eq(1)
+    yes = cells[list(theirs)].apply(_marks).eq(1)
     return yes.idxmax(axis=1).where(yes.sum(axis=1).eq(1), "")
 
 
@@ -149,8 +154,23 @@ def _named(columns, ours):
     for name in columns:
         plain.setdefault(_plain(name), name)
     whole = [plain[known] for known in KNOWN[ours] if known in plain]
-    words = WORDS.get(ours, ())
-    return whole + [name for spelt, name in plain.items() if name not in whole and set(re.findall(r"\w+", spelt)) & set(words)]
+    longer = [name for spelt, name in plain.items() if name not in whole and _says(re.findall(r"\w+", spelt), ours)]
+    return whole + longer
+
+
+def _says(words, ours):
+    """Whether the words of a longer column name say that it is `ours`: patient_id is a patient, patient_age is none."""
+    known = set(words) & set(WORDS.get(ours, ()))
+    return bool(known) and (ours in ("label", "group") or set(words) - known <= IDS)
+
+
+def is_sure(column):
+    """Whether a column's name leaves no doubt that it holds the class: label, and not type, stage or annotation."""
+    return (
+        isinstance(column, list)
+        or _plain(column) in SURE
+        or bool({"label", "class", "diagnosis"} & set(re.findall(r"\w+", _plain(column))))
+    )
 
 
 def roles(cells, said=None):
@@ -163,6 +183,8 @@ def roles(cells, said=None):
     for ours in (name for name in KNOWN if name != "file_name"):
         named = [name for name in _named(open_, ours) if name not in found.values()]
         fits = [name for name in named if FITS[ours](cells[name]) or (ours == "label" and _is_label(cells[name], 0.8))]
+        if ours == "label":  # a number in a longer name is a size or a score, unless it counts few classes
+            fits = [name for name in fits if _plain(name) in KNOWN["label"] or _counts_classes(cells[name])]
         if fits and ours == "label":  # of a number and a name of the same class, the name
             names = [name for name in fits if numbers(cells[name]) is None]
             fits = sorted(fits, key=lambda name: name not in names and any(_same(cells[name], cells[other]) for other in names))
@@ -183,7 +205,7 @@ def roles(cells, said=None):
         found["label"] = marks
     elif "label" not in found:
         free = [name for name in cells if name not in found.values() and name not in placed and _is_label(cells[name])]
-        if len(free) == 1 and (cells.attrs.get("header") is False or cells.shape[1] == 1):
+        if len(free) == 1 and (cells.attrs.get("header") is False or (cells.shape[1] == 1 and _counts_classes(cells[free[0]]))):
             found["label"] = free[0]
     return found
 
@@ -198,9 +220,14 @@ def _within(fine, coarse):
     return coarse.groupby(fine).nunique().le(1).all() and coarse.nunique() < fine.nunique()
 
 
+def _marks(column):
+    """Its cells as numbers, true and yes as 1, false and no as 0, NaN where they are neither."""
+    return pd.to_numeric(column.str.casefold().replace({"true": "1", "false": "0", "yes": "1", "no": "0"}), errors="coerce")
+
+
 def _one_hot(cells):
     """The columns that together say the class, one of them 1 in every row and the others 0; [] where there are none."""
-    values = {name: pd.to_numeric(cells[name], errors="coerce") for name in cells}
+    values = {name: _marks(cells[name]) for name in cells}
     marks = [name for name, column in values.items() if column.isin([0, 1]).all()]
     total = sum(values[name] for name in marks) if marks else pd.Series(dtype=float)
     used = [name for name in marks if values[name].any()]
@@ -225,6 +252,15 @@ def _is_label(column, share=0.5):
         return True
     whole = (values % 1 == 0).all()
     return bool(whole and distinct <= 50 and values.between(-1, 1000).all())
+
+
+def _counts_classes(column):
+    """Whether its cells are words, or numbers from 0 or 1 on without gaps, as classes are numbered."""
+    values = numbers(column)
+    if values is None:
+        return True
+    known = sorted(set(values))
+    return known[0] in (0, 1) and known[-1] - known[0] == len(known) - 1
 
 
 def _is_split(column):

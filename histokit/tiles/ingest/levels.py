@@ -83,8 +83,14 @@ def split_of(name):
         "external", "list", "file", "files",
     }  # fmt: skip
     known = [ALIASES[word] for word in words if word in ALIASES]
-    rest = [word for word in words if word not in ALIASES and word not in extra and not word.isdigit()]
+    rest = [word for word in words if word not in ALIASES and word not in extra and not word.isdigit() and len(word) > 1]
     return known[0] if len(set(known)) == 1 and not rest else None
+
+
+def splits_of(names):
+    """{name: split} where every picture lies below a folder of a split, and there are two splits or more; {} else."""
+    found = {name: next((split for folder in name.split("/")[:-1] if (split := split_of(folder))), None) for name in names}
+    return found if None not in found.values() and len(set(found.values())) > 1 else {}
 
 
 @lru_cache(100_000)

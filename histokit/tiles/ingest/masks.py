@@ -33,18 +33,29 @@ def apart(pictures, found=None):
 
 
 def _by_mirror(pictures):
-    """Masks in a folder of their own at the top that repeats the folders and names of the tiles; None where there is none."""
-    for top in sorted({name.partition("/")[0] for name in pictures if "/" in name}):
-        if levels.plain(top) not in levels.MASKS:
-            continue
-        tiles = [name for name in pictures if not name.startswith(f"{top}/")]
+    """Masks in folders of their own at the top that repeat the folders and names of the tiles; None where there are none."""
+    tops = sorted({name.partition("/")[0] for name in pictures if "/" in name}, key=_order)
+    apart = [top for top in tops if levels.plain(top) in levels.MASKS]
+    tiles = [name for name in pictures if name.partition("/")[0] not in apart]
+    found = {}
+    for top in apart:
         own = {name.rpartition(".")[0]: name for name in pictures if name.startswith(f"{top}/")}
         of = [name for name in tiles if f"{top}/{name.rpartition('.')[0]}" in own]
         if len(of) > 0.5 * len(own):
-            suffixes = Counter(PurePosixPath(name).suffix for name in own.values())
-            template = f"{top}/{{path}}{next(iter(suffixes))}" if len(suffixes) == 1 else ""
-            return Masks(tiles, list(own.values()), template, [top], len(of), sorted(set(tiles) - set(of)))
-    return None
+            found[top] = (own, of)
+    if not found:
+        return None
+    tiles = [name for name in pictures if name.partition("/")[0] not in found]
+    top, (own, of) = next(iter(found.items()))
+    suffixes = Counter(PurePosixPath(name).suffix for name in own.values())
+    template = f"{top}/{{path}}{next(iter(suffixes))}" if len(suffixes) == 1 else ""
+    every = [name for held, _ in found.values() for name in held.values()]
+    return Masks(tiles, every, template, list(found), len(of), sorted(set(tiles) - set(of)))
+
+
+def _order(top):
+    plain = levels.plain(top)
+    return levels.MASKS.index(plain) if plain in levels.MASKS else len(levels.MASKS), top
 
 
 def _by_folder(pictures, found):

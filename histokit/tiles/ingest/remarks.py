@@ -87,15 +87,31 @@ def _copies(names):
 
 
 def _given_splits(guess):
-    """{file name: split} as the data gives it, by its folders or its table."""
+    """{file name: split} as the data gives it, by its folders, its tables or a table that is joined."""
     every = [name for names in guess["names"].values() for name in names]
     found = {name: (levels.read(name, guess["kinds"]) or {}).get("split") for name in every}
+    by_split = guess["table"] if isinstance(guess["table"], dict) else {}
+    listed = {name: split for split, held in by_split.items() for name in (held if isinstance(held, list) else [held])}
+    used = listed or (guess["table"] if isinstance(guess["table"], list) else [guess["table"]])
+    if guess["table"]:
+        found = levels.splits_of(every) or dict.fromkeys(every)
     for table in guess["tables"]:
-        by_name = isinstance(guess["table"], dict)
-        if not table.why_not and table.cells is None and (by_name or "split" in table.columns):
-            column = [table.split] * len(table.data) if by_name else table.data["split"].map(levels.split_of)
+        if table.name in used and (listed or "split" in table.columns):
+            column = [listed[table.name]] * len(table.data) if listed else table.data["split"].map(levels.split_of)
             found |= dict(zip(table.data["file_name"], column, strict=True))
+        elif "split" in table.joined:
+            found |= _joined_splits(table, every, guess["case_of"])
     return found
+
+
+def _joined_splits(table, every, case_of):
+    """{file name: split} of a table that is joined by the tile or by its case."""
+    if table.cells is None:
+        of = dict(zip(table.data["file_name"], table.data["split"], strict=True))
+        return {name: levels.split_of(of[name]) for name in every if of.get(name)}
+    by = next(iter(table.joined))
+    of = dict(zip(table.cells[table.joined[by]], table.cells[table.joined["split"]], strict=True))
+    return {name: levels.split_of(split) for name in every if (split := of.get(case_of.get(name)))}
 
 
 def tables_said(tables, most=8):
@@ -106,11 +122,12 @@ def tables_said(tables, most=8):
     shown = [some[i] for some in ([t for t in tables if not t.why_not], [t for t in tables if t.why_not]) for i in range(min(4, len(some)))]
     for table in tables if len(tables) <= most else shown:
         yield from (f"{table.name}: {line}" for line in table.said)
-        if table.why_not:
+        if table.joined:
+            told = ", ".join(f"{ours} = {theirs!r}" for ours, theirs in table.joined.items())
+            how = "tile by tile" if "file_name" in table.joined else "by the case"
+            yield f"{table.name} is joined {how}: {told}" + (f"; its classes are not used: {table.why_not}" if table.why_not else "")
+        elif table.why_not:
             yield f"{table.name} is there and not used: {table.why_not}"
-        elif table.cells is not None:
-            told = ", ".join(f"{ours} = {theirs!r}" for ours, theirs in table.columns.items())
-            yield f"{table.name} is joined by the case: {told}"
         else:
             told = ", ".join(f"{ours} = {theirs!r}" for ours, theirs in table.columns.items())
             lost = f"; {table.rows - table.files} rows name no file below the folder and stop 00" if table.files < table.rows else ""

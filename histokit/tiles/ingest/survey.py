@@ -37,7 +37,9 @@ def look(root):
         )
     if twice:
         guess["refused"].append(twice)
-        guess["said"].append(f"THE FOLDER {twice} REPEATS WHAT LIES BESIDE IT, file for file, and is left out")
+        guess["said"].append(
+            f"THE FOLDER {twice} REPEATS THE NAMES OF WHAT LIES BESIDE IT, and is left out: a copy, or the tiles in another form"
+        )
     if not set(every) <= set(apart.tiles) or set(every) & set(apart.bare):
         apart.template = ""
     guess["names"], guess["also"] = _one_spelling(guess["names"])
@@ -69,10 +71,18 @@ def _look_at_tables(tables, tiles, folders):
     both = [name for name in labels if name in of_folders]
     other = [name for name in both if _key(labels[name]) != _key(of_folders[name])]
     same_words = {_key(label) for label in labels.values() if label} <= {_key(label) for label in folders["names"]}
-    if of_folders and same_words and len(labels) < WHOLE * len(of_folders):
+    sure = label_tables.is_sure(used[0].columns["label"])
+    named = len(labels) * (2 if "mask" in used[0].columns else 1)  # each with its mask
+    if of_folders and (named < WHOLE * len(of_folders) or not (same_words or sure)):
         for table in used:
-            differ = f"; {len(other)} of its rows name another class than the folder" if other else ""
-            table.why_not = f"it names {table.files} of {len(of_folders)} tiles, whose folders all name a class{differ}"
+            if same_words or sure:
+                differ = f"; {len(other)} of its rows name another class than the folder" if other else ""
+                table.why_not = f"it names {table.files} of {len(of_folders)} tiles, whose folders all name a class{differ}"
+            else:
+                table.why_not = (
+                    f"its column {used[0].columns['label']!r} ({_few(labels.values())}) may be no class, and the folders name one; if it "
+                    "is, give the table in `table` and the column in `columns`"
+                )
         return None
     said = []
     if other and same_words:
@@ -80,16 +90,30 @@ def _look_at_tables(tables, tiles, folders):
         said.append(
             f"{len(other)} OF {len(both)} ROWS NAME ANOTHER CLASS THAN THE FOLDER, first {first}: {labels[first]}. The table is believed"
         )
+    elif both and not same_words:
+        said.append(
+            f"THE TABLE CALLS THE CLASSES {_few(labels.values())}, THE FOLDERS {_few(of_folders.values())}. The table is believed; take it "
+            "out of `table` if the folders are right"
+        )
     if missed := len(tiles) - len(labels):
         said.append(f"{missed} of {len(tiles)} pictures are in no table that is used, and stay out")
     return _of_tables(used, data) | {"said": said}
 
 
+def _few(labels):
+    known = sorted({label for label in labels if label})
+    return ", ".join(known[:4]) + " ..." * (len(known) > 4)
+
+
 def _of_tables(used, data):
     labelled = data[data["label"].ne("")]
     case = next((c for c in remarks.CASES if c in data and data[c].notna().all()), None)
-    splits = len(used) > 1 and "split" not in data and len({table.split for table in used} - {""}) == len(used)
-    table = {table.split: table.name for table in used} if splits else [table.name for table in used]
+    splits = len(used) > 1 and "split" not in data and all(table.split for table in used) and len({table.split for table in used}) > 1
+    table = [table.name for table in used]
+    if splits:
+        of = {split: [one.name for one in used if one.split == split] for split in dict.fromkeys(one.split for one in used)}
+        table = {split: held[0] if len(held) == 1 else held for split, held in of.items()}
+    splits |= "split" not in data and bool(levels.splits_of(data["file_name"]))
     shown = ", ".join(table.name for table in used[:3]) + (f" and {len(used) - 3} more" if len(used) > 3 else "")
     return {
         "table": table if len(used) > 1 else used[0].name,
@@ -107,13 +131,18 @@ def _of_splits(good):
     for table in good:
         if table.split and "split" not in table.columns:
             folders.setdefault(table.name.rpartition("/")[0], []).append(table)
-    sets = [held for held in folders.values() if len(held) > 1 and len({table.split for table in held}) == len(held)]
-    sets = [held for held in sets if all(table.columns == held[0].columns for table in held)]
-    if not sets and len(folders) > 1:  # train/metadata.csv beside test/metadata.csv
-        held = [table for some in folders.values() for table in some]
-        whole = len({table.split for table in held}) == len(held) and all(table.columns == held[0].columns for table in held)
-        sets = [held] if whole else []
+    every = [table for some in folders.values() for table in some]
+    sets = [held for held in folders.values() if _is_split(held)]
+    if not sets and len(folders) > 1 and _is_split(every):  # train/metadata.csv beside test/metadata.csv
+        sets = [every]
     return max(sets, key=lambda held: sum(table.files for table in held), default=None)
+
+
+def _is_split(tables):
+    """Whether tables are the splits of one data set: two splits or more, the same columns, no tile in two of them."""
+    names = [name for table in tables for name in table.data["file_name"].unique()]
+    same = all(table.columns == tables[0].columns for table in tables)
+    return same and len({table.split for table in tables}) > 1 and len(names) == len(set(names))
 
 
 def _together(good):
@@ -140,42 +169,63 @@ def _beside(table, used, data):
 def _join_tiles(guess, every):
     """Tables without classes that say a case, a split or a group of each tile."""
     for table in guess["tables"]:
-        given = set(guess["columns"]) | {kind for kind in guess["kinds"] if kind != "-"}
+        given = _given(guess)
         brings = {ours: table.columns[ours] for ours in label_tables.JOINED if ours in table.columns and ours not in given}
-        whole = table.data is not None and set(every) <= set(table.data["file_name"]) and not table.data["file_name"].duplicated().any()
-        if not table.why_not or not brings or not whole or any(set(brings) & set(fact["columns"]) for fact in guess["facts"]):
+        if not table.why_not or table.data is None or not brings:
+            continue
+        missing = sorted(set(every) - set(table.data["file_name"]))
+        if missing or table.data["file_name"].duplicated().any():
+            told = ", ".join(brings)
+            lack = f"of {len(every) - len(missing)} of {len(every)} tiles, not of {missing[0]}" if missing else "more than once for a tile"
+            table.why_not += f"; it gives {told} {lack}, so that is not joined"
             continue
         guess["facts"].append({"table": table.name, "on": "file_name", "columns": {"file_name": table.columns["file_name"], **brings}})
-        table.why_not = ""
+        table.joined, table.why_not = guess["facts"][-1]["columns"], "" if "label" not in table.columns else table.why_not
         if not guess["case_of"] and (case := next((c for c in remarks.CASES if c in brings), None)):
             of = dict(zip(table.data["file_name"], table.data[case], strict=True))
             guess["case_of"] = {name: of[name] for name in every}
 
 
+def _given(guess):
+    """What is said already of every tile, by a table, by folders or by facts."""
+    joined = {ours for fact in guess["facts"] for ours in fact["columns"] if ours != fact["on"]}
+    return set(guess["columns"]) | {kind for kind in guess["kinds"] if kind != "-"} | joined
+
+
 def _join_cases(guess):
-    """Tables with one row a case or slide that say its patient, split or group."""
-    cases = set(guess["case_of"].values())
-    for table in guess["tables"] if cases else ():
-        cells = table.cells
-        key = None if cells is None else next((c for c in cells if cases <= set(cells[c]) and not cells[c].duplicated().any()), None)
-        if key is None:
-            continue
-        brings = label_tables.roles(cells.drop(columns=key))
-        brings = {ours: theirs for ours, theirs in brings.items() if ours in ("patient", "split", "group") and ours not in guess["columns"]}
-        by = next((ours for ours in remarks.CASES if ours in guess["columns"]), "case_id")
-        if not brings or ("patient" in brings and by == "patient"):
-            continue
-        if "patient" in brings and by == "case_id":  # what was taken for the case is a slide or a biopsy of a patient
-            by = "slide"
-            guess["pattern"] = guess["pattern"].replace("(?P<case_id>", "(?P<slide>")
-            for kinds in (guess["kinds"], guess["levels"]):
-                kinds[:] = ["slide" if kind == "case_id" else kind for kind in kinds]
-            guess["columns"] = {"slide" if ours == "case_id" else ours: theirs for ours, theirs in guess["columns"].items()}
-        guess["facts"].append({"table": table.name, "on": by, "columns": {by: key, **brings}})
-        table.why_not, table.columns, table.files = "", guess["facts"][-1]["columns"], len(cells)
-        if "patient" in brings:
-            of = dict(zip(cells[key], cells[brings["patient"]], strict=True))
-            guess["case_of"] = {name: of[case] for name, case in guess["case_of"].items()}
+    """Tables with one row a case or slide that say its patient, split or group; patients may then lead to further tables."""
+    waiting = [table for table in guess["tables"] if table.cells is not None]
+    while joined := next((table for table in waiting if _join_case(guess, table)), None):
+        waiting.remove(joined)
+
+
+def _join_case(guess, table):
+    """Joins one table by the case or slide, where its rows name them all and it says something new; whether it did."""
+    cells, cases, given = table.cells, set(guess["case_of"].values()), _given(guess)
+    key = next((c for c in cells if _names_all(cells[c], cases)), None) if cases else None
+    if key is None:
+        return False
+    brings = label_tables.roles(cells.drop(columns=key))
+    brings = {ours: theirs for ours, theirs in brings.items() if ours in ("patient", "split", "group") and ours not in given}
+    by = next((ours for ours in remarks.CASES if ours in given), "case_id")
+    if not brings or (by == "patient" and "patient" in brings):
+        return False
+    if "patient" in brings and by == "case_id" and "slide" not in given:  # what was taken for the case is a slide or biopsy of a patient
+        by = "slide"
+        guess["pattern"] = guess["pattern"].replace("(?P<case_id>", "(?P<slide>")
+        for kinds in (guess["kinds"], guess["levels"]):
+            kinds[:] = ["slide" if kind == "case_id" else kind for kind in kinds]
+        guess["columns"] = {"slide" if ours == "case_id" else ours: theirs for ours, theirs in guess["columns"].items()}
+    guess["facts"].append({"table": table.name, "on": by, "columns": {by: key, **brings}})
+    table.why_not, table.joined, table.files = "", guess["facts"][-1]["columns"], len(cells)
+    if "patient" in brings:
+        of = dict(zip(cells[key], cells[brings["patient"]], strict=True))
+        guess["case_of"] = {name: of[case] for name, case in guess["case_of"].items()}
+    return True
+
+
+def _names_all(column, cases):
+    return cases <= set(column) and not column[column.isin(cases)].duplicated().any()
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
@@ -229,7 +279,8 @@ def _twice(pictures):
 @lru_cache(10_000)
 def _key(label):
     """A class's name without what spellings of one name differ in: letters' case, accents' code, blanks and dashes."""
-    return re.sub(r"[_\-\s]+", " ", unicodedata.normalize("NFC", label)).strip().casefold()
+    spaced = re.sub(r"(?<=\w)[_\-\s]+(?=\w)", " ", unicodedata.normalize("NFC", label).strip())
+    return re.sub(r"(?<=\w)_|_(?=\w)", " ", spaced).strip().casefold()
 
 
 def _one_spelling(names):

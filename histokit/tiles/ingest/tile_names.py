@@ -18,7 +18,11 @@ class Names:
 
     def __init__(self, root, pictures):
         self.root = os.path.realpath(root)
-        self.exact = {fold(name): name for name in pictures}
+        self.own = set(pictures)
+        folded = defaultdict(list)
+        for name in pictures:
+            folded[fold(name)].append(name)
+        self.exact = {way: held[0] for way, held in folded.items() if len(held) == 1}
         self.folders = {folder for name in pictures for folder in name.split("/")[:-1]}
         self.loose, self.by_leaf, self.by_stem, self.by_number = (defaultdict(list) for _ in range(4))
         for name in pictures:
@@ -31,14 +35,21 @@ class Names:
             if stem.isdecimal():
                 self.by_number[int(stem)].append(name)
 
-    def find(self, cells, beside=""):
-        """The picture of each cell, None where there is none or more than one. `beside`: the table's folder, relative to the root."""
-        return [self._one(cell, beside) for cell in cells]
+    def find(self, cells, beside="", numbered=False):
+        """The picture of each cell, None where there is none or more than one.
 
-    def _one(self, cell, beside):
+        Args:
+            beside: the table's folder, relative to the root.
+            numbered: whether a bare number may mean a picture whose name is that number with zeros before it.
+        """
+        return [self._one(cell, beside, numbered) for cell in cells]
+
+    def _one(self, cell, beside, numbered):
         text = cell.replace("\\", "/")
         if not text:
             return None
+        if text in self.own:
+            return text
         if found := self.exact.get(fold(text)):
             return found
         elsewhere = text.startswith("/") or re.match(r"[A-Za-z]:", text) or "://" in text
@@ -58,11 +69,11 @@ class Names:
                 return held[0]
         if len(parts) > 1 and not elsewhere:
             return self.exact.get(fold(parts[-1])) if ".." not in parts else None  # tiles that lay in a folder and now lie at the top
-        return self._by_leaf(parts[-1], beside)
+        return self._by_leaf(parts[-1], beside, numbered)
 
-    def _by_leaf(self, leaf, beside):
+    def _by_leaf(self, leaf, beside, numbered):
         plain = fold(leaf).casefold()
-        number = int(leaf) if leaf.isdecimal() else None
+        number = int(leaf) if numbered and leaf.isdecimal() else None
         for held in (self.by_leaf.get(plain, ()), self.by_stem.get(plain, ()), self.by_number.get(number, ())):
             if beside:
                 held = [name for name in held if name.startswith(beside + "/")] or held

@@ -96,7 +96,8 @@ def _tiles(name, settings, roots, split):
         order = rows["file_name"].map(files.digest).sort_values(kind="stable").index
         rows = rows.loc[order].groupby("label", sort=False).head(settings["tiles"]).sort_index()
     _check_room(name, rows, described.root)
-    images = [np.asarray(decode.rgb(described.root / file)[0]) for file in rows["file_name"]]
+    honour = described.colour_profile == "convert"
+    images = [np.asarray(decode.rgb(described.root / file, profile=honour)[0]) for file in rows["file_name"]]
     return [
         (image, captions[row.label], row.label, row.case_id, row.file_name) for image, row in zip(images, rows.itertuples(), strict=True)
     ]

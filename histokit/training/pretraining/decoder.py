@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from histokit.training import loop
 from histokit.training.pretraining import ldm
 
-VERSION = 1
+VERSION = 2
+GRAIN = 1e-3  # variance below which contrast is a sensor's grain: a decoder that is asked for it draws rings into empty fat
 
 
-def fine_contrast(images):
-    """Local deviation [B, C, h, w] of images [B, C, H, W] from their 3 x 3 mean, over windows of 8 px: what blur takes first."""
+def fine_contrast(images, floor=1e-5):
+    """Local deviation [B, C, h, w] of images [B, C, H, W] in [-1, 1] from their 3 x 3 mean, over windows of 8 px: what blur takes first."""
     around = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), 3, 1)
-    return torch.sqrt(F.avg_pool2d((images - around).square(), 8) + 1e-5)
+    return torch.sqrt(F.avg_pool2d((images - around).square(), 8) + floor)
 
 
 def trainable(vae):
@@ -31,7 +32,7 @@ def errors(again, images, l1=0.5, edge=0.5, contrast=3.0):
     """Total error [B] of pictures after their round trip, lower is better: those of `ldm.autoencoder_player` and of `fine_contrast`."""
     error, over = again - images, (1, 2, 3)
     total = error.square().mean(over) + l1 * error.abs().mean(over) + edge * sum(e.abs().mean(over) for e in ldm.edges(error))
-    return total + contrast * (fine_contrast(again) - fine_contrast(images)).abs().mean(over)
+    return total + contrast * (fine_contrast(again, GRAIN) - fine_contrast(images, GRAIN)).abs().mean(over)
 
 
 def player(vae, lr=7e-4):
