@@ -13,7 +13,7 @@ from histokit.core import files
 from histokit.diffusion import backbone, pretrained, sampling
 from histokit.engine import batch
 from histokit.runs import recipe
-from histokit.training.pretraining import corpus, held_out, ldm, package_mini, pretrain, sample_quality
+from histokit.training.pretraining import corpus, decoder, held_out, ldm, package_mini, pretrain, sample_quality
 from histokit.vision import encoders
 
 RECIPE = """\
@@ -214,3 +214,16 @@ def test_a_dataset_lends_so_many_tiles_a_class_and_no_more_than_memory_holds(roo
     with pytest.raises(ValueError, match=r"source 'd.yaml': \d+ tiles need .* set tiles, at most so many a class, to 1 or fewer"):
         corpus.gather({"d.yaml": {}})
     assert len(corpus.gather({"d.yaml": {"tiles": 1}}).images) == 2
+
+
+def test_a_decoder_is_asked_for_texture_and_not_for_grain():
+    """Grain of a sensor cannot be decoded; asked for it, a decoder draws rings into empty fat."""
+    rng = torch.Generator().manual_seed(0)
+    flat, noise = torch.full((1, 3, 32, 32), 0.8), torch.randn(1, 3, 32, 32, generator=rng)
+    lost = {}
+    for name, size in (("grain", 0.01), ("texture", 0.2)):
+        real = flat + size * noise
+        lost[name] = float((decoder.fine_contrast(flat, decoder.GRAIN) - decoder.fine_contrast(real, decoder.GRAIN)).abs().mean()) / size
+        seen = float((decoder.fine_contrast(flat) - decoder.fine_contrast(real)).abs().mean()) / size
+        assert seen > 0.5, "the measure of what is left sees both"
+    assert lost["grain"] < 0.25 * lost["texture"]

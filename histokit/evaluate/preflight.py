@@ -19,7 +19,7 @@ from histokit.runs import workload
 from histokit.tiles import data, splits, staining
 from histokit.vision import features, probes
 
-VERSION = 2
+VERSION = 3
 MORE = workload.HEADROOM  # true tiles a class in the place of made ones
 WEAK = 0.5  # of the mean recall of the other classes, below which a judge is called weak for a class
 PER_CLASS = 100  # training tiles of a class that the judge of the headroom learns from at most

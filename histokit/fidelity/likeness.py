@@ -14,7 +14,7 @@ from histokit.metrics import distributions
 from histokit.tiles import data
 from histokit.vision import features
 
-VERSION = 2
+VERSION = 3
 LOW_LEVEL = "colour-texture"  # fixed, no weights: a second judge that no training could please
 TWICE = 2.0  # times the floor from which a KID that is not told apart is not called alike
 TOO_SMALL = "n too small to say"

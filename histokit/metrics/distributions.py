@@ -7,7 +7,7 @@ Stein et al. (2023), arXiv:2306.04675, is the review that the choice follows.
 
 import numpy as np
 
-VERSION = 1
+VERSION = 2
 MIN_KID = 10  # tiles per side: below it the noise of KID exceeds a shift of 0.3 standard deviations many times over
 MIN_NEIGHBOURS = 30  # tiles per side for precision, recall, density, coverage: below it they are near 1 whatever is compared
 MIN_EXTRAPOLATED = 500  # tiles per side: with 100 of equal sets the extrapolated distance is 7 to 12, the truth 0

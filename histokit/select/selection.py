@@ -13,7 +13,7 @@ import pandas as pd
 from histokit.runs import selection_reasons
 from histokit.tiles import near_duplicates
 
-VERSION = 6  # and of `selection_reasons`
+VERSION = 7  # and of `selection_reasons`
 THRESHOLDS = {
     "judge_rank": 0, "judge_p": 0.0, "copy": 0.0, "duplicate": 0.0, "picture": near_duplicates.THRESHOLD, "contrast": 0.0, "stain": 0.0,
     "focus": 0.0, "centroid_rank": 0, "realism": 0.0,

@@ -1,8 +1,5 @@
 """What to try next, at the end of every page: a sentence that follows from what the page found, with the setting it is about."""
 
-from histokit.evaluate import verdict
-
-VERSION = 1
 REMEDIES = {  # most frequent reason against a tile -> what changes it
     "judge": "the judge misses the class: a lower `strength` in 03, more steps in 02, or look at the gallery whether it is right",
     "copy": "they lie too near training tiles: a higher `strength` in 03, fewer steps in 02, or `stains: all`",
@@ -79,6 +76,8 @@ def after_fidelity(gates, likeness):
 
 def after_verdict(differences, n):
     """After 07; differences: {endpoint: facts} of the judged arm as in results.json, n: its counts."""
+    from histokit.evaluate import verdict  # not for the pages before it
+
     outcome = differences[verdict.TAIL]["outcome"]
     if outcome in ("few cases", "absent"):
         yield "Cases decide here: eight test cases of each rare class carry an interval, however many tiles are made."

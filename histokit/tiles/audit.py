@@ -14,7 +14,7 @@ import pandas as pd
 from histokit.core import files
 from histokit.tiles import colour_profiles, decode, near_duplicates, splits
 
-VERSION = 2
+VERSION = 3
 FEW_COLOURS, MASK_LIKE = 3, "two or three colours"  # what a mask has, and no picture of tissue
 FEW_CASES = 8  # test cases below which a class gets counts and a range instead of an interval
 

@@ -22,7 +22,7 @@ __all__ = [
     "Dataset", "Description", "dataset", "describe", "freeze", "load", "pixels", "read_frozen", "scan", "shown", "to_float",
     "to_uint8", "training", "um_per_px", "used", "without_memory",
 ]  # fmt: skip
-VERSION = 1
+VERSION = 2
 PLACE = ".root.json"  # where the real tiles lie, beside dataset.json
 MEMORY = ("path", "tile_px", "fit", "profile")  # columns that `load` adds and no file holds
 
