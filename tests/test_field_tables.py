@@ -398,6 +398,20 @@ def test_copies_of_class_folders_figures_and_empty_folders_are_said(root, drafte
     assert "'tumour - Copy' is called like a copy of 'tumour'" in said and "empty folders: necrosis" in said and "1 .json" in said
 
 
+def test_classes_that_begin_the_file_names_are_read_from_them(root, drafted):
+    names = [f"{s}/{c}_P{10 * k + p}_{i}.png" for k, c in enumerate(("adenoma", "normal")) for s, p0 in (("train", 0), ("test", 4))
+             for p in range(p0, p0 + 3) for i in range(2)]  # fmt: skip
+    said, rows = drafted(tiles(root / "set", names))
+    assert counts(rows) == {"adenoma": 12, "normal": 12} and rows["split"].value_counts().to_dict() == {"train": 12, "test": 12}
+    assert rows["case_id"].nunique() == 12 and "begin with adenoma, normal: they are taken as the classes" in said
+    said, rows = drafted(tiles(root / "other", [f"{h}_P{p}_{i}.png" for h in ("Graz", "Berlin") for p in range(3) for i in range(2)]))
+    assert set(rows["use"]) == {"unlabelled"} and "begin with Berlin, Graz: if these are the classes" in said
+    with pytest.raises(ValueError, match="`label_pattern` is for tiles whose class stands in no table"):
+        described(root, "classes: [a, b]\nlevels: [class]\nlabel_pattern: (?P<label>[^_]+)_\n")
+    with pytest.raises(ValueError, match="does not match 'test/normal_P14_0.png'"):
+        data.scan(described(root, "classes: [a, b]\nlabel_pattern: (?P<label>adenoma)_\n"))
+
+
 @pytest.mark.parametrize("first", ["CD3 CD8 KI67", "2018 2019 2020", "x1 x2 x3"])
 def test_stains_years_and_positions_are_no_cases(first):
     names = {

@@ -78,6 +78,8 @@ def render(guess, root, name):
         put("columns", _flow(guess["columns"]), "ours: theirs")
     if guess["levels"]:
         put("levels", _flow(guess["levels"]), "what each level of folders says, from the top; - says nothing")
+    if guess["label_pattern"]:
+        put("label_pattern", guess["label_pattern"], "searched in the file name: the class")
     if guess["facts"]:
         put("facts", [CommentedMap(table=one["table"], on=one["on"], columns=_flow(one["columns"])) for one in guess["facts"]])
         top.yaml_set_comment_before_after_key("facts", before="What other tables say of a tile, or of its case or slide (`on`).")

@@ -36,6 +36,7 @@ class Description:
     fit: str = ""  # resize | crop=128 | resample_to_mpp=0.5x128, see decode.field
     mpp: float | None = None  # micrometres per pixel of the files
     case_pattern: str = ""  # regex with named groups, searched in the file name
+    label_pattern: str = ""  # regex with the group `label`, where neither folders nor a table name the class
     table: Path | dict | list | None = None  # or one for each split, {"train": Path, ...}, or several
     levels: list = field(default_factory=list)  # what each level of folders says, see `levels.KINDS`; a folder's name takes that one alone
     follow_links: bool = False  # whether links among the tiles are read through
@@ -238,16 +239,26 @@ def _check_columns(described, group):
     elif described.columns:
         raise ValueError(f"{path}: `columns` needs a `table`; folders say what a tile is by their names and `case_pattern`")
     described.facts = [_joined(described, one) for one in described.facts]
-    if described.case_pattern:
-        try:
-            named = re.compile(described.case_pattern).groupindex
-        except re.error as error:
-            raise ValueError(f"{path}: `case_pattern` {described.case_pattern!r} is not a regular expression: {error}") from error
-        for group in named:
-            if group not in FACTS:
-                raise ValueError(f"{path}: `case_pattern` names a group {group!r}{nearest(group, FACTS)}")
-        if not named:
-            raise ValueError(f"{path}: `case_pattern` needs a named group, for example (?P<case_id>[^-]+)-")
+    if described.label_pattern and (described.table or described.levels):
+        raise ValueError(
+            f"{path}: `label_pattern` is for tiles whose class stands in no table and no folder; leave `table` and `levels` out"
+        )
+    _check_pattern(path, "label_pattern", described.label_pattern, ("label",), "(?P<label>[^_]+)_")
+    _check_pattern(path, "case_pattern", described.case_pattern, FACTS, "(?P<case_id>[^-]+)-")
+
+
+def _check_pattern(path, key, pattern, groups, example):
+    if not pattern:
+        return
+    try:
+        named = re.compile(pattern).groupindex
+    except re.error as error:
+        raise ValueError(f"{path}: `{key}` {pattern!r} is not a regular expression: {error}") from error
+    for group in named:
+        if group not in groups:
+            raise ValueError(f"{path}: `{key}` names a group {group!r}{nearest(group, groups)}")
+    if not named:
+        raise ValueError(f"{path}: `{key}` needs a named group, for example {example}")
 
 
 def _joined(described, one):

@@ -53,7 +53,9 @@ def _from_folders(described):
     root, found = described.root, walk.look(described.root, follow=described.follow_links)
     _check_links(root, found.links)
     kinds, rows = described.levels or _usual(described), []
-    if described.classes != [TISSUE]:
+    if described.label_pattern:
+        rows = _by_name(described, found.pictures)
+    elif described.classes != [TISSUE]:
         rows = [row for name in found.pictures if (row := _row(described, name, kinds)) is not None]
     if described.unlabelled:
         folder = "" if described.unlabelled == "." else described.unlabelled
@@ -69,6 +71,22 @@ def _from_folders(described):
         )
     tiles = pd.DataFrame(rows, dtype=str).fillna("")
     return _without_masks(described, tiles if "split" in tiles else tiles.assign(split=""))
+
+
+def _by_name(described, pictures):
+    """Rows of tiles whose file names say the class; their folders may still say a split."""
+    search, rows = re.compile(described.label_pattern).search, []
+    for name in pictures:
+        if _left_out(described, name) or name.startswith(f"{described.unlabelled or chr(0)}/"):
+            continue
+        match = search(name)
+        if match is None:
+            raise ValueError(
+                f"{described.path}: `label_pattern` {described.label_pattern!r} does not match {name!r}; widen it, or `ignore` such files"
+            )
+        rows.append({"file_name": name, "label": _class(described, match["label"]), "use": "labelled"})
+    splits = levels.splits_of([row["file_name"] for row in rows])
+    return [row | {"split": splits.get(row["file_name"], "")} for row in rows]
 
 
 def _row(described, name, kinds):

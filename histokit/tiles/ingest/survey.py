@@ -11,6 +11,7 @@ from histokit.core import files
 from histokit.tiles.ingest import case_patterns, label_tables, levels, masks, remarks, tile_names, walk
 
 VERSION = 1
+FIRST_WORD = r"[^/_\-\s.(]*"  # of a file name
 WHOLE = 0.9  # share of the tiles that a table must name to be believed before class folders
 
 
@@ -26,7 +27,7 @@ def look(root):
     names = tile_names.Names(root, apart.tiles if found.tables else [])
     tables = [label_tables.judge(root, name, names) for name in found.tables]
     guess = {"table": "", "columns": {}, "levels": [], "kinds": [], "unlabelled": "", "skipped": {}, "refused": [], "case_of": {}}
-    guess |= {"found": found, "tables": tables, "masks": apart, "facts": [], "pattern": ""}
+    guess |= {"found": found, "tables": tables, "masks": apart, "facts": [], "pattern": "", "label_pattern": ""}
     folders = _look_at_folders(apart.tiles, guessed)
     guess |= _look_at_tables(tables, apart.tiles, folders) or folders
     every = [name for names in guess["names"].values() for name in names]
@@ -247,7 +248,7 @@ def _look_at_folders(tiles, guessed):
     loose = next((folder for folder in skipped if levels.plain(folder) in levels.UNLABELLED), "")
     skipped.pop(loose, None)
     if not names and tiles:
-        return {"layout": "tiles without labels", "names": {"": tiles}, "unlabelled": ".", "said": guessed.said}
+        return _by_name(tiles, guessed.said)
     plain = kinds in (["class"], ["split", "class"])
     told = "class folders" if plain else f"folders of {' / '.join(kinds)}"
     bases = sorted({name.split("/")[0] for name in tiles if levels.split_of(name.split("/")[0])}) if kinds[:1] == ["split"] else []
@@ -274,6 +275,28 @@ def _twice(pictures):
         if "/" in below[0] and len(every & set(below)) >= 0.9 * len(below):
             return top
     return ""
+
+
+def _by_name(tiles, said):
+    """Tiles without class folders: their classes where file names begin with them, else none."""
+    found = {}
+    for name in tiles:
+        found.setdefault(re.match(FIRST_WORD, name.rpartition("/")[2])[0], []).append(name)
+    words = [word for word in found if word.isalpha() and levels.split_of(word) is None]
+    few = 2 <= len(found) <= 20 and len(words) == len(found) and min(map(len, found.values())) > 1
+    medical = sum(levels.MEDICAL.search(word) is not None for word in words) >= 0.5 * len(words)
+    pattern = f"(?:^|/)(?P<label>{FIRST_WORD})[^/]*$"
+    if few and medical:
+        said = [*said, f"the file names begin with {_few(found)}: they are taken as the classes (`label_pattern`)"]
+        return {
+            "layout": "file names that begin with the class",
+            "names": dict(sorted(found.items())),
+            "label_pattern": pattern,
+            "said": said,
+        }
+    if few:
+        said = [*said, f"the file names begin with {_few(found)}: if these are the classes, write `label_pattern: {pattern}` and `classes`"]
+    return {"layout": "tiles without labels", "names": {"": tiles}, "unlabelled": ".", "said": said}
 
 
 @lru_cache(10_000)
