@@ -7,7 +7,7 @@ from histokit import toy
 from histokit.core import files
 from histokit.diffusion import backbone, pretrained
 from histokit.tiles import data, decode
-from histokit.training.pretraining import corpus, held_out, ldm
+from histokit.training.pretraining import corpus, decoder, held_out, ldm
 from histokit.vision import encoders
 
 pytestmark = pytest.mark.skipif(
@@ -95,7 +95,8 @@ def test_a_round_trip_keeps_structure_and_stain(ebhi):
     corpora = corpus.Corpus(images=[_pixels(ebhi.root / name) for name in held["file_name"]])
     tiles, _ = held_out.whole_tiles(corpora, 128, 10_000)
     back = ldm.reconstruct(backbone.load("mini").vae, tiles)
-    assert len(tiles) == 224 and float(ldm.psnr(back, tiles).mean()) >= 22
+    assert len(tiles) == 224 and float(ldm.psnr(back, tiles).mean()) >= 21.5  # a soft decoder had 22.7, and half of the fine contrast
+    assert float(decoder.fine_contrast(back).mean() / decoder.fine_contrast(tiles).mean()) > 0.75
     hue, kept = (x.mean(dim=(2, 3))[:, 0] - x.mean(dim=(2, 3))[:, 1] for x in (tiles, back))
     assert float((kept - hue).square().mean() / hue.var()) < 0.25, "pink comes back purple"
 

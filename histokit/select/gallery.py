@@ -116,7 +116,7 @@ class LiveGallery:
         else:
             verdicts, where = self._reviewed(dealt), reviews.file_of(self.experiment)
         facts = {"desk": own.key, "where": places.relative(where)}  # one shelf in the browser's store for both
-        return {"given": review_set.given(dealt) | facts, "verdicts": verdicts}, []
+        return {"given": review_set.given(dealt) | facts, "verdicts": verdicts, "rater": asked.get("rater", "")}, []
 
     def _reviewed(self, dealt):
         stands, verdicts = reviews.standing(self.experiment), {}
