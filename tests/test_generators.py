@@ -44,7 +44,7 @@ def said(tmp_path_factory):
     return found
 
 
-def _gates(tiles, made, dataset, eyes[name]):
+def _gates(tiles, made, dataset, encoder):
     return {c: gate.state for c, gate in copy_detection.measure(tiles, made, dataset.tail, encoder).gates.items()}
 
 
