@@ -294,8 +294,8 @@ def expect(recipe, found, todo, *, measure=True, say=print):
         todo: ids of those that will run; nothing is measured for the others.
         measure: False takes an earlier calibration or none.
     """
-    unknown, size = Guess(None, 0, 0), functools.cache(lambda id: counts(recipe, next(job for job in found if job.id == id)))
-    guesses = {}
+    unknown, guesses, reads = Guess(None, 0, 0), {}, {job.id: _dataset_step(recipe, job)[0] for job in found}
+    of = functools.cache(lambda step: counts(recipe, next(job for job in found if reads[job.id] == step)))  # one look for all its jobs
     for job in found:
         earlier = jobs.expected(job)
         times = 1 if job.known or not earlier else max(1, _rare(recipe, job))
@@ -304,7 +304,7 @@ def expect(recipe, found, todo, *, measure=True, say=print):
     parameters = _asked(found)
     if not asked or not (measure or speed.rates(parameters, measure=False)):
         return guesses, ""
-    units = once([work(job, found, size(job.id)) for job in found])
+    units = once([work(job, found, of(reads[job.id])) for job in found])
     if not any(unit for job, unit in zip(found, units, strict=True) if job in asked):
         return guesses, ""
     known = speed.rates(parameters, say=say)
