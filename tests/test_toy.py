@@ -1,10 +1,12 @@
 """The toy data: what it promises about names, splits, truth, colour and morphology."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 from scipy import stats
 
@@ -72,6 +74,11 @@ def test_a_finished_folder_is_left_alone_and_another_seed_refused(tmp_path, monk
     assert first.stat().st_mtime_ns == before
     with pytest.raises(FileExistsError, match="new folder"):
         toy.write(tmp_path / "toy", seed=1)
+
+
+def test_the_description_names_a_folder_of_this_version_so_that_an_older_clone_can_draw_anew():
+    described = yaml.safe_load((Path(__file__).parents[1] / "params" / "datasets" / "toy.yaml").read_text())
+    assert described["root"].endswith(f"toy-{dataset.VERSION}")
 
 
 def test_written_files_are_what_tile_draws(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from PIL import Image
 from histokit.toy import canvas, tissue, words
 from histokit.toy.tissue import Look
 
-VERSION = 3  # raise when the plan or a pixel changes; it is part of run keys
+VERSION = 3  # raise when the plan or a pixel changes; it is part of run keys and of `root` in params/datasets/toy.yaml
 PIXELS = 2  # raise when a pixel changes
 MPP = 0.5  # um per pixel, of every tile
 MASK_VALUES = canvas.MASK_VALUES  # name -> grey value in a mask
@@ -242,7 +242,7 @@ def write(folder, seed=0, px=128):
     folder, meant = Path(folder), {"version": VERSION, "seed": seed, "px": px}
     note = folder / "toy.json"
     if note.exists() and json.loads(note.read_text()) != meant:
-        raise FileExistsError(f"{folder} holds toy data {note.read_text()}, not {json.dumps(meant)}; write to a new folder")
+        raise FileExistsError(f"{folder} holds toy data {note.read_text()}, not {json.dumps(meant)}; name a new folder as `root` in the description")
     if note.exists() and (folder / "tiles.csv").exists():
         return pd.read_csv(folder / "tiles.csv")
 
