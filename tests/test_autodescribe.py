@@ -56,7 +56,7 @@ def test_a_drafted_description_is_valid_and_shows_its_guess(root, capsys):
     assert held.classes == ["No", "Tumor: groß"] and held.tile_px == 32 and held.root == folder
     assert set(data.scan(held)["case_id"]) == {f"P{i:02d}" for i in range(6)}
     assert shown.count("  <-  No/P") == 10 and "6 cases by the file names" in shown and "OF ITS OWN" not in shown
-    assert "`dataset: params/datasets/my_tiles_2024.yaml`" in shown, "as a recipe finds it, from the working root"
+    assert "-p dataset=params/datasets/my_tiles_2024.yaml," in shown, "as a recipe finds it, from the working root"
     assert "# 18 tiles" in path.read_text() and "Order fixes the label ids" in path.read_text()
     with pytest.raises(FileExistsError, match="left as it is"):
         autodescribe.draft(folder)
@@ -91,7 +91,7 @@ def test_an_output_beside_the_reader_is_found_and_named_as_recipes_find_it(root,
     for folder, name in ((root / "params", "params/mine.yaml"), (outside, str(outside / "mine.yaml"))):
         monkeypatch.chdir(folder)
         autodescribe.draft(root / "set", output="mine.yaml")
-        assert f"`dataset: {name}`" in capsys.readouterr().out and data.describe(name).name == "set"
+        assert f"params/check_tiles.yaml -p dataset={name}" in capsys.readouterr().out and data.describe(name).name == "set"
 
 
 def test_split_folders_masks_and_sizes_are_noticed(root, capsys):

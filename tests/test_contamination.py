@@ -11,7 +11,7 @@ from histokit import runs
 from histokit.arms import comparison, trials
 from histokit.core import files
 from histokit.diffusion import backbone
-from histokit.tiles import contamination, data
+from histokit.tiles import contamination, data, splits
 from histokit.vision import encoders
 
 
@@ -66,3 +66,23 @@ def test_an_encoder_of_20_pretrain_is_asked_too_and_weights_without_a_list_are_n
     remember(tmp_path, tiles[tiles["split"].eq("val")])
     with pytest.raises(ValueError, match="encoder 'cnn@.* has learned from 15 tiles"):
         train()
+
+
+def test_a_split_is_drawn_around_what_a_model_has_learned_from(tiles, tmp_path):
+    write_hub_layout(tmp_path)
+    seen_rows = tiles[tiles["split"].eq("test")]  # by the split of before; in the new one they must be training tiles
+    remember(tmp_path, seen_rows)
+    bare = tiles.assign(split="")
+    seen = contamination.learned_from([tmp_path, None], bare)
+    assert seen.sum() == len(seen_rows)
+    drawn = splits.assign(bare, {"train": 0.6, "val": 0.15, "test": 0.25}, seed=0, seen=seen)
+    of_seen = drawn["case_id"].isin(bare["case_id"][seen])
+    assert drawn["split"][of_seen].eq("train").all()
+    assert set(drawn["split"]) == {"train", "val", "test"} and drawn["split"].eq("train").mean() < 0.85
+    contamination.refuse(tmp_path, drawn, "it")
+    assert "are for training" in contamination.said(drawn, seen, "it")[0]
+    assert "will be refused" in contamination.said(tiles, seen, "it")[0]
+    assert contamination.said(tiles, np.zeros(len(tiles), bool), "it") == []
+    plain = splits.assign(bare, {"train": 0.6, "val": 0.15, "test": 0.25}, seed=0)
+    nothing = splits.assign(bare, {"train": 0.6, "val": 0.15, "test": 0.25}, seed=0, seen=np.zeros(len(tiles), bool))
+    pd.testing.assert_frame_equal(plain, nothing)

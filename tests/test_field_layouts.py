@@ -115,6 +115,11 @@ def test_look_alike_cases_and_cases_in_two_splits_are_questioned(root, drafted):
     names = [f"{c}/{case}_{i}.png" for c in "ab" for case in ("18842", "18842D", "200", "201") for i in range(2)]
     said, _ = drafted(tiles(root / "alike", names))
     assert "1 case ids differ from another by a last letter alone: one patient or two? 18842 and 18842D" in said
+    ids = {"a": ("GT20123", "GTxc30123", "GT40100"), "b": ("GTXC30123", "GTDC20123", "GT40101")}
+    said, _ = drafted(
+        tiles(root / "letters", [f"{c}/{case}-{k}-400-{i:03d}.png" for c in ids for case in ids[c] for k in (1, 2) for i in (1, 5)])
+    )
+    assert "2 times case ids differ in letters, 1 of them in capitals alone: GT20123 and GTDC20123" in said and "d{5,})'` takes it" in said
     names = [f"{s}/{c}/scanner{k}_{s}{i}.png" for s in ("train", "test") for c in "ab" for k in (1, 2) for i in range(3)]
     said, _ = drafted(tiles(root / "parted", names))
     assert "2 OF 2 CASES LIE IN TWO OF THE GIVEN SPLITS, first scanner1: 00 will stop" in said

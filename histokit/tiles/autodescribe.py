@@ -146,16 +146,16 @@ def tile_px(sizes):
 
 
 def report(guess, root, path, described):
-    """What to check, as text: counts, and the case guessed for ten file names of every class."""
+    """What to check, as text: counts, and the case guessed for ten file names of every class, for fewer where there are many classes."""
     lines = [f"{path}", f"  {root}: {guess['layout']}, {remarks.sizes_text(guess['sizes'])} px", ""]
     case_of = guess["case_of"]
     cases = {label: {case_of[name] for name in names} for label, names in guess["names"].items()} if case_of else {}
-    width = max(len(label) for label in guess["names"])
+    width, few = max(len(label) for label in guess["names"]), max(2, min(10, 24 // len(guess["names"])))
     for label, names in guess["names"].items():
         of = f" of {_many(len(cases[label]), 'case')}" if cases else ""
         lines.append(f"  {label:<{width}}  {len(names):>6} tile{'s' * (len(names) != 1)}{of}")
         shown, last = sorted(names), len(names) - 1
-        for name in dict.fromkeys(shown[round(i * last / 9)] for i in range(10)):
+        for name in dict.fromkeys(shown[round(i * last / (few - 1))] for i in range(few)):
             lines.append(f"      {case_of[name] + '  <-  ' if cases else ''}{name}")
     lines += ["", "Check:"] + [f"  - {point}" for point in remarks.points(guess, cases, described)]
     return "\n".join(lines)

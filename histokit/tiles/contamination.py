@@ -13,13 +13,47 @@ import numpy as np
 from histokit.core import files
 from histokit.tiles import colour_profiles, decode
 
-VERSION = 1
+VERSION = 2
 LIST = "trained_on.csv"
 
 
 def pixels_hash(image):
     """sha256 of a picture's size and RGB bytes; the same whatever file format holds it."""
     return sha256(f"{image.shape[0]}x{image.shape[1]}".encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
+
+
+def learned_from(weights, tiles, root=None):
+    """Which of the real tiles, bool [N], a picture of which the models learned from: their cases can be no validation or test cases.
+
+    Args:
+        weights: folders or files of weights, None for one that has none; those without a list say nothing.
+        tiles: manifest with `sha256`, `source` and `path`, every file readable.
+        root: folder of the tiles, where the manifest has no `path` yet.
+    """
+    tiles = tiles if root is None else tiles.assign(path=[str(Path(root) / name) for name in tiles["file_name"]])
+    found = np.zeros(len(tiles), bool)
+    real = tiles["source"].eq("real").to_numpy()
+    for place in {_listed(one) for one in weights if one} - {None}:
+        found[real] |= _known(tiles[real], set(files.read_table(place)["pixels_sha256"]), files.sha256(place))
+    return found
+
+
+def said(tiles, seen, by):
+    """Sentences on tiles that a model has learned from, by the split they came to lie in; none where there are none."""
+    rows, elsewhere = tiles[seen], int(tiles["split"][seen].isin(["val", "test"]).sum())
+    if not len(rows):
+        return []
+    start = f"{len(rows)} tiles of {rows['case_id'].nunique()} cases are among those that {by} has learned from: "
+    if not elsewhere:
+        return [start + "their cases are for training, and the split was drawn around them."]
+    return [start + f"the data's own split puts {elsewhere} of them into validation and test, so these weights will be refused."]
+
+
+def _listed(weights):
+    """The list beside weights, None where there is none."""
+    place = Path(weights)
+    place = (place if place.is_dir() else place.parent) / LIST
+    return place if place.is_file() else None
 
 
 def refuse(weights, tiles, name):
@@ -29,9 +63,8 @@ def refuse(weights, tiles, name):
         weights: folder or file of the weights; trained_on.csv lies beside them.
         tiles: manifest (`data.load`); validation, test and withheld tiles count, the sizes and formats of their files do not.
     """
-    place = Path(weights)
-    place = (place if place.is_dir() else place.parent) / LIST
-    if not place.is_file():
+    place = _listed(weights)
+    if place is None:
         return
     kept = tiles[(tiles["split"].isin(["val", "test"]) | tiles["use"].eq("withheld")) & tiles["source"].eq("real")]
     rows = kept[_known(kept, set(files.read_table(place)["pixels_sha256"]), files.sha256(place))]
@@ -40,7 +73,8 @@ def refuse(weights, tiles, name):
         where = first["split"] if first["use"] != "withheld" else "withheld here to make its class rare"
         raise ValueError(
             f"{name} has learned from {len(rows)} tiles that this experiment keeps from training (first: {first['tile_id']!r}, {where}); "
-            "results would be flattered. Give the dataset a split column that both follow, or use other weights"
+            "results would be flattered. Where the data brings no split, name these weights in 00_dataset as well (base_model, encoder): it "
+            "makes training cases of the cases they have seen. Otherwise give the dataset a split that both follow, or use other weights"
         )
 
 

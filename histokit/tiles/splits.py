@@ -10,10 +10,10 @@ import pandas as pd
 from histokit.core import files
 from histokit.tiles.description import SPLITS, TISSUE
 
-VERSION = 2
+VERSION = 3
 
 
-def assign(manifest, fractions, seed, copies=None, strict=True):
+def assign(manifest, fractions, seed, copies=None, strict=True, seen=None):
     """The manifest with `split` filled, by case.
 
     A split that the data gives is kept. One that is missing although its fraction is above 0 is cut from train, by
@@ -29,6 +29,8 @@ def assign(manifest, fractions, seed, copies=None, strict=True):
         copies: pairs of tile ids in columns `a, b` that must not be parted, as `audit.copied` finds them; a split that the
             data gives is kept all the same.
         strict: False leaves what is wrong with the cases to `check`, so that an audit of everything else can be written first.
+        seen: bool [N], tiles that a model has learned from (`contamination.learned_from`); where a split is drawn, their cases are for
+            training, and the others are spread so that the fractions hold as far as they can.
 
     Raises:
         ValueError: a case in two splits, or two patients in one case.
@@ -46,7 +48,8 @@ def assign(manifest, fractions, seed, copies=None, strict=True):
         kept = manifest["split"].where(given & ~movable, "")
         share = {s: fractions[s] for s in wanted}
         joint = _joined(unit[movable], manifest.loc[movable, "tile_id"], copies)
-        chosen = _balanced(joint, manifest.loc[movable, "label"], share, seed)
+        known = set() if seen is None else set(joint[np.asarray(seen, bool)[movable.to_numpy()]])
+        chosen = _balanced(joint, manifest.loc[movable, "label"], share, seed, known=known)
         manifest["split"] = kept.where(~movable, joint.map(chosen))
     _place_unlabelled(manifest, _joined(unit, manifest["tile_id"], copies), fractions, seed)
     if strict:
@@ -106,31 +109,35 @@ def parted(manifest, strict=True):
     return pairs[pairs["unit"].duplicated(keep=False)].sort_values(["unit", "file_name"])
 
 
-def _balanced(unit, label, share, seed, tries=64):
-    """Split per unit (Series unit -> split): the best balanced of several seeded greedy passes."""
+def _balanced(unit, label, share, seed, tries=64, known=()):
+    """Split per unit (Series unit -> split): the best balanced of several seeded greedy passes; `known` units are for training."""
     counts = pd.crosstab(unit, label).sort_index()  # sorted: the order of rows does not matter
     table = counts.to_numpy(dtype=float)  # [units, classes] tiles
     names = list(share)
     portion = np.array([share[s] for s in names]) / sum(share.values())
     tries = max(1, min(tries, 20_000 // len(table)))  # many cases balance themselves
     rng = np.random.default_rng(files.seed(seed, "splits"))
-    results = [_greedy(table, portion, rng.permutation(len(table)), names) for _ in range(tries)]
+    fixed = counts.index.isin(list(known)) if "train" in names else np.zeros(len(table), bool)
+    results = [_greedy(table, portion, rng.permutation(len(table)), names, fixed) for _ in range(tries)]
     best = min(range(tries), key=lambda i: _imbalance(table, portion, results[i]))
     return pd.Series([names[s] for s in results[best]], index=counts.index, dtype=str)
 
 
-def _greedy(table, portion, order, names):
-    """Index of the split of every unit: rarest class first, each unit where most of its class is still missing."""
+def _greedy(table, portion, order, names, fixed):
+    """Index of the split of every unit: `fixed` ones train; rarest class first, each unit where most of its class is still missing."""
     cases = (table > 0).sum(axis=0)
     want = table.sum(axis=0)[:, None] * portion  # [classes, splits] tiles
     have = np.zeros_like(want)
     filled = np.zeros(want.shape, dtype=int)  # cases
     place = np.full(len(table), -1)
+    if fixed.any():
+        train = names.index("train")
+        place[fixed], have[:, train], filled[:, train] = train, table[fixed].sum(axis=0), (table[fixed] > 0).sum(axis=0)
     first = [names.index(s) for s in ("train", "test", "val") if s in names]
     by_rarity = np.argsort(cases, kind="stable")
     rarest = by_rarity[(table[:, by_rarity] > 0).argmax(axis=1)]  # [units] rarest class of each
     for c in by_rarity:
-        for u in order[rarest[order] == c]:
+        for u in order[(rarest[order] == c) & ~fixed[order]]:
             empty = [s for s in first if not filled[c, s]]
             missing = np.clip(want[c] - have[c], 0, None) / want[c].clip(1e-9)
             place[u] = s = empty[0] if empty else int(missing.argmax())

@@ -242,7 +242,9 @@ def write(folder, seed=0, px=128):
     folder, meant = Path(folder), {"version": VERSION, "seed": seed, "px": px}
     note = folder / "toy.json"
     if note.exists() and json.loads(note.read_text()) != meant:
-        raise FileExistsError(f"{folder} holds toy data {note.read_text()}, not {json.dumps(meant)}; name a new folder as `root` in the description")
+        raise FileExistsError(
+            f"{folder} holds toy data {note.read_text()}, not {json.dumps(meant)}; name a new folder as `root` in the description"
+        )
     if note.exists() and (folder / "tiles.csv").exists():
         return pd.read_csv(folder / "tiles.csv")
 

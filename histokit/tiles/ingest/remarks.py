@@ -1,12 +1,14 @@
 """What the owner of a folder has to look at, in sentences: what was guessed, what is used, and all that is left out, with counts."""
 
 import re
+import shlex
 
 from histokit.core import files
 from histokit.tiles.description import SPLITS, own_name
 from histokit.tiles.ingest import levels
 
 VERSION = 1
+CHECKED = "params/datasets/my_tiles.yaml"  # what params/check_tiles.yaml names
 CASES = ("case_id", "patient", "slide")  # the first of these that is given says what a case is
 
 
@@ -56,7 +58,8 @@ def points(guess, cases, described):
     if described:
         work, path = files.root().resolve(), described.path.resolve()
         shown = path.relative_to(work).as_posix() if path.is_relative_to(work) else path
-        yield f"then look at it: histokit run with `dataset: {shown}`, or open notebooks/00_dataset.ipynb"
+        other = "" if str(shown) == CHECKED else f" -p dataset={shlex.quote(str(shown))}"
+        yield f"then look at it: histokit run params/check_tiles.yaml{other}, or open notebooks/00_dataset.ipynb"
 
 
 def _odd_cases(guess, cases):
@@ -65,6 +68,7 @@ def _odd_cases(guess, cases):
     if alike:
         shown = ", ".join(f"{one} and {other}" for one, other in alike[:3])
         yield f"{len(alike)} case ids differ from another by a last letter alone: one patient or two? {shown}"
+    yield from _same_numbers(cases)
     split_of = _given_splits(guess)
     lies = {}
     for name, case in guess["case_of"].items():
@@ -76,6 +80,20 @@ def _odd_cases(guess, cases):
             f"{len(twice)} OF {len(lies)} CASES LIE IN TWO OF THE GIVEN SPLITS, first {twice[0]}: 00 will stop. Either the split was made "
             "tile by tile, or what is taken for the case is none; correct `case_pattern`, or leave the given split out"
         )
+
+
+def _same_numbers(cases):
+    """Cases whose ids differ in capitals, or in the letters before one long number: a split by case may part one patient."""
+    spelt, numbered = {}, {}
+    for case in sorted(cases):
+        spelt.setdefault(case.casefold(), []).append(case)
+        if found := re.fullmatch(r"\D*(\d{5,})", case):
+            numbered.setdefault(found[1], []).append(case)
+    capitals, letters = ([held for held in groups.values() if len(held) > 1] for groups in (spelt, numbered))
+    if found := letters or capitals:
+        pattern = r"; where the number is the patient, `case_pattern: '(?P<case_id>\d{5,})'` takes it alone" if letters else ""
+        some = f", {len(capitals)} of them in capitals alone" if letters and capitals else ", in capitals alone" if capitals else ""
+        yield f"{len(found)} times case ids differ in letters{some}: {' and '.join(found[0])}. One patient or two?{pattern}"
 
 
 def _copies(names):
