@@ -73,6 +73,14 @@ def test_data_root_and_budget_replace_those_of_the_description(root):
     assert (found.root, found.budget) == (root / "other", {"b": {"tiles": 1}})
 
 
+def test_a_step_bounds_the_size_at_which_tiles_are_seen_and_never_raises_it(root):
+    held = described(root, class_folders(root / "tiles"))
+    step = {"dataset": "params/datasets/set.yaml"}
+    assert description.of_step(step).tile_px == held.tile_px
+    assert description.of_step(step | {"tile_px": held.tile_px // 2}).tile_px == held.tile_px // 2
+    assert description.of_step(step | {"tile_px": held.tile_px * 2}).tile_px == held.tile_px
+
+
 def test_class_names_that_yaml_takes_for_something_else_stay_names(root):
     folder = class_folders(root / "tiles", ["01", "b"])
     assert described(root, folder, classes="{01: {term: first}, b: second}").terms == {"1": "first", "b": "second"}

@@ -1,5 +1,7 @@
 """Power spectra, and what they and the fine contrast say of a codec that blurs."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import squares
@@ -62,3 +64,5 @@ def test_a_gap_says_what_a_codec_takes(root, monkeypatch):
     assert none.contrast == 1 and np.array_equal(none.real, none.coded) and none.said().endswith("real tiles is left.")
     assert soft.contrast < 0.5 and soft.coded[-1] < 0.1 * soft.real[-1] and soft.coded[0] > 0.5 * soft.real[0]
     assert "part: decoder" in soft.said()
+    larger = dataclasses.replace(soft, px=(224, 128))
+    assert "`tile_px: 128` in 00_dataset" in larger.said() and "part: decoder" not in larger.said()

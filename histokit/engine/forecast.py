@@ -224,7 +224,7 @@ def _rare(recipe, job):
 
     _, given = _dataset_step(recipe, job)
     with contextlib.suppress(OSError, ValueError, KeyError):
-        told = description.describe(given["dataset"], given.get("data_root", ""), given.get("budget"))
+        told = description.of_step(given)
         return len({*told.budget, *(name for name, role in told.roles.items() if role == "tail")})
     return 0
 
@@ -244,7 +244,7 @@ def _described(given):
     from histokit import toy
     from histokit.tiles import data, description
 
-    told = description.describe(given["dataset"], given.get("data_root", ""), given.get("budget"))
+    told = description.of_step(given)
     tiles = toy.plan() if told.procedural else data.scan(told)
     every = tiles["label"].value_counts()
     known = tiles.loc[tiles["split"].eq("train"), "label"].value_counts() if told.procedural else (0.6 * every).astype(int)

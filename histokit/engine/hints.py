@@ -41,7 +41,7 @@ def _looked_at(given):
         return
     from histokit.tiles import data, description, splits
 
-    told = description.describe(given["dataset"], given.get("data_root", ""), given.get("budget"))
+    told = description.of_step(given)
     if told.procedural:
         return
     tiles = splits.assign(data.scan(told), told.split, given.get("seed", 0), strict=False)

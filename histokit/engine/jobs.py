@@ -128,7 +128,7 @@ def _dataset(recipe, step, home, problems):
     from histokit.tiles import description
 
     try:
-        told = description.describe(given["dataset"], given.get("data_root", ""), given.get("budget"))
+        told = description.of_step(given)
     except (ValueError, OSError) as error:
         if held:  # the data is not at hand, but what was made from it is
             return held["classes"], held["roles"], frozen, False

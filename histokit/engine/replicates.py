@@ -72,7 +72,7 @@ def _check_draws(recipe):
 
     for id in _datasets(recipe):
         said = recipes.parameters(recipe, recipe.steps[id])
-        if not description.describe(said["dataset"], said.get("data_root", ""), said.get("budget")).budget:
+        if not description.of_step(said).budget:
             raise recipes.RecipeError(
                 f"{recipe.path}: --draws needs a `budget` ({id} or the description): without one every rare tile is in use, "
                 "and there is nothing to draw anew"

@@ -12,7 +12,7 @@ from histokit.metrics import spectrum
 from histokit.tiles import data, splits
 from histokit.training.pretraining import decoder
 
-VERSION = 1
+VERSION = 2
 SOFT = 0.9  # share of the fine contrast below which a decoder of one's own is worth its minutes
 TILES = 32
 
@@ -26,12 +26,18 @@ class Gap:
     coded: np.ndarray
     contrast: float  # fine contrast after over before; 1 is as sharp as tissue
     tiles: int
+    px: tuple  # side at which tiles are seen, and at which the base draws
 
     def said(self):
-        """One sentence."""
+        """One sentence, two where tiles are larger than the base draws."""
         what = f"After this base's autoencoder {self.contrast:.0%} of the fine contrast of {self.tiles} real tiles is left"
         if self.contrast >= SOFT:
             return f"{what}."
+        if self.px[0] > self.px[1]:
+            return (
+                f"{what}: tiles are seen at {self.px[0]} px and the base draws {self.px[1]}, so made ones are enlarged, and known by that. "
+                f"`tile_px: {self.px[1]}` in 00_dataset shows all tiles at the base's size."
+            )
         return f"{what}: made tiles will be softer than tissue. 20_pretrain with part: decoder trains its decoder on your tiles."
 
 
@@ -48,4 +54,4 @@ def measure(tiles, codec, seed=0):
     before, after = data.pixels(rows), codec(data.pixels(rows, codec.reads_px))
     fine = [float(decoder.fine_contrast(data.to_float(part)).mean()) for part in (before, after)]
     frequency, real = spectrum.radial_power(before)
-    return Gap(frequency, real, spectrum.radial_power(after)[1], fine[1] / fine[0], len(rows))
+    return Gap(frequency, real, spectrum.radial_power(after)[1], fine[1] / fine[0], len(rows), (before.shape[1], codec.reads_px))

@@ -73,8 +73,8 @@ def refuse(weights, tiles, name):
         where = first["split"] if first["use"] != "withheld" else "withheld here to make its class rare"
         raise ValueError(
             f"{name} has learned from {len(rows)} tiles that this experiment keeps from training (first: {first['tile_id']!r}, {where}); "
-            "results would be flattered. Where the data brings no split, name these weights in 00_dataset as well (base_model, encoder): it "
-            "makes training cases of the cases they have seen. Otherwise give the dataset a split that both follow, or use other weights"
+            "results would be flattered. Where the data brings no split, name these weights in 00_dataset as well (base_model, encoder): "
+            "it makes training cases of the cases they have seen. Otherwise give the dataset a split that both follow, or use other weights"
         )
 
 

@@ -64,13 +64,19 @@ def found_name(name):
     return name.removesuffix(" (class)") if name.removesuffix(" (class)") in RESERVED else name
 
 
-def describe(path, root="", budget=None):
+def of_step(parameters):
+    """`describe` with the parameters of a 00_dataset step, {name: value}."""
+    return describe(parameters["dataset"], *(parameters.get(name) for name in ("data_root", "budget", "tile_px")))
+
+
+def describe(path, root="", budget=None, tile_px=0):
     """Read and check a description.
 
     Args:
         path: YAML file; relative paths start at the working root.
         root: replaces the description's `root` when not empty.
         budget: replaces the description's `budget` when not empty.
+        tile_px: bounds the description's `tile_px` when not 0: a base that draws smaller tiles is compared at its own size.
 
     Raises:
         ValueError: names the file, the key, the value and what was expected.
@@ -82,6 +88,8 @@ def describe(path, root="", budget=None):
         given["root"] = str(root)
     if budget:
         given["budget"] = budget
+    if tile_px and isinstance(given.get("tile_px"), int):
+        given["tile_px"] = min(tile_px, given["tile_px"])
     if not given.get("root"):
         raise ValueError(f"{path}: `root` is missing; name the folder of tiles, or pass data_root")
     classes, terms, roles, spelt = _classes(path, given.pop("classes", {}))
