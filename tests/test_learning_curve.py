@@ -110,6 +110,8 @@ def test_the_judged_arm_stands_on_the_ceilings_of_any_generator():
     found = learning_curve.ceilings(m, parts, specs)
     assert found["arm"].tolist() == ["same", "coded", "other"], "an arm that differs in more is no ceiling"
     assert found["difference"].iloc[1] < found["difference"].iloc[0] < found["difference"].iloc[2]
+    twice = {"other": specs["same"] | {"real_tiles": 70}, "more": specs["coded"] | {"real_tiles": 70}}
+    assert learning_curve.ceilings(m, parts, specs | twice)["arm"].tolist() == ["same", "coded", "other", "more"], "each beside its own"
     first, second = learning_curve.ruler(m, parts, found)
     assert first.startswith("A perfect generator that knows these cases could bring +")
     assert "; of which this base's autoencoder leaves +" in first and first.endswith("; all beside real, on the rare classes.")

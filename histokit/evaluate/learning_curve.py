@@ -11,7 +11,7 @@ from histokit.arms import comparison
 from histokit.evaluate import verdict, wording
 from histokit.metrics import stats
 
-VERSION = 3
+VERSION = 4
 LEAST = 3  # points of a curve
 
 
@@ -124,7 +124,8 @@ def ceilings(m, parts, specs):
 
     Returns:
         DataFrame arm, whose (same_cases | new_cases), through (none | vae), real_tiles, difference, low, high (points of tail balanced
-        accuracy in [-1, 1], NaN ends where there is no interval), in the order of `CEILINGS`; no rows without such arms.
+        accuracy in [-1, 1], NaN ends where there is no interval), each beside the same
+        through the autoencoder, in the order of `CEILINGS`; no rows without such arms.
     """
     plain, rows = comparison.ARM | (specs.get(parts.baseline) or {}), []
     for whose, through in CEILINGS:
@@ -135,6 +136,7 @@ def ceilings(m, parts, specs):
                 d = verdict.difference(m, arm, parts.baseline, verdict.TAIL)
                 row = {"arm": arm, "whose": whose, "through": through, "real_tiles": spec["real_tiles"]}
                 rows.append(row | {"difference": d.difference, "low": d.low, "high": d.high})
+    rows.sort(key=lambda row: (row["whose"] == "new_cases", row["real_tiles"], row["through"] == "vae"))
     return pd.DataFrame(rows, columns=["arm", "whose", "through", "real_tiles", "difference", "low", "high"])
 
 

@@ -29,7 +29,7 @@ class Settings(settings.Finetuning):
     joint: bool = False
     rank: int = 16
     alpha: float | None = None
-    targets: str = "attention"
+    targets: str = "attention+conv"
     dora: bool = False
     token_lr: float = 2e-3
     prompt: str = prompting.TEMPLATES[0]
