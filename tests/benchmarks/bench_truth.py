@@ -76,7 +76,7 @@ def test_made_tiles_of_an_experiment_show_their_class(network):
         made = data.located(files.read_table(folder / "manifest.csv"), dataset, home)
         strength = made["settings"].map(lambda text: json.loads(text).get("strength", 1.0))
         shown = pd.Series(toy_truth.answers(network, data.pixels(made)) == made["label"], made.index)
-        for value, rows in made.groupby(strength):
+        for (label, value), rows in made.groupby([made["label"], strength]):
             kept = rows["status"].eq("kept")
-            line = f"{name}, strength {value}: {share(shown[rows.index])} made"
+            line = f"{name}, {label}, strength {value}: {share(shown[rows.index])} made"
             print(line + (f", {share(shown[rows.index[kept]])} kept show their class" if kept.any() else ", none was kept"))
