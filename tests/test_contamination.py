@@ -80,9 +80,13 @@ def test_a_split_is_drawn_around_what_a_model_has_learned_from(tiles, tmp_path):
     assert drawn["split"][of_seen].eq("train").all()
     assert set(drawn["split"]) == {"train", "val", "test"} and drawn["split"].eq("train").mean() < 0.85
     contamination.refuse(tmp_path, drawn, "it")
-    assert "are for training" in contamination.said(drawn, seen, "it")[0]
+    assert "are all for training" in contamination.said(drawn, seen, "it")[0]
     assert "will be refused" in contamination.said(tiles, seen, "it")[0]
     assert contamination.said(tiles, np.zeros(len(tiles), bool), "it") == []
+    loose = bare.assign(use="unlabelled", label="")
+    assert splits.assign(loose, {"train": 0.6, "val": 0.15, "test": 0.25}, seed=0, seen=seen)["split"][of_seen].eq("train").all()
+    mixed = bare.assign(use=bare["use"].where(~seen, "unlabelled"))  # those that were seen have no label, their cases do
+    assert splits.assign(mixed, {"train": 0.6, "val": 0.15, "test": 0.25}, seed=0, seen=seen)["split"][of_seen].eq("train").all()
     plain = splits.assign(bare, {"train": 0.6, "val": 0.15, "test": 0.25}, seed=0)
     nothing = splits.assign(bare, {"train": 0.6, "val": 0.15, "test": 0.25}, seed=0, seen=np.zeros(len(tiles), bool))
     pd.testing.assert_frame_equal(plain, nothing)

@@ -79,6 +79,11 @@ def test_a_step_bounds_the_size_at_which_tiles_are_seen_and_never_raises_it(root
     assert description.of_step(step).tile_px == held.tile_px
     assert description.of_step(step | {"tile_px": held.tile_px // 2}).tile_px == held.tile_px // 2
     assert description.of_step(step | {"tile_px": held.tile_px * 2}).tile_px == held.tile_px
+    described(root, root / "tiles", "fit: crop")
+    cut = description.of_step(step | {"tile_px": held.tile_px // 2})
+    assert (cut.fit, cut.tile_px) == (f"crop={held.tile_px}", held.tile_px // 2), "the same field, smaller"
+    with pytest.raises(ValueError, match="tile_px is 8, expected the side"):
+        description.of_step(step | {"tile_px": 8})
 
 
 def test_class_names_that_yaml_takes_for_something_else_stay_names(root):

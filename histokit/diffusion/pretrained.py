@@ -38,6 +38,13 @@ def locate(name):
     return _download(str(name))
 
 
+def local(name):
+    """Folder of the base model `name` where it lies on this machine; None for what a hub holds, and where there is none."""
+    if str(name) == "mini" or str(name).startswith("mini/"):
+        return MINI / str(name)[5:]
+    return next((folder for folder in (Path(name).expanduser(), files.root() / name) if name and folder.is_dir()), None)
+
+
 def _snapshot(name, folder):
     """The folder itself or, of a folder of the hub's cache (models--OWNER--NAME), its snapshot; a download that was cut off is refused."""
     found = sorted((folder / "snapshots").glob("*/")) if (folder / "snapshots").is_dir() else []

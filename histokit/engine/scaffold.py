@@ -14,7 +14,7 @@ A histokit study. Run `histokit` inside this folder, or name it in $HISTOKIT_ROO
 
     histokit init FOLDER_OF_TILES       # drafts a description in params/datasets/
     histokit run params/demo.yaml       # the whole story on invented tiles, to see that everything works
-    histokit open params/demo.yaml 03_img2img --class mucinous
+    histokit open params/demo.yaml 03_img2img
     make -C {house} lab STUDY="$PWD"    # all notebooks in JupyterLab
 
 `params/` and `params/reviews/` are worth keeping under version control; `outputs/` and `exports/` hold patients' tiles and are not.

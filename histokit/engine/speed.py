@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 
 from histokit.core import files, machine
 
-VERSION = 2
+VERSION = 3
 KERNEL = (
     "ipykernel",
     "papermill",
@@ -149,6 +149,7 @@ def _base(base, batch, device, share):
     import torch
 
     from histokit.diffusion import adapters, backbone, losses, sampling
+    from histokit.training import lora
 
     model = backbone.load(base, device)
     model.need("vae", "unet", "text_encoder", "tokenizer", "scheduler")
@@ -168,7 +169,7 @@ def _base(base, batch, device, share):
 
     draw(1), code(1)  # warm up
     found = {"denoise": _clock(draw, 2 * together, share), "code": _clock(code, together, share)}
-    params = adapters.add_lora(model, 16)
+    params = adapters.add_lora(model, 16, targets=lora.Settings.targets)
     for p in params:
         p.requires_grad_(True)
 

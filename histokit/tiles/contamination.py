@@ -45,8 +45,8 @@ def said(tiles, seen, by):
         return []
     start = f"{len(rows)} tiles of {rows['case_id'].nunique()} cases are among those that {by} has learned from: "
     if not elsewhere:
-        return [start + "their cases are for training, and the split was drawn around them."]
-    return [start + f"the data's own split puts {elsewhere} of them into validation and test, so these weights will be refused."]
+        return [start + "their cases are all for training."]
+    return [start + f"{elsewhere} of them lie in validation and test by the data's own split, so these weights will be refused."]
 
 
 def _listed(weights):
@@ -71,10 +71,16 @@ def refuse(weights, tiles, name):
     if len(rows):
         first = rows.iloc[0]
         where = first["split"] if first["use"] != "withheld" else "withheld here to make its class rare"
+        if first["use"] == "withheld":
+            remedy = "Leave that class out of the budget, or use other weights"
+        else:
+            remedy = (
+                "Where the data brings no split, name these weights in 00_dataset as well (base_model, encoder): it makes training cases "
+                "of the cases they have seen. Otherwise give the dataset a split that both follow, or use other weights"
+            )
         raise ValueError(
             f"{name} has learned from {len(rows)} tiles that this experiment keeps from training (first: {first['tile_id']!r}, {where}); "
-            "results would be flattered. Where the data brings no split, name these weights in 00_dataset as well (base_model, encoder): "
-            "it makes training cases of the cases they have seen. Otherwise give the dataset a split that both follow, or use other weights"
+            f"results would be flattered. {remedy}"
         )
 
 

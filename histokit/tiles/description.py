@@ -76,7 +76,8 @@ def describe(path, root="", budget=None, tile_px=0):
         path: YAML file; relative paths start at the working root.
         root: replaces the description's `root` when not empty.
         budget: replaces the description's `budget` when not empty.
-        tile_px: bounds the description's `tile_px` when not 0: a base that draws smaller tiles is compared at its own size.
+        tile_px: bounds the description's `tile_px` when not 0, the field that `fit` takes stays: so a base that draws smaller tiles is
+            compared at its own size.
 
     Raises:
         ValueError: names the file, the key, the value and what was expected.
@@ -88,8 +89,8 @@ def describe(path, root="", budget=None, tile_px=0):
         given["root"] = str(root)
     if budget:
         given["budget"] = budget
-    if tile_px and isinstance(given.get("tile_px"), int):
-        given["tile_px"] = min(tile_px, given["tile_px"])
+    if tile_px and not 16 <= tile_px <= 4096:
+        raise ValueError(f"tile_px is {tile_px}, expected the side in px at which tiles are seen, 16 to 4096; 0 takes the description's")
     if not given.get("root"):
         raise ValueError(f"{path}: `root` is missing; name the folder of tiles, or pass data_root")
     classes, terms, roles, spelt = _classes(path, given.pop("classes", {}))
@@ -110,6 +111,7 @@ def describe(path, root="", budget=None, tile_px=0):
     if not described.root.is_dir() and not described.procedural:
         raise FileNotFoundError(f"{path}: root {described.root} is not a folder; correct `root` or pass data_root=FOLDER")
     _check_pixels(described, target)
+    described.tile_px = min(described.tile_px, tile_px or described.tile_px)  # `fit` has taken its field by then
     _check_columns(described, group)
     _check_levels(described)
     _check_split(described)

@@ -48,10 +48,11 @@ def assign(manifest, fractions, seed, copies=None, strict=True, seen=None):
         kept = manifest["split"].where(given & ~movable, "")
         share = {s: fractions[s] for s in wanted}
         joint = _joined(unit[movable], manifest.loc[movable, "tile_id"], copies)
-        known = set() if seen is None else set(joint[np.asarray(seen, bool)[movable.to_numpy()]])
+        known = set() if seen is None else set(joint[unit[movable].isin(set(unit[np.asarray(seen, bool)]))])
         chosen = _balanced(joint, manifest.loc[movable, "label"], share, seed, known=known)
         manifest["split"] = kept.where(~movable, joint.map(chosen))
-    _place_unlabelled(manifest, _joined(unit, manifest["tile_id"], copies), fractions, seed)
+    joint = _joined(unit, manifest["tile_id"], copies)
+    _place_unlabelled(manifest, joint, fractions, seed, () if seen is None else set(joint[np.asarray(seen, bool)]))
     if strict:
         check(manifest)
     return manifest
@@ -153,14 +154,14 @@ def _imbalance(table, portion, place):
     return np.abs(got / total - portion).sum() + (got == 0).sum()
 
 
-def _place_unlabelled(manifest, unit, fractions, seed):
+def _place_unlabelled(manifest, unit, fractions, seed, seen):
     """Unlabelled tiles follow their case; those of no labelled case are for training, or split when nothing is labelled."""
     loose = manifest["use"].eq("unlabelled") & manifest["split"].eq("")
     if not loose.any():
         return
     if manifest["use"].eq("unlabelled").all():
         share = {s: f for s, f in fractions.items() if f > 0}
-        manifest.loc[loose, "split"] = unit[loose].map(_balanced(unit[loose], manifest.loc[loose, "label"], share, seed))
+        manifest.loc[loose, "split"] = unit[loose].map(_balanced(unit[loose], manifest.loc[loose, "label"], share, seed, known=seen))
         return
     known = manifest["split"].where(~loose).groupby(unit).first()
     manifest.loc[loose, "split"] = unit[loose].map(known).fillna("train")

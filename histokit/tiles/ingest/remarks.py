@@ -90,10 +90,13 @@ def _same_numbers(cases):
         if found := re.fullmatch(r"\D*(\d{5,})", case):
             numbered.setdefault(found[1], []).append(case)
     capitals, letters = ([held for held in groups.values() if len(held) > 1] for groups in (spelt, numbered))
-    if found := letters or capitals:
-        pattern = r"; where the number is the patient, `case_pattern: '(?P<case_id>\d{5,})'` takes it alone" if letters else ""
-        some = f", {len(capitals)} of them in capitals alone" if letters and capitals else ", in capitals alone" if capitals else ""
-        yield f"{len(found)} times case ids differ in letters{some}: {' and '.join(found[0])}. One patient or two?{pattern}"
+    if capitals:
+        yield f"{len(capitals)} times case ids differ in capitals alone: {' and '.join(capitals[0])}. One patient or two?"
+    if letters := [held for held in letters if len({case.casefold() for case in held}) > 1]:
+        yield (
+            f"{len(letters)} times case ids have one number and other letters: {' and '.join(letters[0])}. One patient or two? Where the "
+            "number is the patient, `case_pattern: '(?P<case_id>\\d{5,})'` takes it alone"
+        )
 
 
 def _copies(names):
