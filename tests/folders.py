@@ -62,5 +62,8 @@ class FolderRun:
     def parent(self, step, class_name=None):
         return self.home / step / (class_name or "")
 
+    def base(self, name):
+        return name
+
     def parents(self, step):
         return {"": self.home / step}

@@ -9,8 +9,10 @@ from folders import FolderRun, class_folders, described, encoded, save, texture
 from PIL import Image, ImageEnhance
 
 from histokit.core import files
+from histokit.diffusion import pretrained
 from histokit.show import text
-from histokit.tiles import audit, data, near_duplicates, splits
+from histokit.tiles import audit, contamination, data, near_duplicates, splits
+from histokit.vision import features
 
 PATTERN = "case_pattern: '(?P<case_id>P[0-9]+)_'\n"
 
@@ -171,6 +173,7 @@ def test_a_case_in_two_splits_stops_the_run_when_all_findings_are_written(root, 
     cells = {cell["id"]: "".join(cell["source"]) for cell in book["cells"]}
     space = {"audit": audit, "data": data, "files": files, "splits": splits, "text": text}
     space |= {"run": run, "described": held, "tiles": data.scan(held), "seed": 0, "draw": 0, "on_unreadable": "stop"}
+    space |= {"contamination": contamination, "pretrained": pretrained, "features": features, "base_model": "mini", "encoder": "mini-sup"}
     space["plots"] = types.SimpleNamespace(table=len)
     exec(cells["audit"], space)
     table = files.read_table(run.path("audit.csv")).set_index("check")
