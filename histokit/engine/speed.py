@@ -70,6 +70,7 @@ def rates(parameters, seconds=SECONDS, *, measure=True, say=print):
 def measure_all(base, batch, encoders, device, seconds):
     """Rates as they are found now; what cannot be loaded is left out and named in `lacking`."""
     share = seconds / (5 + len(encoders))
+    _head(1)  # the first optimiser of a process imports for seconds, and 50 updates would be said to take them
     found = {"start": _clock(_kernel, 1, share), "read": _clock(_read, 20, share), "head": _clock(_head, 50, share), "see": {}}
     lacking = []
     for name in encoders:
