@@ -45,6 +45,13 @@ def test_a_class_without_validation_or_test_tile_is_said_at_once(study, capsys):
     assert "00_dataset: no validation tile of a" in capsys.readouterr().out
 
 
+def test_a_data_set_without_a_rare_class_is_told_so(study, capsys):
+    cli.main(["run", str(study("tail_below: 2\n")), "--dry-run"])
+    assert "00_dataset: no class is rare: each has " in capsys.readouterr().out
+    cli.main(["run", str(study("tail_below: 50\n")), "--dry-run"])
+    assert "no class is rare" not in capsys.readouterr().out
+
+
 def test_the_longest_step_is_named_with_what_makes_it_shorter(study):
     found = recipe.read(study())
     every = jobs.expand(found)

@@ -48,6 +48,13 @@ def _looked_at(given):
     splits.check(tiles)
     tiles = splits.budget(tiles, told.budget, given.get("seed", 0), given.get("draw", 0))
     own = tiles[tiles["use"].eq("labelled")]
+    roles = splits.roles(tiles, told.classes, told.roles, told.tail_below)
+    if told.classes and "tail" not in roles.values():
+        sizes = data.training(tiles)["label"].value_counts()
+        yield (
+            f"no class is rare: each has {sizes.min()} training tiles or more and `tail_below` is {told.tail_below}, so no step has a class "
+            "to teach or to make; raise it, give a class `role: tail`, or make one rare by a budget"
+        )
     for split, what in (("val", "validation"), ("test", "test")):
         held = set(own.loc[own["split"].eq(split), "label"])
         if lacking := [name for name in told.classes if name not in held]:
