@@ -52,7 +52,7 @@ def _looked_at(given):
     if told.classes and "tail" not in roles.values():
         sizes = data.training(tiles)["label"].value_counts()
         yield (
-            f"no class is rare: each has {sizes.min()} training tiles or more and `tail_below` is {told.tail_below}, so no step has a class "
+            f"no class is rare: each has {sizes.min()} training tiles or more, and `tail_below` is {told.tail_below}: no step has a class "
             "to teach or to make; raise it, give a class `role: tail`, or make one rare by a budget"
         )
     for split, what in (("val", "validation"), ("test", "test")):
