@@ -40,9 +40,8 @@ def locate(name):
 
 def local(name):
     """Folder of the base model `name` where it lies on this machine; None for what a hub holds, and where there is none."""
-    if str(name) == "mini" or str(name).startswith("mini/"):
-        return MINI / str(name)[5:]
-    return next((folder for folder in (Path(name).expanduser(), files.root() / name) if name and folder.is_dir()), None)
+    here = name and (str(name).partition("/")[0] == "mini" or Path(name).expanduser().is_dir() or (files.root() / name).is_dir())
+    return locate(name) if here else None
 
 
 def _snapshot(name, folder):

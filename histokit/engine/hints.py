@@ -50,7 +50,7 @@ def _looked_at(given):
     own = tiles[tiles["use"].eq("labelled")]
     roles = splits.roles(tiles, told.classes, told.roles, told.tail_below)
     if told.classes and "tail" not in roles.values():
-        sizes = data.training(tiles)["label"].value_counts()
+        sizes = data.training(tiles)["label"].value_counts().reindex(told.classes, fill_value=0)
         yield (
             f"no class is rare: each has {sizes.min()} training tiles or more, and `tail_below` is {told.tail_below}: no step has a class "
             "to teach or to make; raise it, give a class `role: tail`, or make one rare by a budget"

@@ -29,14 +29,14 @@ class Gap:
     px: tuple  # side at which tiles are seen, and at which the base draws
 
     def said(self):
-        """One sentence, two where tiles are larger than the base draws."""
+        """What is left, and what helps where that is little."""
         what = f"After this base's autoencoder {self.contrast:.0%} of the fine contrast of {self.tiles} real tiles is left"
         if self.contrast >= SOFT:
             return f"{what}."
         if self.px[0] > self.px[1]:
             return (
-                f"{what}: tiles are seen at {self.px[0]} px and the base draws {self.px[1]}, so made ones are enlarged, and known by that. "
-                f"`tile_px: {self.px[1]}` in 00_dataset shows all tiles at the base's size."
+                f"{what}: tiles are seen at {self.px[0]} px and the base draws {self.px[1]}, so made ones are enlarged: it may give "
+                f"them away. `tile_px: {self.px[1]}` in 00_dataset shows all tiles at the base's size."
             )
         return f"{what}: made tiles will be softer than tissue. 20_pretrain with part: decoder trains its decoder on your tiles."
 

@@ -124,8 +124,8 @@ def ceilings(m, parts, specs):
 
     Returns:
         DataFrame arm, whose (same_cases | new_cases), through (none | vae), real_tiles, difference, low, high (points of tail balanced
-        accuracy in [-1, 1], NaN ends where there is no interval), each beside the same
-        through the autoencoder: same cases first, few tiles before many; no rows without such arms.
+        accuracy in [-1, 1], NaN ends where there is no interval), each beside the same through the
+        autoencoder: same cases first, few tiles before many; no rows without such arms.
     """
     plain, rows = comparison.ARM | (specs.get(parts.baseline) or {}), []
     for whose, through in CEILINGS:
