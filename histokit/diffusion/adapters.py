@@ -6,6 +6,7 @@ model is in `learned_tokens`; how both are trained in `textual_inversion` and `l
 """
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from histokit.diffusion import learned_tokens, pretrained
 
 VERSION = 2
 
+SMALL = 2**27  # numbers of a UNet up to which its weights are copied while a LoRA is merged
 CARD = "adapter.json"
 LORA = "pytorch_lora_weights.safetensors"  # the name stock diffusers looks for
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -61,6 +63,31 @@ def _inject(model, config):
         p.data = p.data.to(model.device, torch.float32)
         p.requires_grad_(False)
     return params
+
+
+@contextmanager
+def merged(model):
+    """The LoRA added into the UNet's weights within the `with`, which are then put back bit for bit; hold `model.alone()` meanwhile.
+
+    On a CPU a sampling step of mini then takes 0.8 of its time. On a GPU, where nobody measured, and for a UNet whose weights one would
+    not like to copy, the LoRA stays beside them.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [m for m in model.unet.modules() if isinstance(m, BaseTunerLayer) and not m.merged]
+    weights = [layer.get_base_layer().weight for layer in layers]
+    if model.device.type != "cpu" or sum(w.numel() for w in weights) > SMALL:
+        layers = weights = []
+    kept = [w.detach().clone() for w in weights]
+    try:
+        for layer in layers:
+            layer.merge()
+        yield model
+    finally:
+        with torch.no_grad():
+            for layer, weight, before in zip(layers, weights, kept, strict=True):
+                layer.unmerge()
+                weight.copy_(before)
 
 
 def lora_tensors(model):

@@ -2,7 +2,7 @@
 
 import torch
 
-from histokit.core import files
+from histokit.core import files, parallel
 
 VERSION = 1
 TIMESTEPS = ("uniform", "structure")
@@ -73,7 +73,8 @@ def diffusion_errors(unet, scheduler, latents, context, timesteps, noise, kind="
     noisy = scheduler.add_noise(latents, noise, timesteps)
     v = scheduler.config.prediction_type == "v_prediction"
     target = scheduler.get_velocity(latents, noise, timesteps) if v else noise
-    error = unet(noisy, timesteps, context).sample.float() - target
+    output = parallel.rows(lambda *batch: unet(*batch).sample, noisy, timesteps, context, parameters=unet.parameters())
+    error = output.float() - target
     return (error.abs() if kind == "l1" else error.square()).mean(dim=(1, 2, 3))
 
 

@@ -9,9 +9,10 @@ Nothing here loads a model or reads a file.
 import numpy as np
 import torch
 
-from histokit.diffusion import backbone
+from histokit.core import parallel
+from histokit.diffusion import adapters, backbone
 
-VERSION = 2
+VERSION = 3
 FIRST = 3  # steps over which `pull` is averaged
 
 
@@ -90,7 +91,7 @@ def guided(model, cond, uncond=None, guidance_scale=1.0, watch=None):
     def predict(z, t, i):
         with model.autocast():
             x = z if guidance_scale == 1 else torch.cat([z, z])
-            output = model.unet(x, t, context).sample.to(z.dtype)  # [B or 2B, 4, h, w]
+            output = parallel.rows(lambda *batch: model.unet(*batch).sample, x, t, context).to(z.dtype)  # [B or 2B, 4, h, w]
         if guidance_scale != 1:
             without, with_ = output.chunk(2)
             output = without + guidance_scale * (with_ - without)
@@ -183,7 +184,7 @@ def sample(
         z, cond = (torch.cat([x, x[-1:].expand(batch - n, *x.shape[1:])]) for x in (z, cond))
         seen = []
         watch = None if pulls is None else lambda i, pull, seen=seen: seen.append(pull) if i < FIRST else None
-        with model.alone():
+        with model.alone(), adapters.merged(model):
             z = denoise(guided(model, cond, uncond, guidance_scale, watch), z, model.scheduler, timesteps, on_step=look)
         if pulls is not None:
             pulls += (torch.stack(seen).mean(dim=0) if seen else torch.full((batch,), torch.nan)).tolist()[:n]

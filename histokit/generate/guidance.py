@@ -19,7 +19,7 @@ import torch
 from torch.utils.checkpoint import checkpoint as recompute
 
 from histokit.core import files, parallel
-from histokit.diffusion import backbone, sampling
+from histokit.diffusion import adapters, backbone, sampling
 from histokit.generate import guides
 from histokit.generate.guided_slot import Job, Result, Slot
 from histokit.generate.guides import Settings
@@ -68,7 +68,7 @@ def optimise(model, guide, queues, settings, *, batch=None, distance=None, watch
     batch = batch or len(queues)
     shares = [queues[start : start + batch] for start in range(0, len(queues), batch)]
     full = [share + [[]] * (batch - len(share)) for share in shares if any(share)]  # one shape, whatever there is to make
-    with model.alone():  # a panel waits meanwhile
+    with model.alone(), adapters.merged(model):  # a panel waits meanwhile
         own = dataclasses.replace(model, lock=contextlib.nullcontext())  # the batches are threads of one user
         yield from parallel.merged([_Batch(own, guide, share, settings, distance, watch, on_step).run() for share in full])
 
