@@ -16,6 +16,15 @@ A, B = "<hk-adenoma>", "<hk-adenocarcinoma>"
 STEPS, SCALE = 4, 3.0
 
 
+@pytest.fixture(autouse=True)
+def one_core():
+    """As stock diffusers computes, a layer at a time: these scrambled weights make much of how the parts of a batch round."""
+    cores = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(cores)
+
+
 def tiles(split="train", cases=("1", "2"), shas=("", "")):
     rows = [{"tile_id": f"{split}{i}", "case_id": c, "split": split, "sha256": s} for i, (c, s) in enumerate(zip(cases, shas, strict=True))]
     return pd.DataFrame(rows)
@@ -177,6 +186,36 @@ def test_lora_weights_are_float32_on_a_half_precision_unet():
     model = tiny_model()
     model.unet.to(torch.bfloat16)
     assert {p.dtype for p in adapters.add_lora(model, rank=2)} == {torch.float32}
+
+
+@pytest.mark.parametrize(("targets", "dora"), [("attention", False), ("attention+conv", False), ("attention", True)])
+def test_a_merged_lora_gives_the_same_noise_and_leaves_every_bit_as_it_was(tmp_path, targets, dora):
+    model = trained(tmp_path, targets=targets, dora=dora)
+    before = {name: value.clone() for name, value in model.unet.state_dict().items()}
+    z, context = latent(model), backbone.embed(model, ["tissue"]).detach()
+
+    def noise():
+        with torch.no_grad():
+            return model.unet(z, torch.tensor(500), context).sample
+
+    beside = noise()
+    with pytest.raises(KeyboardInterrupt), adapters.merged(model):
+        torch.testing.assert_close(noise(), beside, rtol=1e-3, atol=1e-4)
+        assert any(not torch.equal(before[name], value) for name, value in model.unet.state_dict().items()), "nothing was merged"
+        raise KeyboardInterrupt
+    after = model.unet.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+    assert torch.equal(noise(), beside)
+
+
+def test_a_model_without_lora_or_with_a_large_unet_is_left_alone(tmp_path, monkeypatch):
+    with adapters.merged(tiny_model()):
+        pass
+    model = trained(tmp_path)
+    before = {name: value.clone() for name, value in model.unet.state_dict().items()}
+    monkeypatch.setattr(adapters, "SMALL", 10)
+    with adapters.merged(model):
+        assert all(torch.equal(value, before[name]) for name, value in model.unet.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["<HK-BCC>", "mel", "<hk mel>", "<hk-mel>_1", "<>"])

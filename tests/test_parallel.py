@@ -126,3 +126,81 @@ def test_a_process_that_ends_with_work_in_hand_ends():
         "import itertools; from histokit.core import parallel; made = parallel.merged([itertools.count(), itertools.count()]); next(made)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=HANGS).returncode == 0
+
+
+@pytest.fixture
+def two_cores():
+    cores = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    assert torch.get_num_threads() == 2, "the caller's number of threads is not what it was"
+    torch.set_num_threads(cores)
+
+
+def network():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.GroupNorm(2, 8), torch.nn.SiLU(), torch.nn.Conv2d(8, 2, 3))
+    net.unused = torch.nn.Parameter(torch.ones(2))
+    net[1].weight.requires_grad_(False)
+    return net
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 8])
+def test_rows_cut_in_parts_have_the_values_and_gradients_of_the_whole(two_cores, count):
+    net, scale = network(), torch.rand(count, 1, 1, 1, requires_grad=True)
+    x, shared = torch.randn(count, 3, 9, 9), torch.randn((), requires_grad=True)
+
+    def call(x, scale, shared):
+        return net(x * scale) + shared
+
+    def asked(find):
+        found = find(call, x, scale, shared)
+        return [found, *torch.autograd.grad(found.square().mean(), [net[0].weight, net[3].bias, scale, shared])]
+
+    whole = asked(lambda call, *batch: call(*batch))
+    parts, again = (asked(lambda call, *batch: parallel.rows(call, *batch, parameters=net.parameters())) for _ in range(2))
+    for one, other, third in zip(whole, parts, again, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+        assert torch.equal(other, third), "two runs differ"
+    with torch.no_grad():
+        torch.testing.assert_close(parallel.rows(call, x, scale, shared), whole[0].detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_reach_what_takes_one_and_nothing_else(two_cores):
+    net = network()
+    parallel.rows(net, torch.randn(4, 3, 9, 9), parameters=net.parameters()).sum().backward()
+    assert {name for name, p in net.named_parameters() if p.grad is None} == {"1.weight", "unused"}
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        found = parallel.rows(net, torch.randn(4, 3, 9, 9), parameters=net.parameters()).sum()
+        with torch.no_grad():
+            net[3].weight.mul_(2)
+        found.backward()
+
+
+def test_parts_run_at_the_same_time_with_a_core_each_and_in_the_callers_arithmetic(two_cores):
+    net, seen, both = network(), [], threading.Barrier(2)
+
+    def call(x):
+        found = net(x)
+        if len(x) == 2:
+            both.wait(HANGS)
+        seen.append((threading.get_ident(), torch.get_num_threads(), found.dtype))
+        return found
+
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert parallel.rows(call, torch.randn(4, 3, 9, 9)).dtype == torch.bfloat16
+    assert len({thread for thread, _, _ in seen} - {threading.get_ident()}) == 2 and {cores for _, cores, _ in seen} == {1}
+    torch.set_num_threads(1)
+    parallel.rows(call, torch.randn(4, 3, 9, 9))
+    assert seen[-1][0] == threading.get_ident() and len(seen) == 3
+    torch.set_num_threads(2)
+
+
+def test_what_a_part_raises_is_raised(two_cores):
+    def call(x):
+        if x[-1] == 3:
+            raise ValueError("the last row")
+        return x
+
+    with pytest.raises(ValueError, match="the last row"):
+        parallel.rows(call, torch.arange(4.0))
