@@ -11,6 +11,7 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[name] = "1" if WORKER else os.environ.get(name, "2")  # a worker inherits the number of the process that starts it
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("HISTOKIT_WARM", "0")  # a few small kernels start sooner cold
 os.environ.pop("HISTOKIT_NOTEBOOK", None)
 os.environ.pop("JPY_SESSION_NAME", None)
 

@@ -734,7 +734,7 @@ def test_an_idle_gpu_is_told_in_one_line(monkeypatch):
     import torch
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(machine, "_driver_sees", lambda: "NVIDIA H200")
+    monkeypatch.setattr(machine, "driver_sees", lambda: "NVIDIA H200")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     line = machine.notice()
     assert "NVIDIA H200" in line and "cannot use it" in line and "\n" not in line
@@ -744,5 +744,5 @@ def test_an_idle_gpu_is_told_in_one_line(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert machine.notice() == ""  # hidden on purpose
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    monkeypatch.setattr(machine, "_driver_sees", lambda: "")
+    monkeypatch.setattr(machine, "driver_sees", lambda: "")
     assert machine.notice() == ""

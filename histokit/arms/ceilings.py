@@ -4,6 +4,9 @@ One that knows the cases a class has could at best draw more tiles of these, `sa
 `new_cases`. They come from what a budget withholds, and of invented tissue they are drawn.
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import pandas as pd
 
 from histokit import toy
@@ -89,7 +92,9 @@ class Drawn:
         places = [(cases[i % len(cases)], DRAWN_FROM + i // len(cases)) for i in range(count)]
         if whose == "new_cases":
             places = [(f"X{i // PER_CASE + 1:03d}", DRAWN_FROM + i % PER_CASE) for i in range(count)]
-        return pd.DataFrame([self._row(own.iloc[0], name, *place) for place in places], columns=own.columns)
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # a tile follows from its place alone
+            rows = list(pool.map(lambda place: self._row(own.iloc[0], name, *place), places))
+        return pd.DataFrame(rows, columns=own.columns)
 
     def _row(self, like, name, case, index):
         path = self.run.path("drawn", files.slug(name), f"{case}_{index}.png")

@@ -103,7 +103,7 @@ def notice():
     """One plain line when the driver sees a GPU and torch cannot use it, else ""."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):  # hidden on purpose
         return ""
-    name = _driver_sees()
+    name = driver_sees()
     if not name:
         return ""
     try:
@@ -119,7 +119,7 @@ def notice():
     )
 
 
-def _driver_sees():
+def driver_sees():
     """The GPU's name, or its device node, as the NVIDIA driver shows it; "" without one."""
     nodes = sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
     if not shutil.which("nvidia-smi"):

@@ -5,6 +5,7 @@ chains finish. Whatever papermill returned, a job succeeded only if its `run.jso
 notebook in which every cell is "completed").
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from histokit import runs
 from histokit.core import files, machine, progress
-from histokit.engine import jobs
+from histokit.engine import jobs, warm
 from histokit.runs import places
 from histokit.runs.recipe import RecipeError, nearest
 
@@ -99,18 +100,20 @@ def run(recipe, *, only=(), classes=(), force=(), workers=1, yes=False, say=prin
     _confirm(redo(states, force), yes, say, ask)
     if only:
         session.check_parents(states, found)
-    if any(s.state != "done" or s.job.step in force for s in states) and (unused := machine.notice()):
+    due = [s for s in states if s.state != "done" or s.job.step in force]
+    if due and (unused := machine.notice()):
         say(unused)
 
-    first = _datasets(s.job for s in states)
-    if first and any(not s.job.known or s.state != "done" or s.job.step in force for s in states):
-        session.work(first, found)  # the classes of all later jobs follow from it
-        found = jobs.expand(recipe, root)
-        session.states.clear()
-    # else it would be read beside, or instead of, what runs now
-    if moved := [name for folder, name in jobs.leftovers(found).items() if places.retire(folder)]:
-        say(f"set aside, as {recipe.name} does not ask for it any more: {', '.join(moved)}; kept in outputs/{recipe.experiment}/.old")
-    session.work(select(recipe, found, only, classes), found)
+    with session.warmed(len(due)):
+        first = _datasets(s.job for s in states)
+        if first and any(not s.job.known or s in due for s in states):
+            session.work(first, found)  # the classes of all later jobs follow from it
+            found = jobs.expand(recipe, root)
+            session.states.clear()
+        # else it would be read beside, or instead of, what runs now
+        if moved := [name for folder, name in jobs.leftovers(found).items() if places.retire(folder)]:
+            say(f"set aside, as {recipe.name} does not ask for it any more: {', '.join(moved)}; kept in outputs/{recipe.experiment}/.old")
+        session.work(select(recipe, found, only, classes), found)
     return session.results
 
 
@@ -139,6 +142,16 @@ class _Session:
         for left in self.scratch.parent.glob("*"):  # of runs that were killed
             if time.time() - left.stat().st_mtime > 7 * 86400:
                 shutil.rmtree(left, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def warmed(self, due):
+        """Within the `with` kernels start warm where that pays, which it does not for a single job."""
+        self.warm = warm.Warm(self.root, environment(self.root, "", self.workers)) if due > 1 and warm.pays() else None
+        try:
+            yield
+        finally:
+            if self.warm:
+                self.warm.close()
 
     def look(self, job):
         """The job's state on disk, read once unless a parent was run since."""
@@ -217,11 +230,13 @@ class _Session:
         self.scratch.mkdir(parents=True, exist_ok=True)
         answer, target, log = (self.scratch / f"{job.stem}{end}" for end in (".json", ".ipynb", ".log"))
         spec = {"notebook": job.notebook, "target": target, "answer": answer, "root": self.root, "parameters": job.parameters}
-        with open(log, "wb") as stream:
+        line = self.warm.line() if self.warm else None
+        fds = [line.fileno()] if line else []
+        with open(log, "wb") as stream, line or contextlib.nullcontext():
             process = subprocess.Popen(
-                [sys.executable, "-m", "histokit.engine.worker"],
-                stdin=subprocess.PIPE, stdout=stream, stderr=stream, cwd=self.root,
-                env=environment(self.root, job, self.workers) | {progress.FILE: str(log.with_suffix(".progress"))},
+                [sys.executable, "-m", "histokit.engine.worker", *map(str, fds)],
+                stdin=subprocess.PIPE, stdout=stream, stderr=stream, cwd=self.root, pass_fds=fds,
+                env=environment(self.root, job.notebook, self.workers) | {progress.FILE: str(log.with_suffix(".progress"))},
             )  # fmt: skip
         process.stdin.write(json.dumps(spec, default=str).encode() + b"\n")
         process.stdin.flush()
@@ -266,10 +281,10 @@ def _shown(running):
     return f"{running.job.name} {duration(time.time() - running.started)}" + (f": {said}" if said else "")
 
 
-def environment(root, job, workers):
+def environment(root, notebook, workers):
     """The environment of a job's kernel: the root, the notebook's file, and a fixed number of threads, see `machine.KERNEL`."""
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // workers))
-    env = {**machine.KERNEL, **os.environ, "HISTOKIT_ROOT": str(root), "HISTOKIT_NOTEBOOK": str(job.notebook)}
+    env = {**machine.KERNEL, **os.environ, "HISTOKIT_ROOT": str(root), "HISTOKIT_NOTEBOOK": str(notebook)}
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
         env.setdefault(name, threads)
     return env

@@ -1,7 +1,8 @@
 """One job in a process of its own: a notebook through papermill, and one JSON line about how it ended.
 
-Started by `batch` as `python -m histokit.engine.worker`, with the job as a line of JSON on stdin. Stdin stays open while the parent
-lives; when it closes, the parent is gone (killed, or its terminal closed) and the kernel must not write on alone.
+Started by `batch` as `python -m histokit.engine.worker [LINE]`, with the job as a line of JSON on stdin and, where kernels start warm, the
+number of a socket to `warm`. Stdin stays open while the parent lives; when it closes, the parent is gone (killed, or its terminal closed)
+and the kernel must not write on alone.
 """
 
 import json
@@ -9,9 +10,13 @@ import os
 import sys
 import threading
 
+from histokit.engine import warm
 
-def main():
+
+def main(line=""):
     job = json.loads(sys.stdin.readline())
+    if line:
+        warm.use(int(line))
     threading.Thread(target=_die_with_parent, daemon=True).start()
     with open(job["answer"], "w", encoding="utf-8") as file:
         json.dump(execute(job), file)
@@ -51,4 +56,4 @@ def _die_with_parent():
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -60,19 +60,15 @@ def colour_trap(feats, labels, cases, seed=0, folds=5):
     Returns:
         Balanced accuracy in [0, 1] and its share of the way from chance to 1, or NaN for both where a class has a single case.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    from sklearn.model_selection import StratifiedGroupKFold
 
     labels, cases = np.asarray(labels, str), np.asarray(cases, str)
     names, y = np.unique(labels, return_inverse=True)
     folds = min([folds, *(len(set(cases[y == c])) for c in range(len(names)))])
     if folds < 2 or len(names) < 2:
         return np.nan, np.nan
-    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=2000))
     split = StratifiedGroupKFold(folds, shuffle=True, random_state=files.seed("colour", seed) % 2**32)
-    found = cross_val_predict(model, np.asarray(feats, float), y, groups=cases, cv=split)
+    found = probes.held_out(probes.linear(C=1.0), np.asarray(feats, float), y, cases, split)
     accuracy = float(classification.balanced_accuracy(classification.confusion(y, found, len(names)), range(len(names))))
     return accuracy, max(0.0, (accuracy - 1 / len(names)) / (1 - 1 / len(names)))
 

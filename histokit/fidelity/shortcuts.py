@@ -51,19 +51,15 @@ def _first(text):
 
 
 def _told_apart(feats, made, groups, seed):
-    from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
-    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    from sklearn.model_selection import StratifiedGroupKFold
 
     folds = min(5, *(len(set(groups[made == side])) for side in (0, 1)))
     if min(np.bincount(made, minlength=2)) < LEAST or folds < 2:
         return np.nan
-    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=2000, C=0.1))
     split = StratifiedGroupKFold(folds, shuffle=True, random_state=files.seed("probe", seed) % 2**32)
     try:
-        score = cross_val_predict(model, np.asarray(feats, float), made, groups=groups, cv=split, method="decision_function")
+        score = probes.held_out(probes.linear(), np.asarray(feats, float), made, groups, split, method="decision_function")
     except ValueError:  # a fold without one of the sides: too few cases to keep them apart
         return np.nan
     return float(roc_auc_score(made, score))
