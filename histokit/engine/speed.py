@@ -6,10 +6,12 @@ Half a minute, with the base and the encoders of a recipe, so that `histokit run
 import statistics
 import time
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 
 from histokit.core import files, machine
+from histokit.engine import warm
 
-VERSION = 3
+VERSION = 4
 KERNEL = (
     "ipykernel",
     "papermill",
@@ -71,7 +73,7 @@ def measure_all(base, batch, encoders, device, seconds):
     """Rates as they are found now; what cannot be loaded is left out and named in `lacking`."""
     share = seconds / (5 + len(encoders))
     _head(1)  # the first optimiser of a process imports for seconds, and 50 updates would be said to take them
-    found = {"start": _clock(_kernel, 1, share), "read": _clock(_read, 20, share), "head": _clock(_head, 50, share), "see": {}}
+    found = {"start": _kernel(), "read": _clock(_read, 20, share), "head": _clock(_head, 50, share), "see": {}}
     lacking = []
     for name in encoders:
         try:
@@ -96,12 +98,14 @@ def _clock(work, times, share):
     return statistics.median_low(tries) / times
 
 
-def _kernel(times):
+def _kernel():
+    """Seconds of a kernel's imports, without those that a warm one has behind it."""
     import subprocess
     import sys
 
-    for _ in range(times):
-        subprocess.run([sys.executable, "-c", f"import {', '.join(KERNEL)}"], check=True)
+    ahead = [name for name in (warm.libraries() if warm.pays() else []) if find_spec(name.partition(".")[0])]
+    code = f"import {', '.join(['time', *ahead])}; begun = time.perf_counter(); import {', '.join(KERNEL)}; print(time.perf_counter() - begun)"
+    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
 
 
 def _read(times):
@@ -160,8 +164,8 @@ def _base(base, batch, device, share):
 
     def draw(times):
         z = torch.randn(times, *shape, device=device)
-        with torch.no_grad(), model.autocast():
-            model.unet(z, t, words.expand(times, -1, -1))
+        with torch.no_grad():
+            sampling.guided(model, words.expand(times, -1, -1))(z, t, 0)
         wait()
 
     def code(times):

@@ -11,6 +11,7 @@ import pandas as pd
 
 from histokit.core import files
 from histokit.tiles import data, decode, splits, staining
+from histokit.vision import probes
 
 VERSION = 1
 TOLD = 0.9  # AUROC from which on a linear probe tells synthetic from real well enough for a classifier to use it
