@@ -201,6 +201,22 @@ def test_the_judge_passes_three_in_four_of_the_class_and_tells_how_many_of_other
         assert cuts.to_dict() == {"judge_rank": 0, "judge_p": 0} | by_hand
 
 
+def test_a_tile_made_from_one_of_the_class_must_stay_the_judges_first_answer():
+    """The judge learned from its source: with the cut of unseen cases 38 of 40 made polyps passed, of which one in four showed a polyp."""
+    real = judged(np.linspace(0.01, 0.20, 20), np.linspace(0, 0.1, 101))
+    second = GOOD | {"judge": 0.3, "judge_rank": 2, "judge_class": "red"}
+    rows = pd.DataFrame([GOOD | {"own_source": True}, second, second | {"own_source": True}])
+    found = selection.decide(rows, selection.calibrate({}, real), "blue")
+    assert found["status"].tolist() == ["kept", "kept", "rejected"]
+    assert selection_reasons.said(found["reason"][2]) == "judge sees red: blue in place 2, cut 1"
+    coin = judged(np.linspace(0, 1, 30), np.linspace(0, 1, 50))
+    for given, scores in (({"judge_source": 0}, real), ({"judge_p": 0.2}, real), ({}, coin)):
+        decided = selection.decide(rows, selection.calibrate(given, scores), "blue")
+        assert decided["status"].eq("kept").all(), f"{given}: nobody asks for a place"
+    both = selection.decide(rows, selection.calibrate({"judge_rank": 3, "judge_source": 1}, real), "blue")
+    assert both["status"].tolist() == ["kept", "kept", "rejected"]
+
+
 def test_a_judge_that_orders_tiles_like_a_coin_cuts_nothing_and_says_so():
     rng = np.random.default_rng(0)
     guesses = [selection.power(judged(rng.random(9), rng.random(80))) for _ in range(400)]
@@ -252,8 +268,8 @@ def test_too_few_real_tiles_calibrate_nothing():
 
 
 GOOD = {
-    "sha256": "a" * 64, "judge": 0.9, "judge_class": "blue", "judge_rank": 1, "contrast": 20.0, "stain": 1.0, "focus": 9.0,
-    "centroid_rank": 1, "realism": 0.8,
+    "sha256": "a" * 64, "judge": 0.9, "judge_class": "blue", "judge_rank": 1, "own_source": False, "contrast": 20.0, "stain": 1.0,
+    "focus": 9.0, "centroid_rank": 1, "realism": 0.8,
     "similarity_feature": 0.5, "nearest_feature": "r1", "twin_feature": float("nan"), "twin_of_feature": "",
     "similarity_picture": 0.1, "nearest_picture": "r2", "twin_picture": 0.2, "twin_of_picture": "s1",
 }  # fmt: skip

@@ -104,7 +104,9 @@ def _kernel():
     import sys
 
     ahead = [name for name in (warm.libraries() if warm.pays() else []) if find_spec(name.partition(".")[0])]
-    code = f"import {', '.join(['time', *ahead])}; begun = time.perf_counter(); import {', '.join(KERNEL)}; print(time.perf_counter() - begun)"
+    code = (
+        f"import {', '.join(['time', *ahead])}; begun = time.perf_counter(); import {', '.join(KERNEL)}; print(time.perf_counter() - begun)"
+    )
     return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
 
 

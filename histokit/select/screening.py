@@ -4,6 +4,8 @@ Gathers what `selection` decides on. The judge must have seen real tiles only; t
 the judge's, so that no encoder judges its own choice.
 """
 
+import json
+
 import numpy as np
 import pandas as pd
 import torch
@@ -14,7 +16,7 @@ from histokit.select import guide_check, reviews, scoring, selection
 from histokit.tiles import augment, data, near_duplicates, staining
 from histokit.vision import classifiers, features, pathology_encoders
 
-VERSION = 5
+VERSION = 6
 SAMPLE = 300  # real tiles that stand for all in the calibration of cuts
 
 
@@ -96,7 +98,7 @@ def scored(rows, training, name, panel, encoder, centroids, usual):
         training: `data.training` of all classes.
         usual: from `typical`.
     """
-    out = {"sha256": rows["sha256"], "judge": np.nan, "judge_class": "", "judge_rank": 0}
+    out = {"sha256": rows["sha256"], "judge": np.nan, "judge_class": "", "judge_rank": 0, "own_source": _own_source(rows, training, name)}
     if panel:
         classes, probabilities = panel[0].classes, np.mean([judge.predict_tiles(rows) for judge in panel], axis=0)  # [B, C]
         out |= {"judge": probabilities[:, classes.index(name)], "judge_class": [classes[i] for i in probabilities.argmax(axis=1)]}
@@ -116,6 +118,13 @@ def scored(rows, training, name, panel, encoder, centroids, usual):
         out |= {f"similarity_{space}": similarity.numpy(), f"nearest_{space}": training["tile_id"].to_numpy()[index.numpy()]}
         out |= {f"twin_{space}": twin, f"twin_of_{space}": [rows["tile_id"].iloc[i] if i >= 0 else "" for i in twin_of]}
     return pd.DataFrame(out)
+
+
+def _own_source(rows, training, name):
+    """Whether each row was made from real training tiles of the class alone, [B] bool."""
+    own = set(training.loc[training["label"].eq(name), "tile_id"])
+    sources = [json.loads(text) if isinstance(text, str) and text else [] for text in rows["sources"]]
+    return [bool(some) and set(some) <= own for some in sources]
 
 
 def of_real(tiles, name, panel, encoder, usual):

@@ -13,10 +13,10 @@ import pandas as pd
 from histokit.runs import selection_reasons
 from histokit.tiles import near_duplicates
 
-VERSION = 7  # and of `selection_reasons`
+VERSION = 8  # and of `selection_reasons`
 THRESHOLDS = {
     "judge_rank": 0, "judge_p": 0.0, "copy": 0.0, "duplicate": 0.0, "picture": near_duplicates.THRESHOLD, "contrast": 0.0, "stain": 0.0,
-    "focus": 0.0, "centroid_rank": 0, "realism": 0.0,
+    "focus": 0.0, "centroid_rank": 0, "realism": 0.0, "judge_source": 1,
 }  # fmt: skip
 QUOTAS = ("keep", "ratio", "top_p", "balance")
 RANKS = {"judge": False, "centroid": True, "centroid_margin": False, "realism": False}  # score -> whether less is better
@@ -36,7 +36,9 @@ def calibrate(thresholds, real):
     A threshold of 0 for `copy`, `duplicate` or `contrast`, and 0 for both `judge_p` and `judge_rank`, asks what real tiles are like.
     A judge of a class with ten tiles names few real ones, so a synthetic tile passes where three in four real validation tiles do
     (a conformal p-value of 0.25 of the class, Vovk et al. 2005, section 4.5); the source tells how many tiles of other classes would
-    pass too. A judge that does not order tiles of the class before others (`power`) cuts nothing. A copy is nearer to a training tile than
+    pass too. That asks little of a tile made from a training tile of the class, on which the judge was trained: it must still give the
+    class the first place (`judge_source`; 0 asks for no place). A judge that does not order tiles of the class before others (`power`) cuts
+    nothing. A copy is nearer to a training tile than
     99 % of real tiles are to one of another case, and as near as 95 % of known copies are to their originals; a duplicate the
     same, with any other real tile instead. A tile is blank with less than half the contrast of the palest real one, blurred with less than
     half the sharpness of the blurriest real tiles, stained unlike real ones beyond 99 % of them. `centroid_rank` (1: the mean of the asked
@@ -52,7 +54,7 @@ def calibrate(thresholds, real):
     if unknown:
         raise ValueError(f"thresholds has no {unknown[0]!r}; expected any of {', '.join(THRESHOLDS)}")
     given = {**THRESHOLDS, **thresholds}
-    rows = _agreement(given, real)
+    rows = _agreement(given, thresholds, real)
     rows.append(
         ("picture", given["picture"], "correlation of outlines; different real tiles stay below 0.55, copies of all kinds above 0.95")
     )
@@ -157,31 +159,35 @@ def missed(real, cuts):
             )
 
 
-def _agreement(given, real, few=FEW):
-    """The two rows of the judge: least place and least probability of the asked class, 0 where not asked for."""
+def _agreement(given, asked, real, few=FEW):
+    """The rows of the judge: place and probability asked of the class, and place of tiles made from one of it; 0 asks nothing."""
     if given["judge_rank"] or given["judge_p"]:
-        return [(name, given[name], "set by hand" if given[name] else "not asked for") for name in ("judge_rank", "judge_p")]
+        given = {**given, "judge_source": asked.get("judge_source", 0)}
+        names = ("judge_rank", "judge_p", "judge_source")
+        return [(name, given[name], "set by hand" if given[name] else "not asked for") for name in names]
     own, others = (real[name].dropna() if name in real else pd.Series(dtype=float) for name in ("judge", "judge_of_others"))
     if len(own) < few:
         why = f"only {len(own)} real validation tiles to calibrate on"
-        return [("judge_rank", 1, f"{why}: the judge's first answer"), ("judge_p", 0.0, why)]
+        return [("judge_rank", 1, f"{why}: the judge's first answer"), ("judge_p", 0.0, why), ("judge_source", 0, "judge_rank asks it")]
     can = power(real)
     if can.blind:
         why = f"the judge cannot tell: of {can.own} and {can.others} validation tiles it orders {can.auc:.0%} of the pairs rightly"
-        return [("judge_rank", 0, why), ("judge_p", 0.0, why)]
+        return [("judge_rank", 0, why), ("judge_p", 0.0, why), ("judge_source", 0, why)]
     least = float(np.quantile(own, 1 - PASSED, method="inverted_cdf"))
     passed = f"{own.ge(least).mean():.0%} of {len(own)} real validation tiles of the class pass"
     wrong = f", and {others.ge(least).mean():.0%} of {len(others)} of other classes" if len(others) else ""
-    return [("judge_rank", 0, "not asked for"), ("judge_p", least, passed + wrong)]
+    first = "a tile made from a training tile of the class is still the judge's first answer" if given["judge_source"] else "not asked for"
+    return [("judge_rank", 0, "not asked for"), ("judge_p", least, passed + wrong), ("judge_source", given["judge_source"], first)]
 
 
 def decide(scores, cuts, asked, reviews=None):
     """Status and reason of every tile; a tile may fail for several reasons, and each is kept.
 
     Args:
-        scores: DataFrame with sha256, judge (probability of the asked class), judge_class, judge_rank, contrast, stain, focus,
-            centroid_rank, realism (NaN where unknown, which cuts nothing), and for the spaces "feature" and "picture": similarity_*,
-            nearest_* (a training tile), twin_* (similarity to a better synthetic tile), twin_of_*.
+        scores: DataFrame with sha256, judge (probability of the asked class), judge_class, judge_rank, own_source (whether it was made
+            from real training tiles of the class alone), contrast, stain, focus, centroid_rank, realism (NaN where unknown, which cuts
+            nothing), and for the spaces "feature" and "picture": similarity_*, nearest_* (a training tile), twin_* (similarity to a better
+            synthetic tile), twin_of_*.
         cuts: from `calibrate`.
         asked: class name the tiles were made for.
         reviews: {sha256: (verdict, note)} of a person, "keep" or "reject"; they win over every score.
@@ -213,8 +219,10 @@ def _found(row, cut, asked):
         if twin >= repeated:
             yield {"code": "repeat", "of": row[f"twin_of_{space}"], "space": space, "similarity": twin, "cut": repeated}
     judged = {"code": "judge", "asked": asked, "seen": row["judge_class"]}
-    if cut["judge_rank"] and row["judge_rank"] > cut["judge_rank"]:
-        yield {**judged, "place": row["judge_rank"], "cut": cut["judge_rank"]}
+    places = [cut["judge_rank"], cut["judge_source"] if row["own_source"] else 0]
+    place = min(filter(None, places), default=0)
+    if place and row["judge_rank"] > place:
+        yield {**judged, "place": row["judge_rank"], "cut": place}
     elif row["judge"] < cut["judge_p"]:
         yield {**judged, "probability": row["judge"], "cut": cut["judge_p"]}
     if row["stain"] > cut["stain"]:

@@ -4,6 +4,7 @@ Every line is a ratio of two things timed in turns in one run, medians of the ro
 `mini` on the CPU or the GPU at hand; `HISTOKIT_BENCH_BASE` names another.
 """
 
+import contextlib
 import os
 import time
 from statistics import median
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from histokit import runs, toy
-from histokit.core import machine
+from histokit.core import machine, parallel
 from histokit.diffusion import adapters, backbone, latents, losses, sampling
 from histokit.training import finetuning, loop
 
@@ -130,3 +131,50 @@ def test_sampling_beside_the_bare_calls(model, num_inference_steps=10, guidance_
         flush=True,
     )
     assert ratio <= 1.1
+
+
+def test_rows_side_by_side_and_a_merged_lora(model, batch=8):
+    """A training step and a sampling step with the rows of a batch on cores of their own, beside threads inside each layer."""
+    params = adapters.add_lora(model, rank=16, targets="attention+conv")
+    for p in params:
+        p.requires_grad_(True)
+    z, context = torch.randn(batch, model.unet.config.in_channels, model.latent_px, model.latent_px), backbone.embed(model, ["tissue"])
+    z, context = z.to(model.device), context.detach().expand(batch, -1, -1)
+    at = torch.full((batch,), 500, device=model.device)
+
+    def train(rows):
+        def step():
+            with pytest.MonkeyPatch.context() as patch, model.autocast():
+                patch.setattr(parallel, "rows", rows)
+                losses.diffusion_loss(model.unet, model.scheduler, z, context, at, z).backward()
+            for p in params:
+                p.grad = None
+
+        return step
+
+    def draw(rows, merged):
+        @torch.no_grad()
+        def step():
+            with pytest.MonkeyPatch.context() as patch, merged(model):
+                patch.setattr(parallel, "rows", rows)
+                predict = sampling.guided(model, context)
+                for _ in range(5):
+                    predict(z, at[0], 0)
+
+        return step
+
+    def whole(call, *given, parameters=()):
+        return call(*given)
+
+    beside = contextlib.nullcontext
+    steps = {"train": train(whole), "train_rows": train(parallel.rows)}
+    steps |= {"draw": draw(whole, beside), "draw_rows": draw(parallel.rows, beside), "draw_merged": draw(parallel.rows, adapters.merged)}
+    seconds = in_turns(**steps)
+    adapters.unload(model)
+    print(
+        f"\nrows of {batch} side by side on {BASE}, {torch.get_num_threads()} cores: a LoRA step takes "
+        f"{seconds['train_rows'] / seconds['train']:.2f} of its time, a sampling step {seconds['draw_rows'] / seconds['draw']:.2f}, and "
+        f"{seconds['draw_merged'] / seconds['draw']:.2f} with the LoRA merged",
+        flush=True,
+    )
+    assert max(seconds["train_rows"] / seconds["train"], seconds["draw_merged"] / seconds["draw"]) <= 1.1

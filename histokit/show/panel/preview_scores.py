@@ -5,6 +5,7 @@ nothing depends on it: a panel changes no key.
 """
 
 import functools
+import json
 import tempfile
 from collections import namedtuple
 from pathlib import Path
@@ -111,6 +112,7 @@ class PreviewScores:
         rows = rows.assign(
             tile_id=[f"picture {i + 1}" for i in rows.index], label=jobs["class"].to_list(), made_from=jobs["tile_id"].to_list()
         )
+        rows["sources"] = [json.dumps([tile] if tile else []) for tile in rows["made_from"]]
         return rows.assign(source="synthetic", mpp=np.nan, tile_px=int(self.tiles["tile_px"].iloc[0]), fit=self.tiles["fit"].iloc[0])
 
     def _real(self, name, training, encoder):
