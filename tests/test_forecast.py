@@ -11,7 +11,7 @@ from tiny import write_hub_layout
 from histokit import cli, toy
 from histokit.core import files, machine
 from histokit.engine import forecast, jobs, speed
-from histokit.runs import notebooks, recipe
+from histokit.runs import notebooks, recipe, workload
 from histokit.training import settings
 
 COUNTS = forecast.Counts(train=500, held=300, tail_train=24, tail=("fat", "mucin"), classes=6, tile_px=128)
@@ -39,6 +39,9 @@ def test_a_set_of_images_takes_its_true_steps_twice_under_guidance(repository, c
     found = units(job(repository, "03_img2img", class_name="fat", **settings))
     assert found["denoise"] == settings["num_images"] * passes
     assert found["files"] == settings["num_images"] + forecast.HOUSEKEEPING and found["start"] == 1
+    more = units(job(repository, "03_img2img", class_name="fat", tried={"strength": [0.25, 0.5], "guidance_scale": [1, 2]}, **settings))
+    each = min(settings["num_images"], workload.TRIED)
+    assert more["denoise"] - found["denoise"] == each * 3 * (5 + 10) and more["code"] - found["code"] == 2 * each * 4
 
 
 def test_a_guided_image_costs_three_passes_a_step_and_update(repository):

@@ -374,6 +374,13 @@ def test_the_preview_is_the_first_batch_bit_for_bit(model, tiles):
     assert abs(steps[1].astype(int) - preview.images[0]).max() <= 1
 
 
+def test_tiles_tried_under_other_settings_are_those_that_would_be_written(model, tiles):
+    table = jobs(model, tiles, 6)
+    found = img2img.tried(model, table.iloc[[1, 0, 5, 2]], tiles, strength=0.75, guidance_scale=3.0)
+    made = img2img.render(model, jobs(model, tiles, 6, strength=0.75, guidance_scale=3.0), start(), tiles)
+    assert np.array_equal(found, pixels(made)[[1, 0, 5, 2]])
+
+
 def test_a_preview_of_another_seed_is_the_batch_of_that_seed(model, tiles):
     table = lambda seed: jobs(model, tiles, 6, seed=seed)  # noqa: E731
     show = img2img.previewer(model, table(0), tiles, table=table)

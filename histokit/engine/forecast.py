@@ -6,6 +6,7 @@ this machine. A guess to plan a night by, not a promise; a finished run of the s
 
 import contextlib
 import functools
+import itertools
 from collections import Counter
 from dataclasses import asdict, dataclass
 
@@ -81,8 +82,15 @@ def _adapter(p, c, job, found):
 
 
 def _images(p, c, job, found):
-    n, passes = p["num_images"], int(p["num_inference_steps"] * p["strength"]) * (1 if p["guidance_scale"] == 1 else 2)
-    return Counter({"denoise": n * passes, "code": 2 * n, "read": n, "seconds": FIGURES, "bytes": 2 * n * c.tile_px**2, "files": n})
+    def passes(strength, guidance_scale):
+        return int(p["num_inference_steps"] * strength) * (1 if guidance_scale == 1 else 2)
+
+    n, asked, tried = p["num_images"], (p["strength"], p["guidance_scale"]), p.get("tried") or {}
+    pairs = itertools.product(tried.get("strength", asked[:1]), tried.get("guidance_scale", asked[1:])) if tried else ()
+    few = [passes(*pair) * min(n, workload.TRIED) for pair in pairs]
+    coded = n + len(few) * min(n, workload.TRIED)
+    units = {"denoise": n * passes(*asked) + sum(few), "code": 2 * coded, "read": n}
+    return Counter(units | {"seconds": FIGURES, "bytes": 2 * n * c.tile_px**2, "files": n})
 
 
 def _guided(p, c, job, found):

@@ -19,7 +19,7 @@ from histokit.generate.policies import POLICIES, SETTINGS, job_table
 from histokit.tiles import data, decode, staining
 
 __all__ = [
-    "POLICIES", "SETTINGS", "Previewer", "export_json", "import_json", "job_table", "previewer", "render",
+    "POLICIES", "SETTINGS", "Previewer", "export_json", "import_json", "job_table", "previewer", "render", "tried",
 ]  # fmt: skip
 
 VERSION = 2
@@ -146,6 +146,16 @@ def render(model, jobs, run, tiles, *, batch=None):
     seconds = time.perf_counter() - clock
     run.note(images_made=count, images_reused=len(jobs) - count, batch=batch, images_per_s=synthetic.speed(run, count, seconds))
     return synthetic.manifest(run, jobs, paths, tiles, model.tile_px, functools.partial(_told, batch))
+
+
+def tried(model, jobs, tiles, *, batch=None, **settings):
+    """Images uint8 [N, H, W, 3] of the N jobs under other `settings` (strength, guidance_scale, ...); nothing is written."""
+    batch, jobs = batch or sampling.batch_size(model), jobs.reset_index(drop=True)
+    sources, images = Sources(model, jobs, tiles), [None] * len(jobs)
+    for block in _blocks(jobs, batch):
+        for i, image in zip(block, _make(model, sources, jobs.loc[block], batch, **settings)[0], strict=True):
+            images[i] = image
+    return np.stack(images)
 
 
 def _key(model, row, sources):
