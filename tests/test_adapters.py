@@ -213,7 +213,7 @@ def test_a_model_without_lora_or_with_a_large_unet_is_left_alone(tmp_path, monke
         pass
     model = trained(tmp_path)
     before = {name: value.clone() for name, value in model.unet.state_dict().items()}
-    monkeypatch.setattr(adapters, "SMALL", 10)
+    monkeypatch.setattr(adapters, "MOST_MERGED", 10)
     with adapters.merged(model):
         assert all(torch.equal(value, before[name]) for name, value in model.unet.state_dict().items())
 

@@ -64,7 +64,8 @@ def working_root(root):
 def command(root, *options):
     return subprocess.Popen(
         [sys.executable, "-m", "histokit", "run", "params/story.yaml", "--yes", *options],
-        cwd=root, env=os.environ | {"HISTOKIT_ROOT": str(root)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        cwd=root, env=os.environ | {"HISTOKIT_ROOT": str(root), "HISTOKIT_WARM": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 

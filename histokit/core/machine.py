@@ -68,6 +68,13 @@ def threads():
     return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 
 
+def use_threads(number):
+    """Let computations of the calling thread use `number` threads; nothing where torch is not loaded."""
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "set_num_threads"):
+        torch.set_num_threads(number)
+
+
 def busy():
     """Whether others have kept half of the cores or more at work over the last minute; False where the system does not say."""
     return hasattr(os, "getloadavg") and os.getloadavg()[0] >= (os.cpu_count() or 1) / 2

@@ -6,7 +6,6 @@ this machine. A guess to plan a night by, not a promise; a finished run of the s
 
 import contextlib
 import functools
-import itertools
 from collections import Counter
 from dataclasses import asdict, dataclass
 
@@ -85,11 +84,11 @@ def _images(p, c, job, found):
     def passes(strength, guidance_scale):
         return int(p["num_inference_steps"] * strength) * (1 if guidance_scale == 1 else 2)
 
-    n, asked, tried = p["num_images"], (p["strength"], p["guidance_scale"]), p.get("tried") or {}
-    pairs = itertools.product(tried.get("strength", asked[:1]), tried.get("guidance_scale", asked[1:])) if tried else ()
-    few = [passes(*pair) * min(n, workload.TRIED) for pair in pairs]
-    coded = n + len(few) * min(n, workload.TRIED)
-    units = {"denoise": n * passes(*asked) + sum(few), "code": 2 * coded, "read": n}
+    n, asked = p["num_images"], (p["strength"], p["guidance_scale"])
+    few = [passes(*pair) * min(n, workload.TRIED) for pair in workload.tried_pairs(p.get("tried") or {}, *asked)]
+    looked = len(few) * min(n, workload.TRIED)
+    units = {"denoise": n * passes(*asked) + sum(few), "code": 2 * (n + looked), "read": n}
+    units |= {("see", eye): 9 * looked for eye in ("mini-ssl", "mini-sup") if looked}  # as 05 looks: eight views, and the judge
     return Counter(units | {"seconds": FIGURES, "bytes": 2 * n * c.tile_px**2, "files": n})
 
 

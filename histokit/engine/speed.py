@@ -107,7 +107,7 @@ def _kernel():
     code = (
         f"import {', '.join(['time', *ahead])}; begun = time.perf_counter(); import {', '.join(KERNEL)}; print(time.perf_counter() - begun)"
     )
-    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def _read(times):

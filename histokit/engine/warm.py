@@ -25,6 +25,7 @@ from pathlib import Path
 from histokit.core import machine
 
 # what most notebooks import, and what of it imports itself late; pyplot chooses a backend when it is imported, so not that
+INLINE = "module://matplotlib_inline.backend_inline"  # the backend that ipykernel asks for
 LIBRARIES = """
 numpy pandas pyarrow.parquet PIL.Image scipy.ndimage scipy.stats sklearn.linear_model sklearn.pipeline sklearn.neighbors
 sklearn.model_selection matplotlib.figure safetensors.torch torch torch._dynamo ipykernel.kernelapp IPython.core.interactiveshell
@@ -36,7 +37,7 @@ PROVISIONER = "histokit-warm"
 def libraries():
     """What is imported ahead: `LIBRARIES`, or what $HISTOKIT_WARM names; nothing, so that kernels start cold, where it is 0."""
     said = os.environ.get("HISTOKIT_WARM", "1")
-    return LIBRARIES if said == "1" else [] if said == "0" else said.split(",")
+    return LIBRARIES if said == "1" else [] if said in ("", "0") else said.split(",")
 
 
 def pays():
@@ -53,13 +54,13 @@ class Warm:
 
     def __init__(self, root, env):
         self.control, theirs = socket.socketpair()
-        env = {**env, "MPLBACKEND": env.get("MPLBACKEND", "agg")}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "histokit.engine.warm", str(theirs.fileno())],
             pass_fds=[theirs.fileno()], cwd=root, env=env, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         theirs.close()
+        self.asked = False
 
     def line(self):
         """A socket for a job's worker to inherit, or None where the warm process is gone; the caller closes it once it is inherited."""
@@ -70,11 +71,14 @@ class Warm:
             except OSError:
                 ours.close()
                 return None
+        self.asked = True
         return ours
 
     def close(self):
         """End the warm process and every kernel that is left."""
         self.control.close()
+        if not self.asked:  # it may be importing still, and has no kernel
+            self.process.kill()
         self.process.wait()
 
 
@@ -121,7 +125,10 @@ class Kernel:
         request = json.dumps({"cmd": cmd, "env": env, "cwd": str(cwd)}).encode() + b"\n"
         socket.send_fds(line, [request[:1]], [1, 2])  # what libraries print goes where this process prints
         line.sendall(request[1:])
-        self.pid = json.loads(_line(line))
+        said = _line(line)
+        if not said:
+            raise ConnectionError("the warm process has died")
+        self.pid = json.loads(said)
 
     def poll(self):
         """Its exit status, negative for a signal; None while it runs."""
@@ -168,7 +175,7 @@ def _line(sock):
 def main(control):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the batch hears it, and closes
     for name in libraries():
-        with contextlib.suppress(ImportError):  # who needs it says so
+        with contextlib.suppress(Exception):  # what is broken fails in the kernel that needs it, with its own words
             importlib.import_module(name)
     gc.collect()
     gc.freeze()  # a collection would copy every page it looks at
@@ -235,11 +242,13 @@ def _become(request, fds, sockets):
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.environ.clear()
         os.environ.update(request["env"])
+        if "matplotlib" in sys.modules:  # it read the environment of the warm process
+            sys.modules["matplotlib"].rcParams["backend"] = os.environ.get("MPLBACKEND") or INLINE
         os.chdir(request["cwd"])
         for name in [name for name in sys.modules if name.split(".")[0] == "histokit"]:
             del sys.modules[name]
         _own_numbers()
-        sys.argv, sys.path[0] = request["cmd"][2:], request["cwd"]
+        sys.argv, sys.path[0] = [*request["cmd"][2:], f"--IPKernelApp.parent_handle={os.getppid()}"], request["cwd"]
         runpy.run_module("ipykernel_launcher", run_name="__main__", alter_sys=True)
         status = 0
     except SystemExit as end:

@@ -17,13 +17,14 @@ from histokit.core import files
 
 OUTSIDE = ("show", "engine", "cli", "select.gallery")  # what only shows or only runs: it changes no result
 PLACE = ("experiment", "step", "recipe", "shard")  # parameters that say where a run lives, not what it computes
+LOOKS = ("tried",)  # parameters that only ask for more to be shown
 PATTERNS = ("*.json", "*.safetensors", "*.yaml", "*.txt")  # what makes a folder of weights or settings
 
 
 def parameters(given):
-    """The parameters that belong to the key: all but those that say where the run lives, and those left empty by design."""
+    """The parameters that belong to the key: all but those that say where the run lives or only ask for more to be shown."""
     given = dict({"class_name": "", "seed": 0}, **given)
-    return files.plain({name: value for name, value in sorted(given.items()) if name not in PLACE})
+    return files.plain({name: value for name, value in sorted(given.items()) if name not in (*PLACE, *LOOKS)})
 
 
 # ---- code

@@ -123,7 +123,7 @@ def scored(rows, training, name, panel, encoder, centroids, usual):
 def _own_source(rows, training, name):
     """Whether each row was made from real training tiles of the class alone, [B] bool."""
     own = set(training.loc[training["label"].eq(name), "tile_id"])
-    sources = [json.loads(text) if isinstance(text, str) and text else [] for text in rows["sources"]]
+    sources = [json.loads(text) if isinstance(text, str) and text else [] for text in rows.get("sources", [""] * len(rows))]
     return [bool(some) and set(some) <= own for some in sources]
 
 

@@ -16,7 +16,7 @@ from histokit.tiles import near_duplicates
 VERSION = 8  # and of `selection_reasons`
 THRESHOLDS = {
     "judge_rank": 0, "judge_p": 0.0, "copy": 0.0, "duplicate": 0.0, "picture": near_duplicates.THRESHOLD, "contrast": 0.0, "stain": 0.0,
-    "focus": 0.0, "centroid_rank": 0, "realism": 0.0, "judge_source": 1,
+    "focus": 0.0, "centroid_rank": 0, "realism": 0.0, "judge_source": 0.5,
 }  # fmt: skip
 QUOTAS = ("keep", "ratio", "top_p", "balance")
 RANKS = {"judge": False, "centroid": True, "centroid_margin": False, "realism": False}  # score -> whether less is better
@@ -36,13 +36,13 @@ def calibrate(thresholds, real):
     A threshold of 0 for `copy`, `duplicate` or `contrast`, and 0 for both `judge_p` and `judge_rank`, asks what real tiles are like.
     A judge of a class with ten tiles names few real ones, so a synthetic tile passes where three in four real validation tiles do
     (a conformal p-value of 0.25 of the class, Vovk et al. 2005, section 4.5); the source tells how many tiles of other classes would
-    pass too. That asks little of a tile made from a training tile of the class, on which the judge was trained: it must still give the
-    class the first place (`judge_source`; 0 asks for no place). A judge that does not order tiles of the class before others (`power`) cuts
-    nothing. A copy is nearer to a training tile than
-    99 % of real tiles are to one of another case, and as near as 95 % of known copies are to their originals; a duplicate the
-    same, with any other real tile instead. A tile is blank with less than half the contrast of the palest real one, blurred with less than
-    half the sharpness of the blurriest real tiles, stained unlike real ones beyond 99 % of them. `centroid_rank` (1: the mean of the asked
-    class must be the nearest) and `realism` (1: inside the ball of a real tile) are shown and cut nothing until somebody asks.
+    pass too. That asks little of a tile made from a training tile of the class, on which the judge was trained. Where fewer than half of
+    these are still its first answer (`judge_source`, a share), the class is being lost, and the first answer is asked of each. A judge
+    that does not order tiles of the class before others (`power`) cuts nothing. A copy is nearer to a training tile than 99 % of real
+    tiles are to one of another case, and as near as 95 % of known copies are to their originals; a duplicate the same, with any other
+    real tile instead. A tile is blank with less than half the contrast of the palest real one, blurred with less than half the
+    sharpness of the blurriest real tiles, stained unlike real ones beyond 99 % of them. `centroid_rank` (1: the mean of the asked class
+    must be the nearest) and `realism` (1: inside the ball of a real tile) are shown and cut nothing until somebody asks.
 
     Args:
         thresholds: dict, any of `THRESHOLDS`; an unknown key raises ValueError.
@@ -172,11 +172,13 @@ def _agreement(given, asked, real, few=FEW):
     can = power(real)
     if can.blind:
         why = f"the judge cannot tell: of {can.own} and {can.others} validation tiles it orders {can.auc:.0%} of the pairs rightly"
-        return [("judge_rank", 0, why), ("judge_p", 0.0, why), ("judge_source", 0, why)]
+        by_hand = asked.get("judge_source", 0)
+        return [("judge_rank", 0, why), ("judge_p", 0.0, why), ("judge_source", by_hand, "set by hand" if by_hand else why)]
     least = float(np.quantile(own, 1 - PASSED, method="inverted_cdf"))
     passed = f"{own.ge(least).mean():.0%} of {len(own)} real validation tiles of the class pass"
     wrong = f", and {others.ge(least).mean():.0%} of {len(others)} of other classes" if len(others) else ""
-    first = "a tile made from a training tile of the class is still the judge's first answer" if given["judge_source"] else "not asked for"
+    first = "where fewer tiles made from training tiles of the class are still the judge's first answer, it is asked of each"
+    first = "set by hand" if "judge_source" in asked else first
     return [("judge_rank", 0, "not asked for"), ("judge_p", least, passed + wrong), ("judge_source", given["judge_source"], first)]
 
 
@@ -196,9 +198,10 @@ def decide(scores, cuts, asked, reviews=None):
         DataFrame status (kept | rejected | quarantined), reason (see `selection_reasons`; "" where kept by the scores).
     """
     cut = dict(zip(cuts["name"], cuts["cut"], strict=True))
-    rows = []
+    still = still_first(scores)
+    rows, first = [], still is not None and still < cut["judge_source"]
     for row in scores.to_dict("records"):
-        found = list(_found(row, cut, asked))
+        found = list(_found(row, cut, asked, first and row["own_source"]))
         status = "quarantined" if any(one["code"] == "copy" for one in found) else "rejected" if found else "kept"
         verdict, note = (reviews or {}).get(row["sha256"], ("", ""))
         if verdict:
@@ -208,8 +211,33 @@ def decide(scores, cuts, asked, reviews=None):
     return pd.DataFrame(rows, columns=["status", "reason"], index=scores.index)
 
 
-def _found(row, cut, asked):
-    """What speaks against one tile: a reason for every cut that it does not pass."""
+def still_first(scores):
+    """Share of the tiles made from training tiles of their class that are still the judge's first answer; None without such a tile."""
+    own = scores["own_source"].to_numpy(bool) & scores["judge_class"].ne("").to_numpy()
+    return float(scores.loc[own, "judge_rank"].eq(1).mean()) if own.any() else None
+
+
+def lost(scores, cuts):
+    """A sentence for each class that is being lost on the way: most of its tiles are no longer what their sources are to the judge.
+
+    Args:
+        scores: rows of `decide`'s, their class in `label`. cuts: of `calibrate`, their class in `label`.
+    """
+    for name, rows in scores.groupby("label", sort=False) if len(scores) else ():
+        least = cuts.loc[cuts["label"].eq(name) & cuts["name"].eq("judge_source"), "cut"]
+        still = still_first(rows)
+        if still is not None and len(least) and still < least.iloc[0]:
+            own = rows[rows["own_source"].astype(bool)]
+            seen = own.loc[own["judge_class"].ne(name), "judge_class"].mode()[0]
+            yield (
+                f"{name.upper()} IS BEING LOST: of {len(own)} tiles made from its training tiles the judge, which learned these, takes "
+                f"{own['judge_rank'].eq(1).sum()} for {name} and most others for {seen}; "
+                "only the former are kept. Less strength or other guidance may keep more: `tried` of 03_img2img measures it on a few tiles."
+            )
+
+
+def _found(row, cut, asked, first):
+    """What speaks against one tile: a reason for every cut that it does not pass; `first`: it must be the judge's first answer."""
     if row["contrast"] < cut["contrast"]:
         yield {"code": "blank", "contrast": row["contrast"], "cut": cut["contrast"]}
     for space, copied, repeated in (("feature", cut["copy"], cut["duplicate"]), ("picture", cut["picture"], cut["picture"])):
@@ -219,8 +247,7 @@ def _found(row, cut, asked):
         if twin >= repeated:
             yield {"code": "repeat", "of": row[f"twin_of_{space}"], "space": space, "similarity": twin, "cut": repeated}
     judged = {"code": "judge", "asked": asked, "seen": row["judge_class"]}
-    places = [cut["judge_rank"], cut["judge_source"] if row["own_source"] else 0]
-    place = min(filter(None, places), default=0)
+    place = 1 if first else cut["judge_rank"]
     if place and row["judge_rank"] > place:
         yield {**judged, "place": row["judge_rank"], "cut": place}
     elif row["judge"] < cut["judge_p"]:

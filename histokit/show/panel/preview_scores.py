@@ -44,7 +44,7 @@ class PreviewScores:
 
     @functools.cached_property
     def judge(self):
-        """(the classifiers that judge, why there are none). Loaded when somebody looks: a headless run has no use for them."""
+        """(the classifiers that judge, why there are none). Loaded when somebody looks."""
         found, trouble = self.asked
         step = found.get("judge")
         if not step:
@@ -84,9 +84,9 @@ class PreviewScores:
 
         Returns:
             DataFrame status, reason (of `selection.decide`, among these pictures alone), judge (probability of the class, NaN without
-            one), judge_least (what 05 asks), nearest (likeness to the nearest training tile in [-1, 1], 1 for a copy), nearest_tile, copy
-            (likeness from which on it is one), source (likeness to the source, NaN without one), stain (deviations from real tiles) and
-            stain_most.
+            one), first (whether the class is the judge's first answer), judge_least (what 05 asks), nearest (likeness to the nearest
+            training tile in [-1, 1], 1 for a copy), nearest_tile, copy (likeness from which on it is one), source (likeness to the
+            source, NaN without one), stain (deviations from real tiles) and stain_most.
         """
         asked, panel, parts = self.asked[0], self.judge[0], []
         training, encoder = data.training(self.tiles), features.load(asked.get("encoder") or ENCODER, self.run.device)
@@ -97,7 +97,7 @@ class PreviewScores:
                 usual, cuts = self._real(name, training, encoder)
                 scores = screening.scored(own.reset_index(drop=True), training, name, panel, encoder, centroids, usual)
                 decided, cut = selection.decide(scores, cuts, name), dict(zip(cuts["name"], cuts["cut"], strict=True))
-                part = decided.assign(judge=scores["judge"], judge_least=cut["judge_p"])
+                part = decided.assign(judge=scores["judge"], first=scores["judge_rank"].eq(1), judge_least=cut["judge_p"])
                 part = part.assign(nearest=scores["similarity_feature"], nearest_tile=scores["nearest_feature"], copy=cut["copy"])
                 part = part.assign(source=self._sources(own, training, encoder), stain=scores["stain"], stain_most=cut["stain"])
                 parts.append(part.set_index(own.index))

@@ -8,6 +8,8 @@ import collections
 import threading
 import time
 
+from histokit.core import machine
+
 PATIENCE = 0.25  # seconds without another wish before the last one is drawn; a slider on its way asks many times
 
 
@@ -44,7 +46,7 @@ class PreviewWorker:
     def __init__(self, patience=PATIENCE):
         self.patience, self.turn = patience, threading.Condition()
         self.wish, self.due, self.current, self.left = None, 0.0, None, collections.deque()
-        self.thread = None
+        self.thread, self.cores = None, machine.threads()
 
     def ask(self, wish, patience=None):
         """Draw this next and nothing older: what waits is forgotten, what runs is stopped."""
@@ -88,6 +90,9 @@ class PreviewWorker:
         self.turn.notify_all()
 
     def _run(self):
+        machine.use_threads(
+            self.cores
+        )  # a thread starts with what is set by then, and a busy cell may have set one core for each of its parts
         while True:
             with self.turn:
                 while (wait := self._waits()) != 0:

@@ -1,10 +1,8 @@
-"""How far strength may go, measured on a few tiles before the set is made: would 05 keep them, and how like their sources are they?
+"""How far strength may go, measured on a few tiles before the set is made: are they recognised, and how like their sources are they?
 
 The higher the strength, the newer a tile and the sooner its class is gone; guidance may help or harm. What 05 would say is that of
 `preview_scores`, by the judge that has seen real tiles only. Nothing is recorded.
 """
-
-import itertools
 
 import numpy as np
 import pandas as pd
@@ -18,54 +16,55 @@ COLUMNS = ["class", *TURNED, "tiles", "kept", "low", "high", "like_source"]
 
 
 def measure(model, jobs, tiles, said, tried, each=workload.TRIED):
-    """What 05 would keep of `each` tiles of a class under every pair of the settings tried, one row per class and pair.
+    """What 05 and its judge say of `each` tiles of a class under every pair of the settings tried, one row per class and pair.
 
     Args:
         model: backbone.Model with its adapters.
         jobs: the job table; its first `each` rows of a class are tried.
         tiles: manifest of 00_dataset.
-        said: `preview_scores.PreviewScores` of the run.
-        tried: {"strength": [...], "guidance_scale": [...]}; what is left out stays as in the job table.
+        said: `preview_scores.PreviewScores` of the run; without a judge nothing is measured.
+        tried: see `workload.tried_pairs`.
 
     Returns:
-        DataFrame class, strength, guidance_scale, tiles, kept (share that 05 would keep, copies not among them), low, high (its Wilson
-        interval), like_source (mean likeness to the source in [-1, 1], 1 for the source itself; NaN without one).
+        DataFrame class, strength, guidance_scale, tiles, kept (share whose class is the judge's first answer, and that 05 would keep as no
+        copy, not blank and not blurred), low, high (its Wilson interval), like_source (mean likeness to the source in [-1, 1], 1 for the
+        source itself; NaN without one).
 
-    Raises ValueError for another setting, or one that is no number in its range.
+    Raises ValueError for what `tried_pairs` refuses, and for strengths of tiles that have no source.
     """
-    if unknown := [name for name in tried if name not in TURNED]:
-        raise ValueError(f"tried has no {unknown[0]!r}; expected {' and '.join(TURNED)}, each with a list of values")
-    if not tried or not len(jobs):
-        return pd.DataFrame(columns=COLUMNS)
-    few = jobs.groupby("class", sort=False).head(each).reset_index(drop=True)
-    rows, given = [], {name: jobs[name].iloc[0] for name in TURNED}
-    for values in itertools.product(*(tried.get(name, [given[name]]) for name in TURNED)):
+    pairs = workload.tried_pairs(tried, *(jobs[name].iloc[0] if len(jobs) else 1.0 for name in TURNED))
+    if "strength" in tried and jobs["tile_id"].eq("").any():
+        raise ValueError("tried has strengths, and some tiles start from noise alone, where strength is always 1; leave it out of tried")
+    rows, few = [], jobs.groupby("class", sort=False).head(each).reset_index(drop=True)
+    for values in pairs if said.judge[0] else ():
         used = dict(zip(TURNED, map(float, values), strict=True))
         looked = said.table(img2img.tried(model, few, tiles, **used), few)
         for name, own in looked.groupby(few["class"], sort=False):
-            kept = int(own["status"].eq("kept").sum())
+            kept = int((own["status"].eq("kept") & own["first"]).sum())
             low, high = stats.wilson(kept, len(own))
             rows.append([name, *used.values(), len(own), kept / len(own), low, high, own["source"].mean()])
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def remarks(found, judge):
+def remarks(found, tried, judge):
     """What the table of `measure` says, a sentence a class.
 
     Args:
+        tried: as `measure` was given it.
         judge: why there is no judge (`PreviewScores.remark`), "" where there is one.
     """
-    if len(found) and judge:
-        yield f"{judge} So whether these tiles show their class was not asked."
+    if not len(found):
+        yield f"Not measured. {judge}" if tried and judge else "Not measured: `tried` names no settings."
     for name, rows in found.groupby("class", sort=False):
-        best = rows.sort_values(["kept", "strength"]).iloc[-1]
-        least = rows.sort_values(["kept", "strength"]).iloc[0]
+        order = rows.sort_values(["kept", "strength"])
+        least, best = order.iloc[0], order.iloc[-1]
         if best["kept"] == least["kept"]:
-            yield f"{name}: 05 would keep {_of(best)} under all of these settings."
+            yield f"{name}: {_of(best)} are recognised and would be kept under all of these settings."
         else:
+            far = best["low"] > least["high"]
             yield (
-                f"{name}: 05 would keep most, {_of(best)}, at {_at(best)}, and fewest, {_of(least)}, at {_at(least)}; with so few tiles "
-                f"shares differ by {50 * (best['high'] - best['low']):.0f} points for no reason."
+                f"{name}: most, {_of(best)}, are recognised and would be kept at {_at(best)}, fewest, {_of(least)}, at {_at(least)}"
+                f"{'' if far else '; with so few tiles that may be chance'}."
             )
 
 
@@ -78,7 +77,7 @@ def _at(row):
 
 
 def figure(found):
-    """A panel a class: how like their sources tiles are (newer to the left) by the share 05 would keep, a line a guidance scale."""
+    """A panel a class: how like their sources tiles are (newer to the left) by the share recognised and kept, a line a guidance scale."""
     import matplotlib.pyplot as plt
 
     names = list(dict.fromkeys(found["class"]))
@@ -95,7 +94,7 @@ def figure(found):
                 )
         axis.set(title=name, xlabel="likeness to the source" if across == "like_source" else "strength", ylim=(-0.05, 1.12))
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set_ylabel("share 05 would keep")
+    axes[0, 0].set_ylabel("recognised and kept")
     axes[0, -1].legend(frameon=False, fontsize=8)
     return drawn
 
@@ -103,4 +102,4 @@ def figure(found):
 def table(found):
     """The rows of `measure` as they are shown."""
     shown = found.assign(tiles=[_of(row) for row in found.to_dict("records")]).drop(columns=["kept", "low", "high"])
-    return shown.rename(columns={"tiles": "05 would keep", "like_source": "like their source"}).replace(np.nan, "").round(3)
+    return shown.rename(columns={"tiles": "recognised and kept", "like_source": "like their source"}).replace(np.nan, "").round(3)
