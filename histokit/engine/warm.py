@@ -198,8 +198,15 @@ def serve(control):
                 _kill([lines.pop(sock)])
                 sock.close()
                 continue
-            request = json.loads(first + _line(sock))
-            pid = os.fork()
+            try:
+                request = json.loads(first + _line(sock))
+                pid = os.fork()
+            except (ValueError, OSError):  # a worker that was killed while it asked, or no room for a process: it starts cold
+                lines.pop(sock)
+                sock.close()
+                for fd in fds:
+                    os.close(fd)
+                continue
             if not pid:
                 _become(request, fds, [control, *lines])
             for fd in fds:
