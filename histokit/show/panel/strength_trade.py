@@ -85,14 +85,15 @@ def figure(found):
     for axis, name in zip(axes[0], names, strict=True):
         own = found[found["class"].eq(name)]
         across = "like_source" if own["like_source"].notna().all() else "strength"
-        for scale, rows in own.groupby("guidance_scale"):
+        for k, (scale, rows) in enumerate(own.groupby("guidance_scale")):
             rows = rows.sort_values("strength")
             axis.plot(rows[across], rows["kept"], marker="o", label=f"guidance {scale:g}")
-            for row in rows.itertuples():
-                axis.annotate(
-                    f"{row.strength:g}", (getattr(row, across), row.kept), (0, 6), textcoords="offset points", ha="center", fontsize=8
-                )
-        axis.set(title=name, xlabel="likeness to the source" if across == "like_source" else "strength", ylim=(-0.05, 1.12))
+            for row in rows.itertuples():  # of two lines one has its strengths above, one below
+                place = {"xytext": (0, -13 if k % 2 else 6), "textcoords": "offset points", "ha": "center", "fontsize": 8}
+                axis.annotate(f"{row.strength:g}", (getattr(row, across), row.kept), **place)
+        axis.set(
+            title=name, xlabel="likeness to the source (newer to the left)" if across == "like_source" else "strength", ylim=(-0.05, 1.12)
+        )
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_ylabel("recognised and kept")
     axes[0, -1].legend(frameon=False, fontsize=8)
