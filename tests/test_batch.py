@@ -6,12 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import types
 
 import pytest
 import stubs
-from patience import HANGS
+from patience import alive, wait
 
 from histokit import runs
 from histokit.core import files, machine, progress
@@ -324,22 +323,6 @@ def test_a_killed_runner_takes_its_kernel_with_it_and_the_next_run_goes_on(root,
     (root / "outputs/slow/10_slow/go").touch()
     assert batch.run(recipe.read(path), say=lambda line: None)["10_slow", ""].state == "done"
     assert files.read_json(record)["attempt"] == 2
-
-
-def wait(for_what):
-    end = time.time() + HANGS
-    while not for_what():
-        assert time.time() < end, "it hangs"
-        time.sleep(0.05)
-
-
-def alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    with open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
 def test_threads_are_shared_out_unless_the_user_fixed_them(monkeypatch, tmp_path):

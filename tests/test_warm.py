@@ -4,11 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import stubs
-from patience import HANGS
+from patience import HANGS, alive, wait
 
 from histokit.core import files, machine
 from histokit.engine import batch, warm
@@ -152,18 +151,3 @@ def test_everything_imported_ahead_exists_and_touches_no_gpu_and_starts_no_threa
         "assert len([name for name in names if name != 'jemalloc_bg_thd']) == 1, names"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=10 * HANGS, env=os.environ | {"OPENBLAS_NUM_THREADS": "1"})
-
-
-def wait(for_what):
-    end = time.time() + HANGS
-    while not for_what():
-        assert time.time() < end, "it hangs"
-        time.sleep(0.05)
-
-
-def alive(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except OSError:
-        return False

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from histokit import runs, toy
+from histokit import toy
 from histokit.core import machine, parallel
 from histokit.diffusion import adapters, backbone, latents, losses, sampling
 from histokit.training import finetuning, loop
@@ -41,7 +41,7 @@ def in_turns(**works):
 
 @pytest.fixture(scope="module")
 def model():
-    return backbone.load(BASE, runs.device())
+    return backbone.load(BASE, machine.device())
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from bench_generator import clock, in_turns
 from torch.utils.flop_counter import FlopCounterMode
 
-from histokit import runs
+from histokit.core import machine
 from histokit.diffusion import adapters, backbone, losses, sampling
 from histokit.training import finetuning, loop
 from histokit.training.pretraining import ldm
@@ -29,7 +29,7 @@ def model():
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    device = runs.device()
+    device = machine.device()
     widths, layers, text = ((32, 32, 32, 32), 1, 32) if SMALL else ((320, 640, 1280, 1280), 2, 768)
     pixels = (32,) * 4 if SMALL else (128, 256, 512, 512)
     tokenizer = backbone.load("mini/").tokenizer
