@@ -68,7 +68,8 @@ def rows(call, *batch, parameters=()):
     """`call(*batch)`, its rows computed in parts, each on a core of its own; on a GPU, or with one core, as it is.
 
     On two cores a training step of mini's UNet with its LoRA takes some 0.8 of the time of two threads inside each layer, a sampling step
-    as well (`bench_generator.py`); more cores were not measured. Equal to the whole up to rounding, and the same each time for the same number of cores.
+    as well (`bench_generator.py`); more cores were not measured. Equal to the whole up to rounding, and the same each
+    time for the same number of cores.
 
     Args:
         call: a function of tensors [B, ...] that returns one [B, ...] whose row i follows from row i of each; it draws no random number.
