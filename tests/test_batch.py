@@ -144,6 +144,17 @@ def test_redoing_more_than_ten_minutes_asks_first(root, monkeypatch):
         run(root, force=["00_dataset"])  # what stands on it may have to be redone too
 
 
+def test_what_stands_below_a_stale_step_is_due_as_well():
+    def state(step, says, *parents):
+        job = types.SimpleNamespace(id=(step, ""), step=step, parents=tuple((p, "") for p in parents))
+        return types.SimpleNamespace(job=job, state=says)
+
+    states = [state("a", "done"), state("b", "stale", "a"), state("c", "done", "b"), state("d", "done", "c"), state("e", "missing", "a")]
+    assert [s.job.step for s in batch.due(states)] == ["b", "c", "d", "e"]
+    assert [s.job.step for s in batch.redo(states)] == ["b", "c", "d"], "what never ran is not done again"
+    assert batch.due(states, ["a"]) == states and not batch.due(states[:1])
+
+
 def test_force_redoes_a_step_and_nothing_that_stays_the_same(root):
     assert run(root, force=["03_img2img"], classes=["mucin"]) == {
         "00_dataset": "up to date", "03_img2img/mucin": "done", "05_select/mucin": "up to date", "07_evaluate": "up to date",
@@ -209,7 +220,7 @@ class Here:
 @pytest.fixture
 def here(monkeypatch):
     monkeypatch.setattr(machine, "notice", lambda: "")
-    monkeypatch.setattr(batch, "subprocess", types.SimpleNamespace(Popen=Here, PIPE=subprocess.PIPE))
+    monkeypatch.setattr(batch, "subprocess", types.types.SimpleNamespace(Popen=Here, PIPE=subprocess.PIPE))
 
 
 def read_by_the_verdict(root):

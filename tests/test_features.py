@@ -72,6 +72,16 @@ def test_neighbours_and_order_never_change_a_bit(tiles):
     np.testing.assert_array_equal(alone[0], together[1])
 
 
+def test_cores_never_change_a_bit():
+    encoder, tiles, before = encoders.load("mini-ssl"), np.random.default_rng(0).integers(0, 256, (16, 128, 128, 3), np.uint8), torch.get_num_threads()
+    try:
+        found = [(torch.set_num_threads(cores), encoder(tiles))[1] for cores in (1, 2, 3)]
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+
+
 def test_the_views_are_the_eight_symmetries(tiles):
     encoder = random_encoder()
     views = features.embed(encoder, tiles, augment="symmetries")

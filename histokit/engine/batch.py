@@ -61,17 +61,18 @@ def _datasets(found):
     return [j for j in found if j.notebook.stem == "00_dataset"]
 
 
-def redo(states, force=()):
-    """States of finished runs that will be done again: stale, forced, or downstream of such a one."""
-    again, moving = [], set()
+def due(states, force=()):
+    """States of the jobs that may have to run: not done, forced, or downstream of such a one."""
+    moving = {}
     for s in states:
-        forced = s.job.step in force and s.state == "done"
-        above = any(p in moving for p in s.job.parents)
-        if s.state != "done" or forced or above:
-            moving.add(s.job.id)
-            if s.state in ("done", "stale"):
-                again.append(s)
-    return again
+        if s.state != "done" or s.job.step in force or any(p in moving for p in s.job.parents):
+            moving[s.job.id] = s
+    return list(moving.values())
+
+
+def redo(states, force=()):
+    """Those of `due` that have finished before."""
+    return [s for s in due(states, force) if s.state in ("done", "stale")]
 
 
 def run(recipe, *, only=(), classes=(), force=(), workers=1, yes=False, say=print, tick=None, ask=None, root=None):
@@ -100,13 +101,13 @@ def run(recipe, *, only=(), classes=(), force=(), workers=1, yes=False, say=prin
     _confirm(redo(states, force), yes, say, ask)
     if only:
         session.check_parents(states, found)
-    due = [s for s in states if s.state != "done" or s.job.step in force]
-    if due and (unused := machine.notice()):
+    moving = due(states, force)
+    if moving and (unused := machine.notice()):
         say(unused)
 
-    with session.warmed(len(due)):
+    with session.warmed(len(moving)):
         first = _datasets(s.job for s in states)
-        if first and any(not s.job.known or s in due for s in states):
+        if first and any(not s.job.known or s in moving for s in states):
             session.work(first, found)  # the classes of all later jobs follow from it
             found = jobs.expand(recipe, root)
             session.states.clear()
@@ -144,9 +145,9 @@ class _Session:
                 shutil.rmtree(left, ignore_errors=True)
 
     @contextlib.contextmanager
-    def warmed(self, due):
+    def warmed(self, count):
         """Within the `with` kernels start warm where that pays, which it does not for a single job."""
-        self.warm = warm.Warm(self.root, environment(self.root, "", self.workers)) if due > 1 and warm.pays() else None
+        self.warm = warm.Warm(self.root, environment(self.root, "", self.workers)) if count > 1 and warm.pays() else None
         try:
             yield
         finally:

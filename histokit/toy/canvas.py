@@ -4,6 +4,7 @@ Light is simulated the way stain works: maps of hematoxylin and eosin, times one
 density, and the pixel is `white * exp(-density)`. Nothing here knows what a gland is.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,11 +39,16 @@ def random_stain(rng):
 
 def smooth_noise(rng, n, scale):
     """Noise [n, n] with mean 0 and standard deviation 1 whose bumps are about `scale` px wide (it tiles)."""
-    frequency = np.hypot(fft.fftfreq(n)[:, None], fft.rfftfreq(n)[None])
-    spectrum = fft.rfft2(rng.standard_normal((n, n))) * np.exp(-2 * (np.pi * scale * frequency / 2) ** 2)
+    spectrum = fft.rfft2(rng.standard_normal((n, n))) * _low_pass(n, scale)
     spectrum[0, 0] = 0
     noise = fft.irfft2(spectrum, s=(n, n))
     return noise / noise.std()
+
+
+@functools.lru_cache(32)
+def _low_pass(n, scale):
+    frequency = np.hypot(fft.fftfreq(n)[:, None], fft.rfftfreq(n)[None])
+    return np.exp(-2 * (np.pi * scale * frequency / 2) ** 2)
 
 
 def blob(rng, n, share, scale=22, ragged=0.05):

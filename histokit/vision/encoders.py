@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from histokit import PACKAGE
-from histokit.core import files
+from histokit.core import files, parallel
 from histokit.tiles import data
 from histokit.vision import handcrafted, pathology_encoders
 
@@ -124,7 +124,7 @@ class Encoder:
     @torch.inference_mode()
     def __call__(self, pixels):
         """Features [B, dim] float32 on the CPU, of uint8 tiles [B, H, W, 3]."""
-        out = self.features(data.to_float(pixels)).float().cpu()
+        out = parallel.rows(self.features, data.to_float(pixels).to(self.device)).float().cpu()
         if not torch.isfinite(out).all():
             raise FloatingPointError(f"encoder {self.name!r} gave features that are not finite; check its weights and the tiles")
         return out
