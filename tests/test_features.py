@@ -73,7 +73,8 @@ def test_neighbours_and_order_never_change_a_bit(tiles):
 
 
 def test_cores_never_change_a_bit():
-    encoder, tiles, before = encoders.load("mini-ssl"), np.random.default_rng(0).integers(0, 256, (16, 128, 128, 3), np.uint8), torch.get_num_threads()
+    encoder, before = encoders.load("mini-ssl"), torch.get_num_threads()
+    tiles = np.random.default_rng(0).integers(0, 256, (16, 128, 128, 3), np.uint8)
     try:
         found = [(torch.set_num_threads(cores), encoder(tiles))[1] for cores in (1, 2, 3)]
     finally:
