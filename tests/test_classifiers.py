@@ -1,5 +1,6 @@
 """Classifiers, arms and trials on plain coloured tiles."""
 
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -426,7 +427,16 @@ def test_real_training_tiles_can_pass_through_the_autoencoder(study, monkeypatch
     tiles = data.load(runs.start(experiment="exp", step="look")).head(5)
     pixels = data.pixels(tiles, codec.reads_px)
     assert codec(pixels).shape == (5, 64, 64, 3) and codec(pixels).dtype == np.uint8 and len(codec(pixels[:0])) == 0
-    np.testing.assert_array_equal(codec(pixels)[3], codec(pixels[3:4])[0])  # neighbours do not matter
+    before, calls = codec(pixels), []
+    monkeypatch.setattr(codec, "_trip", lambda part: calls.append(len(part)) or type(codec)._trip(codec, part))
+    np.testing.assert_array_equal(codec(pixels[::-1]), before[::-1])
+    assert not calls, "what went through before is kept"
+    shutil.rmtree(files.cache("coded"))
+    np.testing.assert_array_equal(before[3], codec(pixels[[3, 3]])[1])  # neighbours do not matter
+    assert calls == [1], "a tile that is asked for twice goes through once"
+    codec._made_of = [*codec._made_of, "another decoder"]
+    codec(pixels[:1])
+    assert calls == [1, 1]
     run, _ = compare({"raw": {}, "coded": {"real_through": "vae"}}, base_model="tiny")
     assert not np.allclose(*(predictions(run, arm).filter(like="p_") for arm in ("raw", "coded")))
 
