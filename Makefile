@@ -21,7 +21,7 @@ export MALLOC_TOP_PAD_ ?= 67108864
 .PHONY: demo test lab lint bench lock setup
 .DEFAULT_GOAL := demo
 
-demo: setup  ## the whole story on invented tiles, about eleven minutes
+demo: setup  ## the whole story on invented tiles, about ten minutes
 	$(BIN)/histokit run params/demo.yaml --yes
 
 test: setup  ## everything that is checked, offline and on the CPU
