@@ -122,9 +122,10 @@ def test_scale_one_skips_the_unconditional_pass(model):
     hook = model.unet.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
     with torch.no_grad():
         one = sampling.guided(model, cond)(z, t, 0)
+        assert calls == [1]
         near = sampling.guided(model, cond, context(model, ""), 1.0 + 1e-9)(z, t, 0)
     hook.remove()
-    assert calls == [1, 2]
+    assert sum(calls) == 3  # in one call or, on several cores, in two
     torch.testing.assert_close(one, near, atol=1e-5, rtol=1e-4)
     with pytest.raises(ValueError, match="empty prompt"):
         sampling.guided(model, cond, None, 2.0)

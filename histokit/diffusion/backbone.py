@@ -54,6 +54,13 @@ class Model:
     def scaling(self):
         return self.vae.config.scaling_factor
 
+    @property
+    def latent_space(self):
+        """What a network on noisy latents has to share with this model: autoencoder, scale, noise schedule, shape."""
+        levels = [round(float(a), 9) for a in self.scheduler.alphas_cumprod]
+        shape = [self.vae.config.latent_channels, self.latent_px]
+        return {"vae": self.identity.get("vae", ""), "scaling": self.scaling, "schedule": files.digest(levels)[:16], "shape": shape}
+
     def need(self, *parts):
         """Raise a ValueError naming the parts among `parts` that this model lacks; returns the model."""
         missing = [part for part in parts if getattr(self, part) is None]

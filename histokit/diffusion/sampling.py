@@ -141,7 +141,7 @@ def batch_size(model):
 @torch.no_grad()
 def sample(
     model, prompts, generators, *,
-    sources=None, strength=1.0, guidance_scale=2.0, num_inference_steps=25, batch=None, pulls=None, on_step=None,
+    sources=None, strength=1.0, guidance_scale=2.0, num_inference_steps=25, eta=0.0, batch=None, pulls=None, steer=None, on_step=None,
 ):  # fmt: skip
     """Images uint8 [N, H, W, 3] of N prompts, from noise or from the latents of real tiles.
 
@@ -154,7 +154,10 @@ def sample(
         prompts: list of N str.
         generators: list of N CPU generators, one per image.
         sources: [N, 4, h, w] scaled latents, or None for text-to-image.
+        eta: see `denoise`; the noise of each step comes from the image's own generator.
         batch: images per batch, by default `batch_size(model)`.
+        steer: `steer(predict, places)` -> the `predict` that is walked by; places [batch] are the numbers of the images in their slots, the
+            last one's again where a slot is empty.
         pulls: a list that receives one number per image, the mean `watch` of `guided` over the first steps taken; NaN without guidance.
         on_step: called as `on_step(k, n, x0)` after step k of n of a batch; x0 [batch, 4, h, w], padding included. What it raises ends
             the sampling.
@@ -184,8 +187,12 @@ def sample(
         z, cond = (torch.cat([x, x[-1:].expand(batch - n, *x.shape[1:])]) for x in (z, cond))
         seen = []
         watch = None if pulls is None else lambda i, pull, seen=seen: seen.append(pull) if i < FIRST else None
+        predict = guided(model, cond, uncond, guidance_scale, watch)
+        if steer is not None:
+            predict = steer(predict, [min(start + k, start + n - 1) for k in range(batch)])
+        own = [*generators[rows], *(torch.Generator() for _ in range(batch - n))]  # an empty slot must not draw from its neighbour's
         with model.alone(), adapters.merged(model):
-            z = denoise(guided(model, cond, uncond, guidance_scale, watch), z, model.scheduler, timesteps, on_step=look)
+            z = denoise(predict, z, model.scheduler, timesteps, eta=eta, generators=own, on_step=look)
         if pulls is not None:
             pulls += (torch.stack(seen).mean(dim=0) if seen else torch.full((batch,), torch.nan)).tolist()[:n]
         images.append(backbone.decode(model, z, min(batch, 4))[:n])  # the decoder's activations are the largest

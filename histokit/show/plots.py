@@ -195,6 +195,23 @@ def loss_curve(history, title="Loss while training", ax=None):
     return ax
 
 
+def accuracy_by_noise(curves, classes, title="How well the classes are told at each level of noise", ax=None):
+    """Mean accuracy over the classes by timestep, one line for each classifier, and chance.
+
+    Args:
+        curves: {name: `latent_classifier.accuracy_by_noise`}.
+        classes: how many.
+    """
+    ax = ax or new_axes(6.5, 3)
+    for name, curve in curves.items():
+        ax.plot((curve["low"] + curve["high"]) / 2, curve["accuracy"], marker="o", markersize=4, label=name)
+    ax.axhline(1 / classes, color="0.5", linestyle=":", linewidth=1, label=f"chance, {classes} classes")
+    ax.set(xlabel="timestep (more noise to the right)", ylabel="accuracy (higher is better)", ylim=(0, 1.02))
+    ax.legend(frameon=False, fontsize=8)
+    ax.set_title(title, loc="left", fontsize=10)
+    return ax
+
+
 def confidence_paths(table, confidence=0.0, title="How sure the guide became", axes=None):
     """The guide's probability of each picture, one line per tile and one panel per class; a dot where the tile was taken.
 

@@ -128,6 +128,25 @@ def _attention(width, head_width, groups):
     return block
 
 
+SPACE = {"vae": "an autoencoder", "scaling": "a scale of the latents", "schedule": "a noise schedule", "shape": "a shape of the latents"}
+
+
+def refuse_stranger(classifier, space, classes, name="the latent classifier"):
+    """ValueError where a classifier learned other latents, noise or classes than it is to be asked about.
+
+    Args:
+        space: `backbone.Model.latent_space` of the model that is to be steered.
+        classes: class names of the dataset.
+    """
+    learned = classifier.facts["space"]
+    for key, what in SPACE.items():
+        if files.plain(learned[key]) != files.plain(space[key]):
+            raise ValueError(f"{name} learned from {what} ({learned[key]}) that is not this model's ({space[key]}); train it on this base")
+    strange = [one for one in classifier.classes if one not in classes]
+    if strange:
+        raise ValueError(f"{name} was trained on other classes than this dataset has: {', '.join(strange)}; train it on this one")
+
+
 def load(folder, device="cpu"):
     """The latent classifier saved in `folder`, frozen, in eval mode."""
     path = Path(folder) / "model.json"
