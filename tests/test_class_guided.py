@@ -12,7 +12,7 @@ from tiny import tiny_model
 from histokit import runs
 from histokit.core import files
 from histokit.diffusion import sampling
-from histokit.generate import class_guided, policies
+from histokit.generate import class_guided, latent_guidance, policies
 from histokit.tiles import data
 from histokit.vision import latent_classifiers
 
@@ -42,7 +42,7 @@ def plain(z, t, i):
 def walk(model, settings, classifier=None, targets=(0, 1, 2), z=None, predict=plain, watch=None, **more):
     z = start() if z is None else z
     targets = torch.tensor(targets)
-    steer = class_guided.steered(predict, classifier or Bright(), targets, model.scheduler, class_guided.Settings.of(settings), watch)
+    steer = latent_guidance.steered(predict, classifier or Bright(), targets, model.scheduler, latent_guidance.Settings.of(settings), watch)
     return sampling.denoise(steer, z, model.scheduler, sampling.schedule(model.scheduler, STEPS), **more)
 
 
@@ -112,8 +112,8 @@ def test_the_cap_bounds_every_push_and_leaves_small_ones(model):
             before.append(plain(z, t, i))
             return before[-1]
 
-        settings = class_guided.Settings(class_scale=3.0, cap=cap)
-        steer = class_guided.steered(
+        settings = latent_guidance.Settings(class_scale=3.0, cap=cap)
+        steer = latent_guidance.steered(
             predict, Bright(), torch.arange(3), model.scheduler, settings, lambda i, ratio, *_: found.append(ratio)
         )
         moved = steer(start(), torch.tensor(500), 0) - before[0]
@@ -131,7 +131,7 @@ def test_where_nothing_is_left_of_the_picture_nothing_is_pushed():
     from histokit.training.pretraining import ldm
 
     scheduler = ldm.schedule()  # ends in noise alone
-    steer = class_guided.steered(plain, Bright(), torch.arange(3), scheduler, class_guided.Settings())
+    steer = latent_guidance.steered(plain, Bright(), torch.arange(3), scheduler, latent_guidance.Settings())
     assert torch.equal(steer(start(), torch.tensor(999), 0), plain(start(), 999, 0))
     assert not torch.equal(steer(start(), torch.tensor(800), 0), plain(start(), 800, 0))
 
@@ -149,7 +149,7 @@ def test_where_nothing_is_left_of_the_picture_nothing_is_pushed():
 )
 def test_settings_that_mean_nothing_are_refused(given, words):
     with pytest.raises(ValueError, match=words):
-        class_guided.Settings.of(given)
+        latent_guidance.Settings.of(given)
 
 
 # --- a set of tiles ------------------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def table(model, tiles, count=5, names=("blue",)):
 
 def made(model, guide, tiles, count=5, step="04_guided", names=("blue",), said=print, **settings):
     run = runs.start(experiment="exp", step=step, class_name="blue" if len(names) == 1 else "all")
-    how = class_guided.Settings.of({"num_inference_steps": STEPS} | settings)
+    how = latent_guidance.Settings.of({"num_inference_steps": STEPS} | settings)
     return class_guided.render(model, guide, table(model, tiles, count, names), run, tiles, how, batch=2, say=said), run
 
 
@@ -207,7 +207,7 @@ def test_what_was_seen_on_the_way_is_kept_with_the_tile(model, guide, tiles):
     seen = class_guided.walks(rows)
     assert seen["timestep"].tolist() == sampling.schedule(model.scheduler, STEPS).tolist() * 2
     assert seen["ratio"].gt(0).all() and seen["p"].between(0, 1).all() and seen["class"].eq("blue").all()
-    images, walks = class_guided.tried(model, guide, table(model, tiles, 2), class_guided.Settings(num_inference_steps=STEPS), batch=2)
+    images, walks = class_guided.tried(model, guide, table(model, tiles, 2), latent_guidance.Settings(num_inference_steps=STEPS), batch=2)
     np.testing.assert_array_equal(images, data.pixels(rows, 32))
     assert [w.p for w in walks] == [g["p"].tolist() for _, g in seen.groupby("tile_id", sort=False)]
     assert json.loads(rows["scores"].iloc[0])["guide"] == walks[0].end
@@ -215,7 +215,7 @@ def test_what_was_seen_on_the_way_is_kept_with_the_tile(model, guide, tiles):
 
 def test_one_whose_push_is_not_finite_is_named_and_the_others_are_what_they_were(model, guide, tiles, monkeypatch):
     rows, _ = made(model, guide, tiles, 4)
-    honest, count = class_guided.steered, []
+    honest, count = latent_guidance.steered, []
 
     def breaks(predict, guide, targets, scheduler, settings, watch):
         class Guide:
@@ -226,12 +226,14 @@ def test_one_whose_push_is_not_finite_is_named_and_the_others_are_what_they_were
 
         return honest(predict, Guide(), targets, scheduler, settings, watch)
 
-    monkeypatch.setattr(class_guided, "steered", breaks)
-    monkeypatch.setattr(class_guided.parallel, "rows", lambda call, *batch: call(*batch))
+    monkeypatch.setattr(latent_guidance, "steered", breaks)
+    monkeypatch.setattr(latent_guidance.parallel, "rows", lambda call, *batch: call(*batch))
     said = []
     found, run = made(model, guide, tiles, 4, "broken", said=said.append)
-    assert len(found) == 3 and run.record["notes"]["failed"] == {"blue-00001": f"latent or push not finite at step 2 of {STEPS}"}
-    assert "blue-00001" in said[0] and "class_scale" in said[0]
+    assert len(found) == 3 and run.record["notes"]["failed"] == {
+        f"{files.slug('blue')}-00001": f"latent or push not finite at step 2 of {STEPS}"
+    }
+    assert "00001" in said[0] and "class_scale" in said[0]
     keep = rows[~rows["tile_id"].str.endswith("00001")]
     np.testing.assert_array_equal(data.pixels(found), data.pixels(keep))
 
@@ -245,7 +247,7 @@ def test_a_scale_that_blows_the_latent_up_makes_no_tile(model, guide, tiles):
 
 def test_the_panel_shows_what_will_be_written(model, guide, tiles):
     rows, _ = made(model, guide, tiles, 3)
-    settings, jobs = class_guided.Settings(num_inference_steps=STEPS), table(model, tiles, 3)
+    settings, jobs = latent_guidance.Settings(num_inference_steps=STEPS), table(model, tiles, 3)
     show = class_guided.Previewer(model, guide, jobs, settings, batch=2, table=lambda seed: table(model, tiles, 3))
     preview, steps = show(), []
     np.testing.assert_array_equal(preview.images, data.pixels(rows.head(2), 32))
@@ -257,7 +259,7 @@ def test_the_panel_shows_what_will_be_written(model, guide, tiles):
 
 
 def test_it_starts_from_noise_and_asks_for_known_classes(model, guide, tiles):
-    run, settings = runs.start(experiment="exp", step="04_guided", class_name="blue"), class_guided.Settings()
+    run, settings = runs.start(experiment="exp", step="04_guided", class_name="blue"), latent_guidance.Settings()
     with pytest.raises(ValueError, match="policy: none"):
         class_guided.render(model, guide, policies.job_table(model, tiles, {"blue": "blue"}, 1), run, tiles, settings)
     with pytest.raises(ValueError, match="does not know the class 'pink'"):

@@ -15,6 +15,8 @@ from histokit.runs import workload
 from histokit.training import settings
 
 FIGURES = 6.0  # seconds that drawing and statistics of a page take
+PUSH = 0.3  # of a denoising pass, a latent classifier's gradient
+LATENT_STEP = 0.2  # of a training step of a LoRA, one of a latent classifier
 VERDICT = 25.0  # the same of 07: resamples
 HOUSEKEEPING = 6  # files of a run folder beside what it is for
 
@@ -98,6 +100,9 @@ def _guided(p, c, job, found):
     Candidates cost a pass for a step and are as many as there may be.
     """
     n, options = p["num_images"], p.get("options") or {}
+    if p.get("method") == "latent":
+        passes = n * p["num_inference_steps"] * ((1 if p["guidance_scale"] == 1 else 2) + PUSH)
+        return Counter({"denoise": passes, "code": n, "read": n, "seconds": FIGURES, "bytes": 2 * n * c.tile_px**2, "files": n})
     pictures, both = n * (p["updates"] + 1 if p["updates"] else 0), 1 if p["guidance_scale"] == 1 else 2
     steps = options.get("last_steps") or p["num_inference_steps"]
     looks = 2 * pictures * options.get("loss_steps", 3)
@@ -149,6 +154,12 @@ def _classifiers(p, c, job, found):
     return units
 
 
+def _latent_classifier(p, c, job, found):
+    seen, val = p["steps"] * p["batch_size"], c.held // 3
+    units = Counter({"code": 8 * c.train + val, "latents": 8 * c.train + val, "train": LATENT_STEP * (seen + 10 * 10 * val / 3)})
+    return units + Counter({"read": c.train + val, "seconds": FIGURES, "bytes": 3e7, "files": 6})
+
+
 def _verdict(p, c, job, found):
     return Counter({"seconds": VERDICT, "bytes": 4e6, "files": 12})
 
@@ -171,6 +182,7 @@ RULES = {
     "06_classifier": _classifiers,
     "07_evaluate": _verdict,
     "08_fidelity": _fidelity,
+    "21_latent_classifier": _latent_classifier,
 }
 
 

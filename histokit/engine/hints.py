@@ -14,6 +14,7 @@ KNOBS = {  # parameters that a step's time goes by, the first the one to turn fi
     "04_guided": (("num_images", 0.5), ("updates", None), ("num_inference_steps", None)),
     "06_classifier": (("seeds", 0.5), ("steps", None)),
     "20_pretrain": (("steps", 0.5), ("batch_size", None)),
+    "21_latent_classifier": (("steps", 0.5), ("batch_size", None)),
 }
 LONG = 0.15  # share of the whole from which a step is named
 SHORT = 600  # seconds of a whole run below which nothing needs to be shorter

@@ -1,114 +1,28 @@
 """Tiles of a class from a model that knows no class: a classifier of noisy latents steers each denoising step.
 
-Dhariwal & Nichol (2021), arXiv:2105.05233, algorithm 2, in the latent space of HistoDiffusion (arXiv:2308.04020). Unlike `guided`, which
-optimises the inputs of a whole chain against a classifier of pictures, this adds one gradient of a small network to every step, so a tile
-takes little longer than a plain one. A job table in, one picture per row out; nothing here judges a tile.
+HistoDiffusion (arXiv:2308.04020). Unlike `guided`, which optimises the inputs of a whole chain against a classifier of pictures, this adds
+one gradient of a small network to every step (`latent_guidance`), so a tile takes little longer than a plain one. A job table in, one
+picture per row out; nothing here judges a tile.
 """
 
 import dataclasses
 import functools
 import json
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
 
-from histokit.core import files, machine, parallel, progress
+from histokit.core import files, machine, progress
 from histokit.diffusion import backbone, sampling
-from histokit.generate import previews, synthetic
+from histokit.generate import latent_guidance, previews, synthetic
+from histokit.generate.latent_guidance import Settings
+from histokit.tiles import data
 from histokit.vision import latent_classifiers
 
 VERSION = 1
-LEAST = 1e-4  # share of a picture's variance at a step below which a push on the noise would move the picture a hundredfold
-GUIDES = ("zt", "z0")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a sample is steered.
-
-    Args:
-        class_scale: weight of the classifier's gradient; 0 is plain sampling, bit for bit.
-        guidance_scale: classifier-free guidance weight of the prompt, 1 for none.
-        num_inference_steps, eta: of DDIM.
-        interval: shares of the noise schedule between which the classifier is asked, (0, 1) for all of it.
-        cap: largest length of the push in that of the predicted noise, sample by sample; 0 for none.
-        guide_on: `zt` asks about the noisy latent at its timestep; `z0` about the clean latent predicted from it at timestep 0, for a
-            classifier that was trained without noise. Its slope carries 1 / sqrt(alphas_cumprod): set a cap or an interval.
-    """
-
-    class_scale: float = 4.0
-    guidance_scale: float = 1.0
-    num_inference_steps: int = 25
-    eta: float = 0.0
-    interval: tuple = (0.0, 1.0)
-    cap: float = 0.0
-    guide_on: str = "zt"
-
-    def __post_init__(self):
-        object.__setattr__(self, "interval", tuple(self.interval))
-        if self.guide_on not in GUIDES:
-            raise ValueError(f"guide_on is {self.guide_on!r}; use zt (the noisy latent) or z0 (the clean one predicted from it)")
-        if len(self.interval) != 2 or not 0 <= self.interval[0] < self.interval[1] <= 1:
-            raise ValueError(f"interval is {list(self.interval)}; expected two shares of the noise schedule, as [0.0, 0.8]")
-        for name, least in (("class_scale", 0), ("cap", 0), ("eta", 0), ("num_inference_steps", 1), ("guidance_scale", 1)):
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected {least} or more")
-
-    @classmethod
-    def of(cls, given):
-        """Settings from a dict; ValueError for a name that is none."""
-        known = [one.name for one in fields(cls)]
-        strange = [name for name in given if name not in known]
-        if strange:
-            raise ValueError(f"latent guidance has no setting {strange[0]!r}; expected some of {', '.join(known)}")
-        return cls(**given)
-
-
-def steered(predict, classifier, targets, scheduler, settings, watch=None):
-    """`predict` with the classifier's push: eps - scale sqrt(1 - a) grad log p(target | z_t); Dhariwal & Nichol (2021), algorithm 2.
-
-    The gradient of each sample is its own, since the classifier normalises by group. A sample whose push is not finite goes on without it.
-
-    Args:
-        predict: see `sampling.denoise`.
-        classifier: `latent_classifiers.LatentClassifier`.
-        targets: [B] int64.
-        watch: called as `watch(i, ratio, p, finite)` after each step at which the classifier is asked: [B] length of the push over that of
-            the noise before the cap, [B] probability of the target, [B] bool.
-    """
-    low, high = (share * scheduler.config.num_train_timesteps for share in settings.interval)
-
-    def push(z, t, eps, a):
-        with torch.enable_grad():
-            x = z.detach().float().requires_grad_()
-            if settings.guide_on == "zt":
-                asked, at = x, t
-            else:
-                asked, at = (x - (1 - a) ** 0.5 * eps.detach().float()) / a**0.5, torch.zeros_like(t)
-            log_p = parallel.rows(lambda x, y: classifier(x, at).log_softmax(dim=1).gather(1, y[:, None])[:, 0], asked, targets)
-            (slope,) = torch.autograd.grad(log_p.sum(), x)
-        return (settings.class_scale * (1 - a) ** 0.5 * slope).to(eps), log_p.detach().exp()
-
-    def of(z, t, i):
-        eps, a = predict(z, t, i), sampling.level(scheduler, t)
-        if not settings.class_scale or not low <= float(t) <= high or a < LEAST:
-            return eps
-        by, p = push(z, t, eps, a)
-        ratio = by.flatten(1).norm(dim=1) / eps.flatten(1).norm(dim=1)
-        finite = torch.isfinite(ratio) & torch.isfinite(p) & torch.isfinite(by).flatten(1).all(dim=1)
-        if watch is not None:
-            watch(i, ratio, p, finite)
-        if settings.cap:
-            by = by * (settings.cap / ratio.clamp(min=settings.cap))[:, None, None, None]
-        return eps - torch.where(finite[:, None, None, None], by, 0.0)
-
-    return of
-
-
-# --- a set of tiles --------------------------------------------------------------------------------------------------
 
 SCORES = ("guide", "push")  # of a tile: probability of its class by the classifier in the end, mean length of the push in that of the noise
 
@@ -124,14 +38,21 @@ class Walk:
     broken: int = 0  # step, counted from 1, at which latent or push was not finite; 0 for none
 
 
-def load_guide(run, step, model, classes):
+def settings_of(class_scale, candidates=1, updates=0, confidence=0.0, **asked):
+    """Settings from the parameters of 04; those of other ways are left out."""
+    return Settings.of({"class_scale": class_scale, **asked})
+
+
+def load_guide(run, step, classes, arm="", model=None):
     """The classifier that a 21_latent_classifier step trained, for this model and data set; ValueError where it learned from others."""
+    if arm:
+        raise ValueError(f"guide_arm {arm!r} is an arm of a 06_classifier; a latent classifier has none, leave it out")
     found = latent_classifiers.load(run.parent(step), run.device)
     latent_classifiers.refuse_stranger(found, model.latent_space, classes, f"the latent classifier of {step}")
     return found
 
 
-def render(model, guide, jobs, run, tiles, settings, *, batch=None, say=print):
+def render(model, guide, jobs, run, tiles, settings, *, batch=None, distance=None, say=print):
     """Make every tile of the job table that is not there yet, and return the manifest rows of all of them.
 
     An interrupted run goes on where it was. A tile whose latent or push was not finite is named with its step, and has no row.
@@ -141,6 +62,7 @@ def render(model, guide, jobs, run, tiles, settings, *, batch=None, say=print):
         guide: latent_classifiers.LatentClassifier, from `load_guide`.
         jobs: `policies.job_table` of policy none.
         batch: images per batch, by default `sampling.batch_size(model)`; job i has slot i % batch.
+        distance: not looked at; `guided` takes one.
         say: called with a line when something went wrong.
     """
     if jobs["tile_id"].ne("").any():
@@ -198,7 +120,7 @@ def _make(model, guide, jobs, settings, batch, on_step=None):
                 walk.p.append(float(f"{float(p[k]):.4g}"))
                 walk.broken = walk.broken or (0 if finite[k] else i + 1)
 
-        return steered(predict, guide, targets[torch.tensor(places)], model.scheduler, settings, watch)
+        return latent_guidance.steered(predict, guide, targets[torch.tensor(places)], model.scheduler, settings, watch)
 
     def look(k, n, x0):
         for walk, fine in zip(walks, torch.isfinite(x0).flatten(1).all(dim=1).tolist(), strict=True):
@@ -221,7 +143,7 @@ def _make(model, guide, jobs, settings, batch, on_step=None):
 
 def _key(model, guide, row, settings, batch):
     """What the pixels of one job follow from."""
-    versions = [VERSION, *(module.VERSION for module in (sampling, backbone, latent_classifiers))]
+    versions = [VERSION, *(module.VERSION for module in (latent_guidance, sampling, backbone, latent_classifiers))]
     asked = [row["lora_sha"], row["token_sha"], row["prompt"], row["seed"], row["class"]]
     known = latent_classifiers.identity(guide) if settings.class_scale else ""
     return files.digest("class_guided", versions, model.identity, asked, known, files.plain(dataclasses.asdict(settings)))
@@ -254,6 +176,41 @@ def walks(rows):
     return pd.DataFrame(table, columns=["tile_id", "class", "timestep", "ratio", "p"])
 
 
+def described(guide, names):
+    """What the guide is, and how well it knows the classes: a table for reading."""
+    facts, curve = guide.facts, pd.DataFrame(guide.facts["curve"])
+    known = [f"{curve['accuracy'].iloc[0]:.2f}", f"{curve['accuracy'].mean():.2f}"] if len(curve) else ["not validated"] * 2
+    rows = {"class": names, "accuracy with little noise": known[0], "over the whole schedule": known[1]}
+    return pd.DataFrame(rows | {"chance": f"{1 / len(guide.classes):.2f}", "learned from noise": facts["noise"], "size": facts["size"]})
+
+
+def beside(model, guide, jobs, made, settings):
+    """Pictures of finished tiles without the push and with it, uint8 [N, H, W, 3] each, and the classifier's probability in words."""
+    own = jobs[jobs["job"].isin([name.partition("/")[2] for name in made["tile_id"]])]
+    bare, _ = tried(model, guide, own, dataclasses.replace(settings, class_scale=0.0))
+    return bare, data.pixels(made, model.tile_px), [f"{json.loads(text)['guide']:.2f}" for text in made["scores"]]
+
+
+def one_tile(show, scales=(0.0, 0.5, 1.0, 2.0, 4.0)):
+    """The first tile of a `Previewer` under several scales, shares of its own: frames uint8 [n, H, W, 3], a title, a caption for each."""
+    asked = [round(show.settings.class_scale * share, 2) for share in scales]
+    frames = [show(class_scale=scale).images[0] for scale in asked]
+    return (
+        np.stack(frames),
+        f"{show.jobs['class'].iloc[0]}: one tile, the push of the classifier stronger to the right",
+        [f"class_scale {scale:g}" for scale in asked],
+    )
+
+
+def sliders(settings):
+    """{name: (value, least, most, step)} of what a panel may turn."""
+    return {
+        "class_scale": (settings.class_scale, 0, 20, 0.5),
+        "num_inference_steps": (settings.num_inference_steps, 5, 100, 5),
+        "eta": (settings.eta, 0, 1, 0.1),
+    }
+
+
 def remarks(rows, run):
     """Plain sentences on a finished set: how sure the classifier is of its own tiles, how hard it pushed, how long a tile took."""
     if not len(rows):
@@ -282,7 +239,7 @@ class Previewer:
     The batch has the shape, seeds and neighbours it will have in `render`. What was drawn once is remembered.
     """
 
-    def __init__(self, model, guide, jobs, settings, batch=None, table=None):
+    def __init__(self, model, guide, jobs, settings, distance=None, table=None, batch=None):
         """table: `table(seed=..)` -> the job table of another run seed, for a slider of seeds; None where there is none."""
         if not len(jobs):
             raise ValueError("the job table is empty: nothing to preview")

@@ -7,6 +7,7 @@ that did not guide.
 import dataclasses
 import functools
 import json
+import sys
 import time
 from dataclasses import dataclass
 
@@ -16,16 +17,29 @@ import torch
 
 from histokit.core import files, machine, parallel, progress
 from histokit.diffusion import backbone, sampling
-from histokit.generate import guidance, guides, previews, synthetic
+from histokit.generate import class_guided, guidance, guides, previews, synthetic
 from histokit.tiles import data
 from histokit.vision import classifiers, encoders
 
 VERSION = 2
 STOPPED = "stopped by hand"
 SCORES = ("guide", "guide_plain", "draws", "updates", "stop")  # what is known about a tile: see `score`
+METHODS = ("pixel", "latent")
 
 
-def load_guide(run, step, classes, arm=""):
+def way(method):
+    """The module that steers in this way, this one or `class_guided`: both answer to the same names."""
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; use pixel (a classifier of pictures, of 06) or latent (one of noisy latents, of 21)")
+    return class_guided if method == "latent" else sys.modules[__name__]
+
+
+def settings_of(class_scale=0.0, lpips="", **asked):
+    """guides.Settings from the parameters of 04; those of other ways, and the file of LPIPS weights, are left out."""
+    return guides.Settings.of(asked)
+
+
+def load_guide(run, step, classes, arm="", model=None):
     """The classifier of a finished 06 step that is to guide, its first seed: guides.Pictures.
 
     Args:
@@ -190,6 +204,32 @@ def paths(rows):
 def plain(rows):
     """The unguided twins of rows uint8 [N, H, W, 3]: the same seed, prompt and adapter, without an update."""
     return data.pixels(synthetic.twins(rows))
+
+
+def beside(model, guide, jobs, made, settings):
+    """Pictures of finished tiles without the guide and with it, uint8 [N, H, W, 3] each, and the guide's probability of either in words."""
+    moved = [f"{score(row, 'guide_plain'):.2f} to {score(row, 'guide'):.2f}" for row in made.to_dict("records")]
+    return plain(made), data.pixels(made), moved
+
+
+def one_tile(show):
+    """The way of the first tile of a `Previewer`: frames uint8 [n, H, W, 3], a title, and a caption for each."""
+    found = show.way()
+    captions = [f"{k}: {p:.2f}{' *' if k == found.chosen else ''}" for k, p in enumerate(found.confidence)]
+    return (
+        found.frames,
+        f"{show.jobs['class'].iloc[0]}: each candidate and update, the guide's probability; * is kept ({found.stop})",
+        captions,
+    )
+
+
+def sliders(settings):
+    """{name: (value, least, most, step)} of what a panel may turn."""
+    return {
+        "guidance_scale": (settings.guidance_scale, 1, 12, 0.5),
+        "confidence": (settings.confidence, 0, 1, 0.05),
+        "updates": (settings.updates, 0, 40, 1),
+    }
 
 
 @dataclass

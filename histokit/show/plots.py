@@ -212,6 +212,27 @@ def accuracy_by_noise(curves, classes, title="How well the classes are told at e
     return ax
 
 
+def push_by_step(table, title="The push, and the classifier's probability of the class, from step to step", axes=None):
+    """Length of the push in that of the predicted noise, and probability of the class, by timestep; median and middle half of the tiles.
+
+    Args:
+        table: `class_guided.walks`.
+    """
+    if axes is None:
+        _, axes = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
+        axes[0].figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    for ax, column, what in zip(axes, ("ratio", "p"), ("push / predicted noise", "probability of the class"), strict=True):
+        for k, (name, own) in enumerate(table.groupby("class", sort=False)):
+            found = own.groupby("timestep")[column].quantile([0.25, 0.5, 0.75]).unstack()
+            ax.plot(found.index, found[0.5], color=f"C{k}", label=name)
+            ax.fill_between(found.index, found[0.25], found[0.75], color=f"C{k}", alpha=0.2, linewidth=0)
+        ax.invert_xaxis()  # as it is walked: from noise to picture
+        ax.set(xlabel="timestep, from noise to picture", ylabel=what)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[-1].legend(frameon=False, fontsize=8)
+    return axes
+
+
 def confidence_paths(table, confidence=0.0, title="How sure the guide became", axes=None):
     """The guide's probability of each picture, one line per tile and one panel per class; a dot where the tile was taken.
 

@@ -135,7 +135,7 @@ def fit(
         return 1 - found["accuracy"].mean() + 1e-3 * found["error"].mean(), {"val_accuracy": found["accuracy"].mean()}
 
     seen = {"tiles": files.digest([[row.tile_id, row.sha256] for row in learn.itertuples()]), "space": model.latent_space}
-    how = {"network": network, "noise": noise, "sampler": sampler, "adjust": adjust, "batch_size": batch_size, "lr": lr}
+    how = {"size": network, "noise": noise, "sampler": sampler, "adjust": adjust, "batch_size": batch_size, "lr": lr}
     options = {"ema": 0.999, "schedule": "one_cycle", "validate_every": max(1, steps // 10), **options}
     history = loop.fit(
         [loop.Player("latent_classifier", [{"params": net.parameters(), "lr": lr}], loss(net, model.scheduler, noise, prior))],
