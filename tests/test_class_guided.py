@@ -12,7 +12,8 @@ from tiny import tiny_model
 from histokit import runs
 from histokit.core import files
 from histokit.diffusion import sampling
-from histokit.generate import class_guided, latent_guidance, policies
+from histokit.generate import class_guided, guided, latent_guidance, policies
+from histokit.show import plots
 from histokit.tiles import data
 from histokit.vision import latent_classifiers
 
@@ -271,9 +272,37 @@ def test_a_guide_of_another_base_is_refused(model, guide, tiles):
     guide.save(run.folder)
     run.finish({})
     reader = runs.start(experiment="exp", step="04_guided", class_name="blue")
-    assert class_guided.load_guide(reader, "21_latent_classifier", model, squares.CLASSES).classes == squares.CLASSES
+    assert class_guided.load_guide(reader, "21_latent_classifier", squares.CLASSES, model=model).classes == squares.CLASSES
     files.write_json(
         run.folder / "model.json", files.read_json(run.folder / "model.json") | {"space": model.latent_space | {"scaling": 1.0}}
     )
     with pytest.raises(ValueError, match="scale of the latents"):
-        class_guided.load_guide(reader, "21_latent_classifier", model, squares.CLASSES)
+        class_guided.load_guide(reader, "21_latent_classifier", squares.CLASSES, model=model)
+
+
+def test_both_ways_of_the_notebook_answer_to_the_same_names(model, guide, tiles):
+    steering = guided.way("latent")
+    assert guided.way("pixel") is guided and steering is class_guided
+    with pytest.raises(ValueError, match="pixel .* or latent"):
+        guided.way("pictures")
+    asked = {"class_scale": 3.0, "guidance_scale": 1.0, "num_inference_steps": STEPS, "candidates": 2, "updates": 1, "confidence": 0.5}
+    settings = steering.settings_of(**asked, interval=[0.0, 0.9])
+    assert settings == latent_guidance.Settings(3.0, 1.0, STEPS, interval=(0.0, 0.9))
+    assert guided.settings_of(**asked, loss_steps=1).updates == 1
+    with pytest.raises(ValueError, match="arm of a 06_classifier"):
+        steering.load_guide(None, "guide", [], arm="real")
+    jobs, run = table(model, tiles, 3), runs.start(experiment="exp", step="04_guided", class_name="blue")
+    shows = steering.Previewer(model, guide, jobs, settings, None, lambda seed: jobs, batch=2)
+    frames, title, captions = steering.one_tile(shows)
+    assert len(frames) == len(captions) == 5 and title.startswith("blue") and captions[:2] == ["class_scale 0", "class_scale 1.5"]
+    assert set(steering.sliders(settings)) == {"class_scale", "num_inference_steps", "eta"}
+    rows = steering.render(model, guide, jobs, run, tiles, settings, distance=None, batch=2)
+    bare, now, said = steering.beside(model, guide, jobs, rows, settings)
+    np.testing.assert_array_equal(frames[0], bare[0])
+    np.testing.assert_array_equal(now, data.pixels(rows, 32))
+    assert said == [f"{json.loads(text)['guide']:.2f}" for text in rows["scores"]]
+    guide.facts |= {"noise": "uniform", "size": "mini", "curve": [{"accuracy": 0.9}, {"accuracy": 0.5}]}
+    said = steering.described(guide, ["blue"])
+    assert said.iloc[0, 1:4].tolist() == ["0.90", "0.70", "0.33"]
+    axes = plots.push_by_step(steering.walks(rows))
+    assert axes[0].get_xlim()[0] > axes[0].get_xlim()[1] and axes[0].lines[0].get_xdata().size == STEPS

@@ -146,7 +146,7 @@ def test_a_dry_run_measures_once_and_an_earlier_run_knows_better(repository, roo
     assert first == again and lacking == "" and [base for base, *_ in measured] == ["mini"]
     assert all(guess.seconds > 0 and guess.files for guess in first.values())
     lora = next(one for one in every if one.step == "02_lora")
-    for steps, seconds in ((110, 77.0), (50, 5.0)):
+    for steps, seconds in ((lora.parameters["steps"], 77.0), (50, 5.0)):
         given = lora.parameters | {"steps": steps, "experiment": "other", "seed": 9}
         files.write_json(root / f"outputs/other{steps}/02_lora/all/run.json", {"status": "done", "wall_s": seconds, "parameters": given})
     guess = forecast.expect(found, every, todo)[0][lora.id]

@@ -10,6 +10,7 @@ from tiny import tiny_model
 from histokit import runs
 from histokit.core import files
 from histokit.diffusion import latents, sampling
+from histokit.show import plots
 from histokit.tiles import data
 from histokit.training import latent_classifier
 from histokit.vision import latent_classifiers
@@ -139,7 +140,7 @@ def fit(model, tiles, **options):
     return latent_classifier.fit(model, *parts, squares.CLASSES, **how)
 
 
-def test_one_that_learned_from_noise_sees_through_it_and_one_that_did_not_does_not(model, tiles):
+def test_one_that_learned_from_noise_sees_through_it_and_one_that_did_not_does_not(model, tiles, tmp_path):
     aware, history, curve = fit(model, tiles)
     blind, _, clean = fit(model, tiles, noise="none")
     assert curve["accuracy"].iloc[0] > 0.9 and clean["accuracy"].iloc[0] > 0.9, "without noise both know the classes"
@@ -147,6 +148,9 @@ def test_one_that_learned_from_noise_sees_through_it_and_one_that_did_not_does_n
     assert curve["accuracy"].iloc[[0, 4, 9]].is_monotonic_decreasing
     assert history["val_accuracy"].max() > clean["accuracy"].mean()
     assert files.plain(aware.facts["curve"]) == files.plain(curve.to_dict("records"))
+    aware.save(tmp_path / "aware")
+    again, z = latent_classifiers.load(tmp_path / "aware"), torch.randn(2, 4, 8, 8)
+    assert torch.equal(again(z, 100), aware(z, 100)) and again.facts["size"] == "mini"
     assert aware.facts["space"] == model.latent_space and blind.facts["noise"] == "none"
     assert latent_classifiers.identity(aware) != latent_classifiers.identity(blind)
 
@@ -219,3 +223,27 @@ def test_the_levels_of_noise_are_those_of_the_walk(model):
     other.scheduler = type(other.scheduler).from_config({**other.scheduler.config, "beta_end": 0.02})
     assert other.latent_space["schedule"] != model.latent_space["schedule"]
     assert sampling.level(model.scheduler, 0) == pytest.approx(float(model.scheduler.alphas_cumprod[0]))
+
+
+def test_what_is_shown_of_it(model, tiles):
+    learn, held = (tiles[tiles["split"].eq(split)] for split in ("train", "val"))
+    found = latent_classifier.counts(learn, held, [*squares.CLASSES, "pink"])
+    assert found.iloc[:, 1:].to_numpy().tolist() == [[8, 4, 4, 2]] * 3 + [[0, 0, 0, 0]]
+    curve = pd.DataFrame({"low": range(0, 1000, 100), "high": range(100, 1100, 100), "accuracy": np.linspace(0.9, 0.3, 10), "error": 0.5})
+    said = " ".join(latent_classifier.remarks(curve, squares.CLASSES))
+    assert "0.90" in said and "interval: [0.0, 0.7]" in said
+    assert "AT ANY LEVEL" in latent_classifier.remarks(curve.assign(accuracy=0.35), squares.CLASSES)[1]
+    assert len(latent_classifier.remarks(curve.assign(accuracy=0.9), squares.CLASSES)) == 1
+    assert "No validation tile" in latent_classifier.remarks(curve.head(0), squares.CLASSES)[0]
+    ax = plots.accuracy_by_noise({"aware": curve, "blind": curve.assign(accuracy=0.4)}, 3)
+    assert [line.get_label() for line in ax.lines] == ["aware", "blind", "chance, 3 classes"]
+
+
+def test_the_curve_of_an_earlier_step_is_found():
+    run = runs.start(experiment="exp", step="blind")
+    files.write_json(run.path("model.json"), {"noise": "none", "curve": [{"low": 0, "high": 100, "accuracy": 0.5}]})
+    run.finish({})
+    reader = runs.start(experiment="exp", step="21_latent_classifier")
+    assert latent_classifier.curves(reader, "blind")["blind (noise: none)"]["accuracy"].tolist() == [0.5]
+    assert latent_classifier.curves(reader, "") == {}
+    assert [parent["step"] for parent in reader.record["parents"]] == ["blind"]

@@ -26,6 +26,11 @@ steps:
       {class_name: all, lora: 02_lora, policy: same_class, num_images: 6, num_inference_steps: 8, encoder: colour-texture}
   - 05_select: {class_name: all, source: 03_img2img, judge: judge, encoder: colour-texture}
   - 04_guided: {class_name: all, classifier: judge, num_images: 2, num_inference_steps: 3, updates: 1, confidence: 0.9}
+  - blind: {run: 21_latent_classifier, noise: none, steps: 2, batch_size: 4}
+  - 21_latent_classifier: {steps: 4, batch_size: 4, beside: blind}
+  - pushed:
+      {run: 04_guided, class_name: all, lora: "", method: latent, classifier: 21_latent_classifier, prompt: "", guidance_scale: 1.0,
+      num_images: 2, num_inference_steps: 3}
   - 06_classifier:
       arms: {real: {}, oversampled: {sampler: balanced}, augmented: {sampler: balanced, synthetic: 05_select}}
       seeds: 2
