@@ -21,11 +21,11 @@ def model():
     return tiny_model()
 
 
-def network(classes=3, seed=0, **changes):
+def network(classes=3, seed=0, channels=4, **changes):
     how = latent_classifiers.PRESETS["mini"] | {"widths": (16, 32), "groups": 4, "head_width": 16} | changes
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = latent_classifiers.LatentClassifier([f"c{i}" for i in range(classes)], 4, 8, **how)
+        net = latent_classifiers.LatentClassifier([f"c{i}" for i in range(classes)], channels, 8, **how)
         for parameter in net.parameters():  # also of blocks that begin as nothing
             torch.nn.init.normal_(parameter, std=0.3) if not parameter.any() else None
     return net.requires_grad_(False).eval()

@@ -61,6 +61,15 @@ class Model:
         shape = [self.vae.config.latent_channels, self.latent_px]
         return {"vae": self.identity.get("vae", ""), "scaling": self.scaling, "schedule": files.digest(levels)[:16], "shape": shape}
 
+    @property
+    def hears(self):
+        """Whether the UNet takes text; one that was trained without labels or captions does not."""
+        return self.unet is not None and "cross_attention_dim" in self.unet.config
+
+    def predict(self, x, t, context):
+        """What the UNet returns for latents x [B, C, h, w] at timesteps t; `context` [B, L, D] is left unread by one without text."""
+        return (self.unet(x, t, context) if self.hears else self.unet(x, t)).sample
+
     def need(self, *parts):
         """Raise a ValueError naming the parts among `parts` that this model lacks; returns the model."""
         missing = [part for part in parts if getattr(self, part) is None]
@@ -219,8 +228,15 @@ def token_ids(model, prompts):
 
 
 def embed(model, prompts):
-    """Text embeddings [B, L, D] of prompts (list of str), with learned tokens in place; differentiable in the token rows."""
+    """Text embeddings [B, L, D] of prompts (list of str), with learned tokens in place; differentiable in the token rows.
+
+    A base without text gives zeros [B, 1, 1] for empty prompts, and ValueError for others.
+    """
     if isinstance(prompts, str):
         raise TypeError(f"embed takes a list of prompts, got the single string {prompts!r}")
+    if not model.hears and model.unet is not None:
+        if asked := next((prompt for prompt in prompts if prompt), ""):
+            raise ValueError(f"base model {model.name!r} was trained without text and cannot follow the prompt {asked!r}; use prompt: ''")
+        return torch.zeros(len(prompts), 1, 1, device=model.device)
     with model.alone():
         return model.text_encoder(token_ids(model, prompts)).last_hidden_state

@@ -69,11 +69,12 @@ def diffusion_loss(unet, scheduler, latents, context, timesteps, noise, *, min_s
 
 
 def diffusion_errors(unet, scheduler, latents, context, timesteps, noise, kind="l2"):
-    """Denoising error [B] of each latent, unweighted; see `diffusion_loss`."""
+    """Denoising error [B] of each latent, unweighted; see `diffusion_loss`. A context of None is for a UNet without text."""
     noisy = scheduler.add_noise(latents, noise, timesteps)
     v = scheduler.config.prediction_type == "v_prediction"
     target = scheduler.get_velocity(latents, noise, timesteps) if v else noise
-    output = parallel.rows(lambda *batch: unet(*batch).sample, noisy, timesteps, context, parameters=unet.parameters())
+    asked = (noisy, timesteps) if context is None else (noisy, timesteps, context)
+    output = parallel.rows(lambda *batch: unet(*batch).sample, *asked, parameters=unet.parameters())
     error = output.float() - target
     return (error.abs() if kind == "l1" else error.square()).mean(dim=(1, 2, 3))
 

@@ -118,7 +118,7 @@ def read(name, folder, dtype):
     Where only the decoder was trained, `vae` is the hash of the autoencoder whose encoder it has, since latents, caches and adapters are
     those of that one, and `decoder` is its own.
 
-    Raises FileNotFoundError where there is no part at all, ValueError for one that is not of SD 1.x / 2.x.
+    Raises FileNotFoundError where there is no part at all, ValueError for one that is not of SD 1.x / 2.x, with or without text.
     """
     found = {part: _read_part(folder / part, part, dtype) for part in PARTS if (folder / part).is_dir()}
     if not found:
@@ -129,6 +129,12 @@ def read(name, folder, dtype):
             raise ValueError(
                 f"{folder}: its tokenizer has {words} words and its text encoder {rows}, so they are not of one base, or files of the "
                 "tokenizer are missing (vocab.json and merges.txt, or tokenizer.json); copy the whole folder of the base model"
+            )
+    if {"vae", "unet"} <= set(found):
+        takes, gives = found["unet"][0].config.in_channels, found["vae"][0].config.latent_channels
+        if takes != gives:
+            raise ValueError(
+                f"{folder}: its UNet takes latents of {takes} channels and its autoencoder makes {gives}; they are of two bases"
             )
     identity = {part: digest for part, (_, digest) in found.items()}
     if (folder / "vae" / FITTED).is_file():
@@ -157,13 +163,14 @@ def _read_part(folder, part, dtype):
             raise ValueError(f"{folder}: text encoder is a {config.get('model_type')!r}, expected CLIP; only SD 1.x / 2.x bases are read")
         module, info = transformers.CLIPTextModel.from_pretrained(folder, **options)
     else:
-        if part == "unet" and config.get("in_channels", 4) != 4:
+        free = config.get("_class_name") == "UNet2DModel"  # trained without text
+        if part == "unet" and config.get("in_channels", 4) != 4 and not free:
             raise ValueError(
                 f"{folder}: UNet takes {config['in_channels']} channels, expected 4; inpainting and upscaling bases do not fit"
             )
         if part == "unet" and config.get("addition_embed_type") not in (None, "text"):  # "text" takes the prompt's own states
             raise ValueError(f"{folder}: UNet wants {config['addition_embed_type']!r} conditions (SDXL); only SD 1.x / 2.x bases are read")
-        kind = {"vae": diffusers.AutoencoderKL, "unet": diffusers.UNet2DConditionModel}[part]
+        kind = diffusers.AutoencoderKL if part == "vae" else diffusers.UNet2DModel if free else diffusers.UNet2DConditionModel
         module, info = kind.from_pretrained(folder, **options)
     missing = sorted(info["missing_keys"])
     if missing:

@@ -91,7 +91,7 @@ def guided(model, cond, uncond=None, guidance_scale=1.0, watch=None):
     def predict(z, t, i):
         with model.autocast():
             x = z if guidance_scale == 1 else torch.cat([z, z])
-            output = parallel.rows(lambda *batch: model.unet(*batch).sample, x, t, context).to(z.dtype)  # [B or 2B, 4, h, w]
+            output = parallel.rows(model.predict, x, t, context).to(z.dtype)  # [B or 2B, 4, h, w]
         if guidance_scale != 1:
             without, with_ = output.chunk(2)
             output = without + guidance_scale * (with_ - without)
@@ -164,7 +164,9 @@ def sample(
 
     The model is locked while a batch is made, so that a panel and a cell do not use it at once.
     """
-    model.need("vae", "unet", "text_encoder", "tokenizer", "scheduler")
+    model.need("vae", "unet", "scheduler", *(("text_encoder", "tokenizer") if model.hears else ()))
+    if not model.hears and guidance_scale != 1:
+        raise ValueError(f"guidance_scale {guidance_scale} weighs a prompt, and base model {model.name!r} was trained without text; use 1")
     batch = batch or batch_size(model)
     if sources is None and strength != 1:
         raise ValueError(f"strength {strength} needs a source; without one every image starts from noise, strength 1")

@@ -1,0 +1,82 @@
+"""Networks of a diffusion model that sees tissue and no label: autoencoder, UNet without text, noise schedule.
+
+HistoDiffusion (arXiv:2308.04020): the expensive part is trained once, on tiles that nobody labelled; a class comes in later, from a small
+classifier in the same latents (`training.latent_classifier`). Rombach et al. (2022), arXiv:2112.10752, for the two networks.
+"""
+
+from dataclasses import dataclass
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sizes of the networks.
+
+    Args:
+        tile_px: side of the tiles.
+        channels: of the latents.
+        codec: channels of the autoencoder a level, finest first; each level but the last halves the map.
+        codec_blocks: residual blocks a level of its encoder, one more in its decoder.
+        widths: channels of the UNet a level, finest first.
+        attention: levels of the UNet with self-attention.
+        blocks: residual blocks a level.
+        head_width: channels of an attention head.
+        groups: of the normalisation.
+        betas: first and last noise variance of the 1,000 steps, linear in their square roots.
+    """
+
+    tile_px: int
+    channels: int
+    codec: tuple
+    codec_blocks: int
+    widths: tuple
+    attention: tuple
+    blocks: int = 2
+    head_width: int = 48
+    groups: int = 32
+    betas: tuple = (0.00085, 0.012)
+
+
+PRESETS = {
+    # as released; attention over the 4,096 places of the finest level is a third of its work, and `base` leaves it out
+    "paper": Preset(256, 3, (128, 256, 512), 2, (192, 384, 384, 768, 768), (0, 1, 2, 3), betas=(0.0015, 0.0155)),
+    "base": Preset(256, 3, (128, 256, 512), 2, (192, 384, 384, 768, 768), (1, 2, 3), betas=(0.0015, 0.0155)),
+    "mini": Preset(128, 4, (32, 64, 128), 1, (64, 96, 128, 160), (1, 2, 3), blocks=1, head_width=32, groups=16),
+}
+
+
+def autoencoder(preset):
+    """A KL autoencoder; tiles [B, 3, px, px] in [-1, 1] become latents [B, channels, px / f, px / f]."""
+    from diffusers import AutoencoderKL
+
+    n = len(preset.codec)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * n, up_block_types=("UpDecoderBlock2D",) * n, block_out_channels=preset.codec,
+        layers_per_block=preset.codec_blocks, latent_channels=preset.channels, sample_size=preset.tile_px, norm_num_groups=preset.groups,
+    )  # fmt: skip
+
+
+def unet(preset):
+    """A UNet2DModel for such latents, that hears the timestep in every block and nothing else."""
+    from diffusers import UNet2DModel
+
+    # a plain DownBlock2D or UpBlock2D would not read `downsample_type` and `upsample_type`
+    down = ["AttnDownBlock2D" if level in preset.attention else "ResnetDownsampleBlock2D" for level in range(len(preset.widths))]
+    up = ["AttnUpBlock2D" if level in preset.attention else "ResnetUpsampleBlock2D" for level in reversed(range(len(preset.widths)))]
+    return UNet2DModel(
+        sample_size=preset.tile_px // 2 ** (len(preset.codec) - 1), in_channels=preset.channels, out_channels=preset.channels,
+        block_out_channels=preset.widths, layers_per_block=preset.blocks, down_block_types=tuple(down), up_block_types=tuple(up),
+        downsample_type="resnet", upsample_type="resnet", resnet_time_scale_shift="scale_shift", norm_num_groups=preset.groups,
+        attn_norm_num_groups=preset.groups, attention_head_dim=preset.head_width,
+    )  # fmt: skip
+
+
+def schedule(preset):
+    """DDIM on the preset's noise, which ends in a clean latent."""
+    from diffusers import DDIMScheduler
+
+    first, last = preset.betas
+    return DDIMScheduler(
+        beta_start=first, beta_end=last, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=True, steps_offset=1,
+    )  # fmt: skip
