@@ -220,7 +220,7 @@ class Here:
 @pytest.fixture
 def here(monkeypatch):
     monkeypatch.setattr(machine, "notice", lambda: "")
-    monkeypatch.setattr(batch, "subprocess", types.types.SimpleNamespace(Popen=Here, PIPE=subprocess.PIPE))
+    monkeypatch.setattr(batch, "subprocess", types.SimpleNamespace(Popen=Here, PIPE=subprocess.PIPE))
 
 
 def read_by_the_verdict(root):

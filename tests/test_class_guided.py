@@ -1,5 +1,6 @@
 """A push by a classifier at every denoising step: against diffusers' own scheduler, and against what must be true of any guidance."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,10 +12,12 @@ from tiny import tiny_model
 
 from histokit import runs
 from histokit.core import files
-from histokit.diffusion import sampling
-from histokit.generate import class_guided, guided, latent_guidance, policies
+from histokit.diffusion import backbone, sampling
+from histokit.generate import class_guided, guided, latent_guidance, policies, steering
+from histokit.runs import notebooks
 from histokit.show import plots
 from histokit.tiles import data
+from histokit.training import unconditional
 from histokit.vision import latent_classifiers
 
 STEPS = 4
@@ -63,8 +66,9 @@ def test_a_step_is_that_of_the_paper(model, eta):
         x = z.clone().requires_grad_()
         (slope,) = torch.autograd.grad(net(x, t).log_softmax(1)[range(3), targets].sum(), x)
         eps = plain(z, t, 0) - scale * (1 - stock.alphas_cumprod[t]).sqrt() * slope
-        noise = sampling.noise(generators, z.shape[1:]) if eta else None
-        z = stock.step(eps, t, z, eta=eta, variance_noise=noise).prev_sample
+        some = eta if t != stock.timesteps[-1] else 0.0  # noise on the last step would stay in the picture
+        noise = sampling.noise(generators, z.shape[1:]) if some else None
+        z = stock.step(eps, t, z, eta=some, variance_noise=noise).prev_sample
     torch.testing.assert_close(ours, z, atol=2e-5, rtol=1e-4)
 
 
@@ -146,6 +150,7 @@ def test_where_nothing_is_left_of_the_picture_nothing_is_pushed():
         ({"class_scale": -1.0}, "class_scale is -1"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"cap": float("nan")}, "cap is nan"),
+        ({"eta": 1.5}, "eta is 1.5"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(given, words):
@@ -280,29 +285,68 @@ def test_a_guide_of_another_base_is_refused(model, guide, tiles):
         class_guided.load_guide(reader, "21_latent_classifier", squares.CLASSES, model=model)
 
 
-def test_both_ways_of_the_notebook_answer_to_the_same_names(model, guide, tiles):
-    steering = guided.way("latent")
-    assert guided.way("pixel") is guided and steering is class_guided
+def test_both_ways_of_the_notebook_answer_to_the_same_names(model, guide, tiles, repository):
+    assert steering.by("pixel") is guided and steering.by("latent") is class_guided
     with pytest.raises(ValueError, match="pixel .* or latent"):
-        guided.way("pictures")
+        steering.by("pictures")
     asked = {"class_scale": 3.0, "guidance_scale": 1.0, "num_inference_steps": STEPS, "candidates": 2, "updates": 1, "confidence": 0.5}
-    settings = steering.settings_of(**asked, interval=[0.0, 0.9])
+    settings = class_guided.settings_of(asked | {"interval": [0.0, 0.9], "lpips": "file"})
     assert settings == latent_guidance.Settings(3.0, 1.0, STEPS, interval=(0.0, 0.9))
-    assert guided.settings_of(**asked, loss_steps=1).updates == 1
+    pixel = guided.settings_of(asked | {"loss_steps": 1, "updates": 2})
+    assert pixel.updates == 2
+    declared = set(notebooks.declared(repository / "notebooks" / "04_guided.ipynb"))
+    for sliders in (class_guided.sliders(settings), guided.sliders(pixel)):
+        assert set(sliders) <= declared, "the panel's button would write what no notebook declares"
     with pytest.raises(ValueError, match="arm of a 06_classifier"):
-        steering.load_guide(None, "guide", [], arm="real")
+        class_guided.load_guide(None, "guide", [], arm="real")
+    guide.facts |= {"noise": "uniform", "size": "mini", "curve": [{"accuracy": 0.9}, {"accuracy": 0.5}]}
+    assert class_guided.described(guide, ["blue"]).iloc[0, 1:4].tolist() == ["0.90", "0.70", "0.33"]
+    assert not class_guided.warnings(guide, settings) and not guided.warnings(None, pixel)
+    guide.facts["noise"] = "none"
+    assert "NEVER SEEN NOISE" in class_guided.warnings(guide, settings)[0]
+    assert not class_guided.warnings(guide, dataclasses.replace(settings, guide_on="z0"))
+
+
+def test_what_is_shown_of_a_set(model, guide, tiles):
     jobs, run = table(model, tiles, 3), runs.start(experiment="exp", step="04_guided", class_name="blue")
-    shows = steering.Previewer(model, guide, jobs, settings, None, lambda seed: jobs, batch=2)
-    frames, title, captions = steering.one_tile(shows)
+    settings = latent_guidance.Settings(3.0, num_inference_steps=STEPS)
+    show = class_guided.Previewer(model, guide, jobs, settings, None, lambda seed: jobs, batch=2)
+    frames, title, captions = class_guided.one_tile(show)
     assert len(frames) == len(captions) == 5 and title.startswith("blue") and captions[:2] == ["class_scale 0", "class_scale 1.5"]
-    assert set(steering.sliders(settings)) == {"class_scale", "num_inference_steps", "eta"}
-    rows = steering.render(model, guide, jobs, run, tiles, settings, distance=None, batch=2)
-    bare, now, said = steering.beside(model, guide, jobs, rows, settings)
-    np.testing.assert_array_equal(frames[0], bare[0])
+    rows = class_guided.render(model, guide, jobs, run, tiles, settings, distance=None, batch=2)
+    bare, now, said = class_guided.beside(model, guide, jobs, rows, settings)
+    assert abs(frames[0].astype(int) - data.pixels(rows.head(1), 32).astype(int)).max() > 1
+    assert abs(frames[0].astype(int) - bare[0].astype(int)).max() <= 1, "alone in a batch it is the same to a grey level"
     np.testing.assert_array_equal(now, data.pixels(rows, 32))
     assert said == [f"{json.loads(text)['guide']:.2f}" for text in rows["scores"]]
-    guide.facts |= {"noise": "uniform", "size": "mini", "curve": [{"accuracy": 0.9}, {"accuracy": 0.5}]}
-    said = steering.described(guide, ["blue"])
-    assert said.iloc[0, 1:4].tolist() == ["0.90", "0.70", "0.33"]
-    axes = plots.push_by_step(steering.walks(rows))
+    axes = plots.push_by_step(class_guided.walks(rows))
     assert axes[0].get_xlim()[0] > axes[0].get_xlim()[1] and axes[0].lines[0].get_xdata().size == STEPS
+
+
+def test_another_guide_makes_the_tiles_anew(model, guide, tiles, tmp_path):
+    first = data.pixels(made(model, guide, tiles, 2)[0])
+    other = network(seed=1)
+    other.facts |= {"classes": squares.CLASSES}
+    other.save(tmp_path / "other", space=model.latent_space)
+    again, run = made(model, latent_classifiers.load(tmp_path / "other"), tiles, 2, class_scale=4.0)
+    assert run.record["notes"]["images_reused"] == 0 and not np.array_equal(first, data.pixels(again))
+
+
+def test_a_base_without_text_is_steered_from_table_to_tiles(tiles, tmp_path):
+    from test_unconditional import TINY
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unconditional.autoencoder(TINY).save_pretrained(tmp_path / "prior" / "vae")
+        unconditional.unet(TINY).save_pretrained(tmp_path / "prior" / "unet")
+    unconditional.schedule(TINY).save_pretrained(tmp_path / "prior" / "scheduler")
+    prior, net = backbone.load(str(tmp_path / "prior")), network(channels=3)
+    net.facts["classes"] = squares.CLASSES
+    net.save(tmp_path / "net", space=prior.latent_space)
+    jobs = policies.job_table(prior, tiles, {"blue": "blue"}, 3, policy="none", prompt="", guidance_scale=1.0, num_inference_steps=STEPS)
+    assert jobs["prompt"].eq("").all()
+    run = runs.start(experiment="exp", step="04_guided", class_name="blue")
+    rows = class_guided.render(prior, net, jobs, run, tiles, latent_guidance.Settings(num_inference_steps=STEPS), batch=2)
+    assert len(rows) == 3 and rows["method"].eq("class_guided").all()
+    with pytest.raises(ValueError, match="no {label}"):
+        policies.job_table(prior, tiles, {"blue": "blue"}, 3, policy="same_class", prompt="")

@@ -52,8 +52,10 @@ def test_widths_that_halve_a_map_unevenly_are_refused():
 
 
 def test_what_was_saved_is_loaded_and_only_for_its_own_latents_and_classes(tmp_path, model):
-    net = network()
+    net, other = network(), network(seed=1)
     net.save(tmp_path, space=model.latent_space)
+    other.save(tmp_path / "other", space=model.latent_space)
+    assert latent_classifiers.identity(other) != latent_classifiers.identity(net), "of other weights"
     again, z = latent_classifiers.load(tmp_path), torch.randn(2, 4, 8, 8)
     assert torch.equal(again(z, 300), net(z, 300)) and latent_classifiers.identity(again) == latent_classifiers.identity(net)
     latent_classifiers.refuse_stranger(again, model.latent_space, ["c2", "c1", "c0", "other"])
@@ -68,6 +70,9 @@ def test_what_was_saved_is_loaded_and_only_for_its_own_latents_and_classes(tmp_p
         again.label("x")
     with pytest.raises(FileNotFoundError, match="no latent classifier was finished"):
         latent_classifiers.load(tmp_path / "nowhere")
+    files.write_json(tmp_path / "picture" / "model.json", {"mode": "linear", "classes": []})
+    with pytest.raises(ValueError, match="a linear.*name a step of 21_latent_classifier"):
+        latent_classifiers.load(tmp_path / "picture")
 
 
 class Threshold(torch.nn.Module):
@@ -151,6 +156,7 @@ def test_one_that_learned_from_noise_sees_through_it_and_one_that_did_not_does_n
     aware.save(tmp_path / "aware")
     again, z = latent_classifiers.load(tmp_path / "aware"), torch.randn(2, 4, 8, 8)
     assert torch.equal(again(z, 100), aware(z, 100)) and again.facts["size"] == "mini"
+    blind.save(tmp_path / "blind")
     assert aware.facts["space"] == model.latent_space and blind.facts["noise"] == "none"
     assert latent_classifiers.identity(aware) != latent_classifiers.identity(blind)
 
@@ -232,6 +238,9 @@ def test_what_is_shown_of_it(model, tiles):
     curve = pd.DataFrame({"low": range(0, 1000, 100), "high": range(100, 1100, 100), "accuracy": np.linspace(0.9, 0.3, 10), "error": 0.5})
     said = " ".join(latent_classifier.remarks(curve, squares.CLASSES))
     assert "0.90" in said and "interval: [0.0, 0.7]" in said
+    dips = curve.assign(accuracy=[0.3, 0.9, 0.3, 0.9, 0.9, 0.9, 0.9, 0.9, 0.3, 0.3])
+    assert "interval: [0.0, 0.8]" in latent_classifier.remarks(dips, squares.CLASSES)[1], "only the noisy end can be left out"
+    assert len(latent_classifier.remarks(dips.assign(accuracy=[0.3] + [0.9] * 9), squares.CLASSES)) == 1
     assert "AT ANY LEVEL" in latent_classifier.remarks(curve.assign(accuracy=0.35), squares.CLASSES)[1]
     assert len(latent_classifier.remarks(curve.assign(accuracy=0.9), squares.CLASSES)) == 1
     assert "No validation tile" in latent_classifier.remarks(curve.head(0), squares.CLASSES)[0]
@@ -246,4 +255,7 @@ def test_the_curve_of_an_earlier_step_is_found():
     reader = runs.start(experiment="exp", step="21_latent_classifier")
     assert latent_classifier.curves(reader, "blind")["blind (noise: none)"]["accuracy"].tolist() == [0.5]
     assert latent_classifier.curves(reader, "") == {}
-    assert [parent["step"] for parent in reader.record["parents"]] == ["blind"]
+    runs.start(experiment="exp", step="other").finish({})
+    with pytest.raises(ValueError, match="'other' is no step of 21"):
+        latent_classifier.curves(reader, "other")
+    assert [parent["step"] for parent in reader.record["parents"]] == ["blind", "other"]

@@ -109,7 +109,7 @@ def denoise(predict, z, scheduler, timesteps, *, eta=0.0, generators=None, on_st
         predict: `predict(z, t, i) -> eps` [B, 4, h, w], t a 0-dim int64 tensor, i the index into `timesteps`.
         z: [B, 4, h, w] float, already at the noise level of timesteps[0].
         timesteps: [n] int64, descending, as `schedule` returns them.
-        eta: 0 is deterministic, 1 is ancestral; above 0 each image draws from its own of `generators`.
+        eta: 0 is deterministic, 1 is ancestral; above 0 each image draws from its own of `generators`, but at the schedule's last step.
         on_step: called as `on_step(i, t, z, x0)` after each step, to look on; x0 [B, 4, h, w] is the clean latent predicted at it.
         until: timestep whose noise level the last step goes to, where more steps follow later; None goes to the end of the schedule.
 
@@ -124,7 +124,8 @@ def denoise(predict, z, scheduler, timesteps, *, eta=0.0, generators=None, on_st
         t = t.to(z.device)
         eps = predict(z, t, i)
         x0 = (z - (1 - a) ** 0.5 * eps) / a**0.5
-        sigma = eta * ((1 - a_next) / (1 - a) * (1 - a / a_next)) ** 0.5
+        last = until is None and i == len(timesteps) - 1  # the end of the schedule may lie a little above no noise; what is added stays
+        sigma = 0.0 if last else eta * ((1 - a_next) / (1 - a) * (1 - a / a_next)) ** 0.5
         z = a_next**0.5 * x0 + (1 - a_next - sigma**2) ** 0.5 * eps
         if sigma:
             z = z + sigma * noise(generators, z.shape[1:], z.device)

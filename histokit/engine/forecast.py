@@ -16,7 +16,9 @@ from histokit.training import settings
 
 FIGURES = 6.0  # seconds that drawing and statistics of a page take
 PUSH = 0.3  # of a denoising pass, a latent classifier's gradient
-LATENT_STEP = 0.2  # of a training step of a LoRA, one of a latent classifier
+SHOWN = 17  # tiles that 04 draws by latents to show: one under five pushes, the panel's four, eight without a push
+LATENT_STEP = 0.2  # of a training step of a LoRA of mini, one of mini's latent classifier
+LATENT_SIZE = {"mini": 1.7e6, "base": 25e6, "paper": 51e6}  # parameters
 VERDICT = 25.0  # the same of 07: resamples
 HOUSEKEEPING = 6  # files of a run folder beside what it is for
 
@@ -101,8 +103,9 @@ def _guided(p, c, job, found):
     """
     n, options = p["num_images"], p.get("options") or {}
     if p.get("method") == "latent":
-        passes = n * p["num_inference_steps"] * ((1 if p["guidance_scale"] == 1 else 2) + PUSH)
-        return Counter({"denoise": passes, "code": n, "read": n, "seconds": FIGURES, "bytes": 2 * n * c.tile_px**2, "files": n})
+        drawn = n + SHOWN
+        passes = drawn * p["num_inference_steps"] * ((1 if p["guidance_scale"] == 1 else 2) + PUSH)
+        return Counter({"denoise": passes, "code": drawn, "read": n, "seconds": FIGURES, "bytes": 2 * n * c.tile_px**2, "files": n})
     pictures, both = n * (p["updates"] + 1 if p["updates"] else 0), 1 if p["guidance_scale"] == 1 else 2
     steps = options.get("last_steps") or p["num_inference_steps"]
     looks = 2 * pictures * options.get("loss_steps", 3)
@@ -155,9 +158,11 @@ def _classifiers(p, c, job, found):
 
 
 def _latent_classifier(p, c, job, found):
-    seen, val = p["steps"] * p["batch_size"], c.held // 3
-    units = Counter({"code": 8 * c.train + val, "latents": 8 * c.train + val, "train": LATENT_STEP * (seen + 10 * 10 * val / 3)})
-    return units + Counter({"read": c.train + val, "seconds": FIGURES, "bytes": 3e7, "files": 6})
+    seen, val, size = p["steps"] * p["batch_size"], c.held // 3, LATENT_SIZE.get(p["network"], LATENT_SIZE["base"])
+    looked = (10 + 4) * 10 * val / 3  # ten validations of ten bins, and the curve; without a backward pass
+    units = Counter({"code": 8 * c.train + val, "latents": 8 * c.train + val})
+    units["train"] = LATENT_STEP * size / LATENT_SIZE["mini"] * (seen + looked)
+    return units + Counter({"read": c.train + val, "seconds": FIGURES, "bytes": 24 * size, "files": 6})  # weights, average, two moments
 
 
 def _verdict(p, c, job, found):

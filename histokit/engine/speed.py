@@ -50,7 +50,7 @@ def rates(parameters, seconds=SECONDS, *, measure=True, say=print):
         say: called with one line when measuring begins.
     """
     base = next((p["base_model"] for p in parameters if p.get("base_model")), "")
-    batch = next((p["batch_size"] for p in parameters if "lora" not in p and "arms" not in p and "batch_size" in p), 8)
+    batch = next((p["batch_size"] for p in parameters if "batch_size" in p and ("rank" in p or "n_vectors" in p)), 8)
     arms = [arm for p in parameters for arm in p.get("arms", {}).values() if arm]
     encoders = sorted({one["encoder"] for one in [*parameters, *arms] if one.get("encoder")})
     device = machine.device()

@@ -38,9 +38,19 @@ class Walk:
     broken: int = 0  # step, counted from 1, at which latent or push was not finite; 0 for none
 
 
-def settings_of(class_scale, candidates=1, updates=0, confidence=0.0, **asked):
-    """Settings from the parameters of 04; those of other ways are left out."""
-    return Settings.of({"class_scale": class_scale, **asked})
+def settings_of(asked):
+    """Settings from the parameters of 04, a dict; those of other ways are left out."""
+    return Settings.of({name: value for name, value in asked.items() if name not in ("candidates", "updates", "confidence", "lpips")})
+
+
+def warnings(guide, settings):
+    """What should be known before a tile is made, in sentences."""
+    if guide.facts["noise"] == "none" and settings.guide_on == "zt" and settings.class_scale:
+        return [
+            "THE CLASSIFIER HAS NEVER SEEN NOISE and is asked about noisy latents, as the released code of the paper does: what it says "
+            "there means little. Train it with noise: uniform, or ask it about clean latents, options: {guide_on: z0, cap: 0.2}."
+        ]
+    return []
 
 
 def load_guide(run, step, classes, arm="", model=None):
@@ -145,7 +155,7 @@ def _key(model, guide, row, settings, batch):
     """What the pixels of one job follow from."""
     versions = [VERSION, *(module.VERSION for module in (latent_guidance, sampling, backbone, latent_classifiers))]
     asked = [row["lora_sha"], row["token_sha"], row["prompt"], row["seed"], row["class"]]
-    known = latent_classifiers.identity(guide) if settings.class_scale else ""
+    known = latent_classifiers.identity(guide)  # also without a push: what it says in the end is kept with the tile
     return files.digest("class_guided", versions, model.identity, asked, known, files.plain(dataclasses.asdict(settings)))
 
 
@@ -193,13 +203,11 @@ def beside(model, guide, jobs, made, settings):
 
 def one_tile(show, scales=(0.0, 0.5, 1.0, 2.0, 4.0)):
     """The first tile of a `Previewer` under several scales, shares of its own: frames uint8 [n, H, W, 3], a title, a caption for each."""
-    asked = [round(show.settings.class_scale * share, 2) for share in scales]
-    frames = [show(class_scale=scale).images[0] for scale in asked]
-    return (
-        np.stack(frames),
-        f"{show.jobs['class'].iloc[0]}: one tile, the push of the classifier stronger to the right",
-        [f"class_scale {scale:g}" for scale in asked],
-    )
+    asked = [round((show.settings.class_scale or 4.0) * share, 2) for share in scales]
+    how = [dataclasses.replace(show.settings, class_scale=scale) for scale in asked]
+    frames = [tried(show.model, show.guide, show.jobs.head(1), one, batch=1)[0][0] for one in how]
+    title = f"{show.jobs['class'].iloc[0]}: one tile, the push of the classifier stronger to the right"
+    return np.stack(frames), title, [f"class_scale {scale:g}" for scale in asked]
 
 
 def sliders(settings):
@@ -207,7 +215,6 @@ def sliders(settings):
     return {
         "class_scale": (settings.class_scale, 0, 20, 0.5),
         "num_inference_steps": (settings.num_inference_steps, 5, 100, 5),
-        "eta": (settings.eta, 0, 1, 0.1),
     }
 
 
@@ -262,13 +269,17 @@ class Previewer:
     def __call__(self, on_step=None, seed=None, **changes):
         """on_step: as in `sampling.sample`."""
         rows, settings = self._rows(seed), dataclasses.replace(self.settings, **changes)
-        if (seed, settings) not in self.drawn:
-            self.drawn[seed, settings] = _make(self.model, self.guide, rows, settings, self.batch, on_step)[0]
-        return previews.Preview(self.drawn[seed, settings], None, settings.num_inference_steps, rows)
+        key = int(rows["seed"].iloc[0]), settings
+        if key not in self.drawn:
+            self.drawn[key] = _make(self.model, self.guide, rows, settings, self.batch, on_step)[0]
+        return previews.Preview(self.drawn[key], None, settings.num_inference_steps, rows)
 
     def known(self, seed=None, **changes):
         """The same, where these settings were drawn before; else None."""
-        return self(seed=seed, **changes) if (seed, dataclasses.replace(self.settings, **changes)) in self.drawn else None
+        if seed is not None and seed not in self.tables:  # whether it is known would take a while to find out
+            return None
+        key = int(self._rows(seed)["seed"].iloc[0]), dataclasses.replace(self.settings, **changes)
+        return self(seed=seed, **changes) if key in self.drawn else None
 
     @property
     def can_rest(self):

@@ -7,7 +7,6 @@ that did not guide.
 import dataclasses
 import functools
 import json
-import sys
 import time
 from dataclasses import dataclass
 
@@ -17,26 +16,23 @@ import torch
 
 from histokit.core import files, machine, parallel, progress
 from histokit.diffusion import backbone, sampling
-from histokit.generate import class_guided, guidance, guides, previews, synthetic
+from histokit.generate import guidance, guides, previews, synthetic
 from histokit.tiles import data
 from histokit.vision import classifiers, encoders
 
 VERSION = 2
 STOPPED = "stopped by hand"
 SCORES = ("guide", "guide_plain", "draws", "updates", "stop")  # what is known about a tile: see `score`
-METHODS = ("pixel", "latent")
 
 
-def way(method):
-    """The module that steers in this way, this one or `class_guided`: both answer to the same names."""
-    if method not in METHODS:
-        raise ValueError(f"method is {method!r}; use pixel (a classifier of pictures, of 06) or latent (one of noisy latents, of 21)")
-    return class_guided if method == "latent" else sys.modules[__name__]
+def settings_of(asked):
+    """guides.Settings from the parameters of 04, a dict; those of other ways, and the file of LPIPS weights, are left out."""
+    return guides.Settings.of({name: value for name, value in asked.items() if name not in ("class_scale", "lpips")})
 
 
-def settings_of(class_scale=0.0, lpips="", **asked):
-    """guides.Settings from the parameters of 04; those of other ways, and the file of LPIPS weights, are left out."""
-    return guides.Settings.of(asked)
+def warnings(guide, settings):
+    """What should be known before a tile is made, in sentences; nothing here."""
+    return []
 
 
 def load_guide(run, step, classes, arm="", model=None):

@@ -47,6 +47,8 @@ class Settings:
         for name, least in (("class_scale", 0), ("cap", 0), ("eta", 0), ("num_inference_steps", 1), ("guidance_scale", 1)):
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected {least} or more")
+        if self.eta > 1:
+            raise ValueError(f"eta is {self.eta}; expected 0 (no noise is added) to 1 (as much as the step takes away)")
 
     @classmethod
     def of(cls, given):

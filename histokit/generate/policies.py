@@ -64,7 +64,8 @@ def job_table(
         terms: {class name: words for it} of the classes to make; a learned token takes the place of the words.
         num_images: images per class; with `fill_to`, as many as bring a class to that many real and synthetic tiles.
         policy: see `POLICIES`.
-        prompt: with {label}, and {group} for the group of the source or, in majority_to_minority, the one asked for.
+        prompt: with {label}, and {group} for the group of the source or, in majority_to_minority, the one asked for; with policy none it
+            may be empty, for a base that was trained without text.
         head: classes that lend their tiles in cross_class and nearest, and their stains; () means all others.
         majority, minority: groups; majority () means all that are not minority.
         group_terms: {group: words for it}, the group itself where there are none.
@@ -97,7 +98,7 @@ def job_table(
             group = groups[stain] if stain else source["group"] if source is not None else ""
             if transfer and group not in minority:
                 group = wanted[i % len(wanted)]
-            text = prompting.caption(prompt, word, prompting.group_words(group_terms, group))
+            text = prompting.caption(prompt, word, prompting.group_words(group_terms, group)) if prompt or policy != "none" else ""
             lora_sha, token_sha = adapters.shas(model, text)
             known = {"tile_id": "tile_id", "source_class": "label", "source_group": "group"}  # of the source, "" where there is none
             row = {ours: source[theirs] if source is not None else "" for ours, theirs in known.items()} | settings

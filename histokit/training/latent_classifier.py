@@ -117,7 +117,10 @@ def fit(
     model.need("vae", "scheduler")
     missing = [name for name in classes if name not in set(learn["label"])]
     if missing:
-        raise ValueError(f"no labelled training tile of {', '.join(missing)}: a classifier that never saw a class cannot steer towards it")
+        raise ValueError(
+            f"no labelled training tile of {', '.join(missing)}: a classifier that never saw a class cannot steer towards it; take it out "
+            "of the description's `classes`, or look into 00_dataset why it has none"
+        )
     if network not in latent_classifiers.PRESETS:
         raise ValueError(f"network {network!r} is unknown; use {', '.join(latent_classifiers.PRESETS)}")
     with torch.random.fork_rng(devices=[]):
@@ -134,7 +137,8 @@ def fit(
         net.train()
         return 1 - found["accuracy"].mean() + 1e-3 * found["error"].mean(), {"val_accuracy": found["accuracy"].mean()}
 
-    seen = {"tiles": files.digest([[row.tile_id, row.sha256] for row in learn.itertuples()]), "space": model.latent_space}
+    known_by = lambda rows: files.digest([[row.tile_id, row.sha256, row.label] for row in rows.itertuples()])  # noqa: E731
+    seen = {"tiles": known_by(learn), "held": known_by(held), "space": model.latent_space}
     how = {"size": network, "noise": noise, "sampler": sampler, "adjust": adjust, "batch_size": batch_size, "lr": lr}
     options = {"ema": 0.999, "schedule": "one_cycle", "validate_every": max(1, steps // 10), **options}
     history = loop.fit(
@@ -145,7 +149,6 @@ def fit(
     net.requires_grad_(False).eval()
     curve = accuracy_by_noise(net, z, known, model.scheduler, seed, draws=4) if len(held) else pd.DataFrame()
     net.facts |= {"space": model.latent_space, **how, "curve": curve.to_dict("records")}
-    net.facts["key"] = files.digest(seen, how, steps, seed, VERSION)
     return net, history, curve
 
 
@@ -160,8 +163,13 @@ def counts(learn, held, classes):
 
 def curves(run, step):
     """{step: `accuracy_by_noise`} of an earlier step of this kind, which becomes a parent of the run; {} without a step or a curve."""
-    facts = files.read_json(run.parent(step) / "model.json") if step else {}
-    return {f"{step} (noise: {facts['noise']})": pd.DataFrame(facts["curve"])} if facts.get("curve") else {}
+    if not step:
+        return {}
+    path = run.parent(step) / "model.json"
+    facts = files.read_json(path) if path.is_file() else {}
+    if "curve" not in facts:
+        raise ValueError(f"beside: {step!r} is no step of 21_latent_classifier, so it has no curve to draw; name one, or leave it empty")
+    return {f"{step} (noise: {facts['noise']})": pd.DataFrame(facts["curve"])} if facts["curve"] else {}
 
 
 def remarks(curve, classes, above=0.1):
@@ -176,11 +184,10 @@ def remarks(curve, classes, above=0.1):
     ]
     if len(blind) == len(curve):
         said.append("IT CANNOT TELL THE CLASSES AT ANY LEVEL OF NOISE, so it steers nowhere: more labelled tiles, or more steps.")
-    elif len(blind):
-        share = blind["low"].min() / curve["high"].max()
-        said.append(
-            f"From timestep {blind['low'].min():,} on it is near chance: `interval: [0.0, {share:.1f}]` in 04 spares its time there."
-        )
+    else:
+        told, end = curve.loc[~curve.index.isin(blind.index), "high"].max(), curve["high"].max()
+        if told < end:  # only what lies above the last level at which it tells them can be left out
+            said.append(f"From timestep {told:,} on it is near chance: `interval: [0.0, {told / end:.1f}]` in 04 spares its time there.")
     return said
 
 
@@ -192,5 +199,5 @@ def _held(model, tiles):
     """Mean latents [N, C, h, w] of tiles as they lie, scaled."""
     if not len(tiles):
         return torch.zeros(0, *[model.latent_space["shape"][i] for i in (0, 1, 1)])
-    mean, _ = latents.Latents(model, tiles, symmetries=1).batch(range(len(tiles)), np.zeros(len(tiles), int))
-    return mean * model.scaling
+    cache, parts = latents.Latents(model, tiles, symmetries=1), np.array_split(range(len(tiles)), -(-len(tiles) // 16))
+    return torch.cat([cache.batch(part, np.zeros(len(part), int))[0] for part in parts]) * model.scaling

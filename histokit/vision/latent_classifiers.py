@@ -40,7 +40,10 @@ class LatentClassifier(nn.Module):
     def __init__(self, classes, channels, latent_px, *, widths, blocks=2, attention_px=(8, 4), head_width=64, groups=32):
         super().__init__()
         if latent_px % 2 ** (len(widths) - 1):
-            raise ValueError(f"{len(widths)} widths halve latents of {latent_px} px {len(widths) - 1} times, which does not come out even")
+            raise ValueError(
+                f"{len(widths)} widths halve latents of {latent_px} px {len(widths) - 1} times, which does not come out even; take a "
+                f"network of fewer levels ({', '.join(PRESETS)}), or tiles whose side is a power of two"
+            )
         network = {"widths": list(widths), "blocks": blocks, "attention_px": list(attention_px), "head_width": head_width, "groups": groups}
         self.facts = {"classes": list(classes), "channels": channels, "latent_px": latent_px, "network": network}
         from diffusers.models.embeddings import TimestepEmbedding, Timesteps
@@ -81,8 +84,10 @@ class LatentClassifier(nn.Module):
 
     def save(self, folder, **facts):
         """Write model.safetensors, then model.json with `facts` added: a folder that has a model.json is whole."""
-        files.write_tensors(Path(folder) / "model.safetensors", {key: value.contiguous() for key, value in self.state_dict().items()})
-        files.write_json(Path(folder) / "model.json", {"version": VERSION, **self.facts, **facts})
+        path = Path(folder) / "model.safetensors"
+        files.write_tensors(path, {key: value.contiguous() for key, value in self.state_dict().items()})
+        self.facts |= facts | {"weights": files.sha256(path)[:16]}
+        files.write_json(Path(folder) / "model.json", {"version": VERSION, **self.facts})
 
 
 class AttentionPool(nn.Module):
@@ -153,6 +158,8 @@ def load(folder, device="cpu"):
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no model.json: no latent classifier was finished there")
     facts = files.read_json(path)
+    if "latent_px" not in facts:
+        raise ValueError(f"{folder} holds no latent classifier (a {facts.get('mode', 'model')}); name a step of 21_latent_classifier")
     classifier = LatentClassifier(facts["classes"], facts["channels"], facts["latent_px"], **facts["network"])
     classifier.load_state_dict(files.read_tensors(Path(folder) / "model.safetensors", device))
     classifier.facts = facts
@@ -160,5 +167,5 @@ def load(folder, device="cpu"):
 
 
 def identity(classifier):
-    """16 hex that tell one trained latent classifier from another."""
-    return files.digest(classifier.facts.get("key", ""), classifier.facts["classes"], classifier.facts["network"])[:16]
+    """16 hex that tell one saved latent classifier from another."""
+    return files.digest(*(classifier.facts[name] for name in ("weights", "classes", "network", "space")))[:16]
