@@ -80,7 +80,7 @@ def render(model, guide, jobs, run, tiles, settings, *, batch=None, distance=Non
     for name in jobs["class"].unique():
         guide.label(name)
     batch, jobs = batch or sampling.batch_size(model), jobs.reset_index(drop=True)
-    keys = [_key(model, guide, row, settings, batch) for row in jobs.to_dict("records")]
+    keys = [_key(model, guide, row, settings) for row in jobs.to_dict("records")]
     paths = [run.path("tiles", f"{job}.png") for job in jobs["job"]]
     missing = {i for i, (path, key) in enumerate(zip(paths, keys, strict=True)) if not synthetic.there(path, key, run)}
     failed, count, clock, show = {}, 0, time.perf_counter(), progress.Progress(len(missing))
@@ -124,11 +124,11 @@ def _make(model, guide, jobs, settings, batch, on_step=None):
 
     def steer(predict, places):
         def watch(i, ratio, p, finite):
-            for k, walk in enumerate(walks):
+            for walk, r, sure, fine in zip(walks, ratio.tolist(), p.tolist(), finite.tolist(), strict=True):
                 walk.timestep.append(int(timesteps[i]))
-                walk.ratio.append(float(f"{float(ratio[k]):.4g}"))
-                walk.p.append(float(f"{float(p[k]):.4g}"))
-                walk.broken = walk.broken or (0 if finite[k] else i + 1)
+                walk.ratio.append(float(f"{r:.4g}"))
+                walk.p.append(float(f"{sure:.4g}"))
+                walk.broken = walk.broken or (0 if fine else i + 1)
 
         return latent_guidance.steered(predict, guide, targets[torch.tensor(places)], model.scheduler, settings, watch)
 
@@ -151,7 +151,7 @@ def _make(model, guide, jobs, settings, batch, on_step=None):
     return images[place], [walks[k] for k in place]
 
 
-def _key(model, guide, row, settings, batch):
+def _key(model, guide, row, settings):
     """What the pixels of one job follow from."""
     versions = [VERSION, *(module.VERSION for module in (latent_guidance, sampling, backbone, latent_classifiers))]
     asked = [row["lora_sha"], row["token_sha"], row["prompt"], row["seed"], row["class"]]
