@@ -165,7 +165,7 @@ def test_a_corpus_weighs_its_sources_and_lists_what_it_saw():
     held = corpus.gather({"toy": {"classes": ["stroma", "fat"], "tiles": 3, "weight": 0.75}, "looks": {"tiles": 2, "weight": 0.25}})
     assert len(held.images) == 8 and sum(held.weights) == pytest.approx(1)
     assert sum(held.weights[:6]) == pytest.approx(0.75)
-    table = held.table()
+    table = held.table
     assert table.label.tolist() == ["stroma"] * 3 + ["fat"] * 3 + ["", ""]
     assert table.pixels_sha256.is_unique
     assert table.pixels_sha256[0] == corpus.pixels_hash(held.images[0])

@@ -176,19 +176,19 @@ def test_drawn_sources_hold_out_other_pictures():
     sources = {"toy": {"classes": ["stroma"], "tiles": 40}, "looks": {"tiles": 10}}
     seen, held = corpus.gather(sources), corpus.gather(sources, split="val")
     assert len(held.images) == corpus.HELD_DRAWN + 10, "few of each class; of looks four times as many, where there are so many"
-    assert not set(seen.table().pixels_sha256) & set(held.table().pixels_sha256)
+    assert not set(seen.table.pixels_sha256) & set(held.table.pixels_sha256)
 
 
 def test_fidelity_stands_between_its_floor_and_the_untrained(monkeypatch, tmp_path):
     """A model that returns held-out pictures is at the floor; the untrained one far away, a blurring autoencoder in between."""
     monkeypatch.setattr(corpus, "HELD_DRAWN", 40)
     held = corpus.gather({"toy": {"classes": ["stroma"], "tiles": 40}}, split="val")
-    held.cases = [str(i) for i in range(len(held.cases))]
+    held.table["case"] = [str(i) for i in range(len(held.table))]
     others = corpus.gather({"toy": {"classes": ["stroma"], "tiles": 40}}, seed=5)
     good, _ = held_out.whole_tiles(others, 128, 40)
     good = sample_quality._pixels(good)
     drawn = iter([good, 255 - good])
-    monkeypatch.setattr(sample_quality, "sample", lambda model, prompts, seed: next(drawn))
+    monkeypatch.setattr(sample_quality, "sample", lambda model, prompts, seed, guidance: next(drawn))
     blur = lambda vae, images: torch.nn.functional.avg_pool2d(images, 3, 1, 1, count_include_pad=False)  # noqa: E731
     monkeypatch.setattr(ldm, "reconstruct", blur)
     model = type("Model", (), {"tile_px": 128, "unet": ldm.unet((16, 16), latent_px=32), "vae": None})()
@@ -209,7 +209,7 @@ def test_a_dataset_lends_so_many_tiles_a_class_and_no_more_than_memory_holds(roo
     files.write_text(root / "d.yaml", "root: tiles\nclasses: {a: {}, b: {}}\ntile_px: 32\ncase_pattern: '(?P<case_id>P[0-9]+)_'\n")
     few, more = (corpus.gather({"d.yaml": {"tiles": n}}) for n in (2, 4))
     assert [part.labels.count("d.yaml: a") for part in (few, more)] == [2, 4]
-    assert {row[2] for row in few.seen} < {row[2] for row in more.seen}
+    assert set(few.table["tile"]) < set(more.table["tile"])
     monkeypatch.setattr(corpus.psutil, "virtual_memory", lambda: SimpleNamespace(available=4 * (40 * 40 * 3 + corpus.PER_TILE)))
     with pytest.raises(ValueError, match=r"source 'd.yaml': \d+ tiles need .* set tiles, at most so many a class, to 1 or fewer"):
         corpus.gather({"d.yaml": {}})

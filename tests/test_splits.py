@@ -138,3 +138,42 @@ def test_counts_list_every_class_and_split_and_withheld_tiles_apart():
 def test_spread_takes_as_many_cases_as_there_are():
     tiles = manifest({"a": 5}, tiles=10)
     assert splits.spread(tiles, 5)["case_id"].nunique() == 5 and len(splits.spread(tiles, 99)) == 50
+
+
+def labelled_cases(tiles):
+    return {name: set(rows["case_id"]) for name, rows in tiles[tiles["use"].eq("labelled") & tiles["split"].eq("train")].groupby("label")}
+
+
+def test_labels_are_kept_by_case_in_the_share_of_every_class_and_by_one_at_least():
+    tiles = splits.assign(manifest({"a": 67, "b": 34, "c": 3}), FRACTIONS, seed=0)  # 40, 20 and 1 for training
+    kept = splits.keep_labels(tiles, 0.2, seed=0)
+    assert {name: len(cases) for name, cases in labelled_cases(kept).items()} == {"a": 8, "b": 4, "c": 1}
+    changed = kept["use"].ne(tiles["use"])
+    assert kept.loc[changed, "label"].eq("tissue").all() and kept.loc[changed, "split"].eq("train").all()
+    pd.testing.assert_frame_equal(kept[~changed], tiles[~changed])
+    assert kept.groupby("case_id")["use"].nunique().eq(1).all()
+
+
+def test_a_case_of_several_classes_counts_for_each():
+    tiles = manifest({"a": 20}, split="train")
+    tiles = pd.concat([tiles, tiles[tiles["case_id"].lt("a010")].assign(label="b", tile_id=lambda t: "b" + t["tile_id"])])
+    kept = labelled_cases(splits.keep_labels(tiles.reset_index(drop=True), 0.2, seed=1))
+    assert len(kept["b"]) == 2 and len(kept["a"]) == 4 and kept["b"] < kept["a"]
+
+
+def test_which_labels_are_kept_follows_from_seed_and_draw_and_not_from_the_order_of_rows():
+    tiles = manifest({"a": 30, "b": 20}, split="train")
+    mixed = tiles.sample(frac=1, random_state=0)
+    one, other, drawn = (labelled_cases(splits.keep_labels(*given)) for given in ((tiles, 0.1, 0), (mixed, 0.1, 0), (tiles, 0.1, 0, 1)))
+    assert one == other != drawn
+    pd.testing.assert_frame_equal(splits.keep_labels(tiles, 1, seed=0), tiles)
+    for share in (0, -0.1, 1.5):
+        with pytest.raises(ValueError, match="labelled must be a share"):
+            splits.keep_labels(tiles, share, seed=0)
+
+
+def test_withheld_tiles_stay_withheld_when_labels_are_taken():
+    tiles = splits.budget(manifest({"a": 20}, split="train"), {"a": {"tiles": 30, "cases": 10}}, seed=0)
+    kept = splits.keep_labels(tiles, 0.5, seed=0)
+    assert kept["use"].eq("withheld").sum() == tiles["use"].eq("withheld").sum() == 30
+    assert len(labelled_cases(kept)["a"]) == 5

@@ -48,6 +48,7 @@ def _looked_at(given):
     tiles = splits.assign(data.scan(told), told.split, given.get("seed", 0), strict=False)
     splits.check(tiles)
     tiles = splits.budget(tiles, told.budget, given.get("seed", 0), given.get("draw", 0))
+    tiles = splits.keep_labels(tiles, given.get("labelled", 1.0), given.get("seed", 0), given.get("draw", 0))
     own = tiles[tiles["use"].eq("labelled")]
     roles = splits.roles(tiles, told.classes, told.roles, told.tail_below)
     if told.classes and "tail" not in roles.values():

@@ -15,9 +15,9 @@ COMMON = ("00_dataset", "06_classifier", "10_morphology_prompts", "20_pretrain")
 def study(recipe, draws=1, generators=1):
     """The recipes to run, in order, so that 07 can set `draws` draws of the rare tiles and `generators` generator seeds against chance.
 
-    Each replicate is an experiment of its own. <experiment>-d1 keeps other tiles of the budgeted classes and does everything again;
-    <experiment>-g1 gives another seed to the steps that synthetic tiles come from, trains the arms that use them, and reads the rest
-    from the experiment without -g1. Last comes what compares: the steps that declare `draws` and `generators`.
+    Each replicate is an experiment of its own. <experiment>-d1 keeps other tiles of the budgeted classes, or other labels, and does
+    everything again; <experiment>-g1 gives another seed to the steps that synthetic tiles come from, trains the arms that use them, and
+    reads the rest from the experiment without -g1. Last comes what compares: the steps that declare `draws` and `generators`.
 
     Raises:
         RecipeError: nothing to draw or nothing generated.
@@ -72,10 +72,10 @@ def _check_draws(recipe):
 
     for id in _datasets(recipe):
         said = recipes.parameters(recipe, recipe.steps[id])
-        if not description.of_step(said).budget:
+        if not description.of_step(said).budget and said.get("labelled", 1.0) == 1:
             raise recipes.RecipeError(
-                f"{recipe.path}: --draws needs a `budget` ({id} or the description): without one every rare tile is in use, "
-                "and there is nothing to draw anew"
+                f"{recipe.path}: --draws needs a `budget` ({id} or the description) or `labelled` below 1: otherwise every tile is in use "
+                "with its label, and there is nothing to draw anew"
             )
 
 

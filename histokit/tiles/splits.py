@@ -10,7 +10,7 @@ import pandas as pd
 from histokit.core import files
 from histokit.tiles.description import SPLITS, TISSUE
 
-VERSION = 3
+VERSION = 4
 
 
 def assign(manifest, fractions, seed, copies=None, strict=True, seen=None):
@@ -211,6 +211,47 @@ def _pick_tiles(case, n, rng, even):
     case = case.iloc[rng.permutation(len(case))]
     turn = case.groupby(case).cumcount() if even else pd.Series(0, index=case.index)
     return turn.sort_values(kind="stable").index[:n]
+
+
+def keep_labels(manifest, share, seed, draw=0):
+    """The manifest with labels left to a share of the training cases; the tiles of the others become `use = unlabelled`.
+
+    By case, as a hospital labels: a case is labelled whole or not at all. Every class keeps as many of its cases as the share says, one at
+    least, rarest class first; a case that shows several classes counts for each. Val and test keep their labels, withheld tiles stay so.
+
+    Args:
+        share: of the training cases of every class, in (0, 1]; 1 leaves the manifest as it is.
+        draw: another number keeps the labels of other cases.
+
+    Raises ValueError for another share.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"labelled must be a share of the training cases, above 0 and at most 1, got {share}")
+    manifest = manifest.copy()
+    train = manifest[manifest["split"].eq("train") & manifest["use"].eq("labelled")]
+    if share == 1 or not len(train):
+        return manifest
+    unit = units(train)
+    shows = {name: sorted(set(unit[rows])) for name, rows in train.groupby("label").groups.items()}
+    rng, chosen = np.random.default_rng(files.seed(seed, "labels", *([draw] if draw else []))), set()
+    for name in sorted(shows, key=lambda name: (len(shows[name]), name)):
+        others = [case for case in rng.permutation(shows[name]) if case not in chosen]
+        wanted = max(1, round(share * len(shows[name]))) - (len(shows[name]) - len(others))
+        chosen |= set(others[: max(0, wanted)])
+    loose = train.index[~unit.isin(chosen)]
+    manifest.loc[loose, "use"], manifest.loc[loose, "label"] = "unlabelled", TISSUE
+    return manifest
+
+
+def labels_said(manifest):
+    """A sentence on training tiles without a label, where there are any beside labelled ones."""
+    train = manifest[manifest["split"].eq("train") & manifest["source"].eq("real")]
+    loose, kept = (train[train["use"].eq(use)] for use in ("unlabelled", "labelled"))
+    if len(loose) and len(kept):
+        yield (
+            f"Labels of {len(kept):,} training tiles of {kept['case_id'].nunique():,} cases; {len(loose):,} tiles of "
+            f"{loose['case_id'].nunique():,} cases have none."
+        )
 
 
 def spread(tiles, n, seed=0):

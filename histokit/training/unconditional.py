@@ -4,9 +4,15 @@ HistoDiffusion (arXiv:2308.04020): the expensive part is trained once, on tiles 
 classifier in the same latents (`training.latent_classifier`). Rombach et al. (2022), arXiv:2112.10752, for the two networks.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-VERSION = 1
+import torch
+
+from histokit.core import files
+from histokit.diffusion import backbone, losses
+from histokit.training import loop
+
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -80,3 +86,49 @@ def schedule(preset):
     return DDIMScheduler(
         beta_start=first, beta_end=last, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=True, steps_offset=1,
     )  # fmt: skip
+
+
+def fresh(network, model, seed):
+    """UNet and noise schedule of a preset, with random weights, for the latents of `model`'s autoencoder.
+
+    Args:
+        network: name of one of `PRESETS`.
+        model: backbone.Model with a vae; `tile_px` is set.
+
+    Raises ValueError for an unknown name, or latents that the UNet cannot halve so often.
+    """
+    if network not in PRESETS:
+        raise ValueError(f"network {network!r} is unknown; use {', '.join(PRESETS)}")
+    preset, px = PRESETS[network], model.tile_px // model.factor
+    halvings = 2 ** (len(preset.widths) - 1)
+    if px % halvings:
+        raise ValueError(f"network {network} halves latents {len(preset.widths) - 1} times, and {px} px do not take that; use mini")
+    fitting = replace(preset, channels=model.vae.config.latent_channels, tile_px=px * 2 ** (len(preset.codec) - 1))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(files.seed(seed, "unconditional"))
+        return unet(fitting), schedule(preset)
+
+
+def player(model, lr, kind="l2"):
+    """The UNet alone, on the denoising error of latents without a word; one that takes text hears the empty prompt.
+
+    HistoDiffusion trains on the absolute error (`kind` l1), Ho et al. (2020), arXiv:2006.11239, on the squared one. Timesteps are drawn
+    alike where the noise is predicted and, of a velocity, where the layout is decided, see `losses.timestep_draw`.
+    """
+    if kind not in ("l1", "l2"):
+        raise ValueError(f"loss {kind!r} is unknown; use l1 or l2")
+    draw = losses.timestep_draw(model.scheduler, "structure" if model.scheduler.config.prediction_type == "v_prediction" else "uniform")
+
+    def loss(batch, step, generator):
+        z = batch["latents"].to(model.device)
+        timesteps = draw(len(z), generator).to(model.device)
+        noise = torch.randn(z.shape, generator=generator).to(model.device)
+        how = {"min_snr_gamma": 0, "kind": kind}
+        return losses.diffusion_loss(model.unet, model.scheduler, z, silence(model, len(z)), timesteps, noise, **how)
+
+    return loop.Player("prior", [{"params": model.unet.parameters(), "lr": lr}], loss)
+
+
+def silence(model, count):
+    """What a UNet hears when nothing is said: embeddings [count, L, D] of the empty prompt, None for one without text."""
+    return backbone.embed(model, [""]).expand(count, -1, -1).detach() if model.hears else None

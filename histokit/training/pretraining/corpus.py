@@ -1,12 +1,13 @@
 """What a base model is pre-trained on: pictures, words and the list of what was seen.
 
-Sources are datasets (their training tiles only), freshly drawn `toy` classes, and random other looks. The list of
-picture hashes travels with the weights, so that anyone can check which tiles a model has never seen.
+Sources are datasets (their training tiles only), tiles that nobody labelled, freshly drawn `toy` classes, and random other looks. The list
+of picture hashes travels with the weights, so that anyone can check which tiles a model has never seen.
 """
 
 import json
+import re
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,32 +17,62 @@ import torch
 
 from histokit import toy
 from histokit.core import files
+from histokit.runs import places
 from histokit.tiles import data, decode, splits
 from histokit.tiles.contamination import pixels_hash
 from histokit.toy import dataset, words
+from histokit.training.pretraining import pictures
 
-VERSION = 3
+VERSION = 4
 DRAWN_PX = 128  # side of a drawn picture: the scale of its class is part of what is learned
 CACHE_GB = 4  # of drawn pictures
 HELD_DRAWN = 16  # drawn pictures of a class that are held out, four times as many looks
+HELD_LOOSE = 400  # pictures of a folder or of shards that are held out at most, one in fifty
 PER_TILE = 2**18  # bytes of latents of a real tile in 20_pretrain, eight views of it, beside its pixels
 TEMPLATES = ("{}", "an H&E tile of {}", "a histology image of {}", "H&E stained {}", "a microscopy tile showing {}")
+COLUMNS = ["source", "label", "tile", "pixels_sha256", "case", "weight"]
+SETTINGS = {  # of a source, by the key that says what it is; a name that is a description, toy or looks needs none
+    "step": {"step", "weight"},
+    "folder": {"folder", "weight", "case_pattern", "unreadable"},
+    "shards": {"shards", "weight", "case_pattern", "unreadable"},
+    "": {"classes", "tiles", "weight"},
+}
 
 
 @dataclass
 class Corpus:
-    """Pictures uint8 [H, W, 3] of any size, the captions each may carry, its label, its weight in training, its origin."""
+    """Pictures uint8 [H, W, 3] of any size, the captions each may carry, and a row for each.
 
-    images: list = field(default_factory=list)
-    captions: list = field(default_factory=list)  # one tuple of texts a picture
-    labels: list = field(default_factory=list)  # "source: class", for the supervised encoder; "" where there is none
-    weights: list = field(default_factory=list)  # share of the draws; they sum to 1
-    cases: list = field(default_factory=list)  # case id; a drawn picture is its own
-    seen: list = field(default_factory=list)  # (source, label, tile, sha256 of the RGB bytes)
+    Attributes:
+        images: sequence of pictures, read when they are asked for where they are many.
+        captions: one tuple of texts a picture.
+        table: DataFrame source, label ("" where there is none), tile, pixels_sha256, case (a drawn picture is its own) and weight, the
+            share of the draws; they sum to 1.
+        left_out: sentences on tiles that are kept back from training and were found among the sources.
+    """
 
-    def table(self):
+    images: object = ()
+    captions: list = field(default_factory=list)
+    table: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=COLUMNS))
+    left_out: list = field(default_factory=list)
+
+    @property
+    def weights(self):
+        return self.table["weight"].to_numpy(float)
+
+    @property
+    def labels(self):
+        """ "source: class" of each, for the supervised encoder; "" where there is none."""
+        said = self.table["source"] + ": " + self.table["label"]
+        return said.where(self.table["label"].ne(""), "").tolist()
+
+    @property
+    def cases(self):
+        return self.table["case"].tolist()
+
+    def listed(self):
         """What was trained on, one row a picture: source, label, tile, pixels_sha256."""
-        return pd.DataFrame(self.seen, columns=["source", "label", "tile", "pixels_sha256"])
+        return self.table[COLUMNS[:4]]
 
     def texts(self):
         return [text for captions in self.captions for text in captions]
@@ -49,44 +80,156 @@ class Corpus:
     def part(self, keep):
         """The pictures of which `keep` [N] is true, as a corpus of its own: weights sum to 1 again."""
         rows = np.flatnonzero(keep)
-        some = replace(self, **{one.name: [getattr(self, one.name)[i] for i in rows] for one in fields(self)})
-        some.weights = list(np.array(some.weights) / np.sum(some.weights))
-        return some
+        table = self.table.iloc[rows].reset_index(drop=True)
+        table["weight"] /= table["weight"].sum()
+        return replace(self, images=pictures.Some(self.images, rows), captions=[self.captions[i] for i in rows], table=table)
 
 
-def gather(sources, roots=None, seed=0, split="train"):
+def gather(sources, roots=None, seed=0, split="train", run=None):
     """The corpus of `sources`, a dict of name -> settings.
 
     Args:
-        sources: a dataset description (path of a YAML file) with `classes` (default all), `tiles` (at most so many a class) and
-            `weight`; `toy` with `classes`, `tiles` (a class) and `weight`; `looks` with `tiles` and `weight`. All of it is held in
-            memory.
+        sources: what to learn from, by a name and its settings. Each may have a `weight`.
+            A dataset description (path of a YAML file), with `classes` (default all) and `tiles` (at most so many a class); `toy` with
+            `classes` and `tiles` (a class); `looks` with `tiles`: all held in memory.
+            Any name with `step`: the training tiles of that 00_dataset, labelled or not, and never a label.
+            Any name with `folder` or `shards` (see `pictures`), `unreadable: stop | leave_out`, and `case_pattern`, a regular expression
+            whose first group is the case: tiles without labels, as many as there are.
         roots: name of a description's file, without its suffix -> folder of its tiles, in place of its root.
-        split: `train`, or `val` for held-out tiles of the datasets and newly drawn pictures of the other sources.
+        split: `train`, or `val` for held-out tiles of the datasets, one in fifty of the tiles without labels, and newly drawn pictures.
+        run: current Run, whose 00_dataset says which tiles and cases are kept back from training: they are left out wherever they are
+            found. Needed for `step`.
 
     Raises:
-        ValueError: an unknown setting, a toy class whose role is tail, or more tiles than memory holds.
+        ValueError: an unknown setting, a toy class whose role is tail, more tiles than memory holds, or what `pictures` refuses.
     """
-    corpus, held = Corpus(), split != "train"
-    drawn = [name for name in sources if name in ("toy", "looks")]
+    held, parts, out = split != "train", [], Corpus()
+    kept_back = _kept_back(run)
     for name, settings in sources.items():
-        unknown = set(settings) - {"classes", "tiles", "weight"}
-        if unknown:
-            raise ValueError(f"source {name!r}: unknown setting {sorted(unknown)[0]!r}; use classes, tiles, weight")
-        found = _drawn(name, settings, seed, held) if name in drawn else _tiles(name, settings, roots or {}, split)
-        for image, captions, label, case, tile in found:
-            corpus.images.append(image)
-            corpus.captions.append(captions)
-            corpus.labels.append(label and f"{name}: {label}")
-            corpus.weights.append(settings.get("weight", 1.0) / len(found))
-            corpus.cases.append(case)
-            corpus.seen.append((name, label, tile, pixels_hash(image)))
-    corpus.weights = list(np.array(corpus.weights) / np.sum(corpus.weights))
-    return corpus
+        kind = next((key for key in SETTINGS if key and key in settings), "")
+        if unknown := set(settings) - SETTINGS[kind]:
+            raise ValueError(f"source {name!r}: unknown setting {sorted(unknown)[0]!r}; use {', '.join(sorted(SETTINGS[kind]))}")
+        if kind == "step":
+            part = _of_step(name, settings["step"], run, split)
+        elif kind:
+            part = _loose(name, kind, settings, held, kept_back)
+        elif name in ("toy", "looks"):
+            part = _drawn(name, settings, seed, held)
+        else:
+            part = _tiles(name, settings, roots or {}, split)
+        part.table["weight"] = settings.get("weight", 1.0) / max(1, len(part.table))
+        parts.append(part)
+    out.images = pictures.Joined(part.images for part in parts)
+    out.captions = [captions for part in parts for captions in part.captions]
+    out.table = pd.concat([part.table for part in parts], ignore_index=True)[COLUMNS]
+    out.table["weight"] /= out.table["weight"].sum()
+    out.left_out = [line for part in parts for line in part.left_out]
+    return out
+
+
+def _in_memory(name, found):
+    """The Corpus of (image, captions, label, case, tile) rows."""
+    images, captions, labels, cases, tiles = (list(column) for column in zip(*found, strict=True)) if found else ([],) * 5
+    hashes = [pixels_hash(image) for image in images]
+    table = pd.DataFrame({"source": name, "label": labels, "tile": tiles, "pixels_sha256": hashes, "case": cases})
+    return Corpus(images, captions, table.astype("str"))
+
+
+# ---------------------------------------------------------------------------------------------- tiles that nobody labelled
+
+
+def _kept_back(run):
+    """(sha256 of files, cases) of the tiles that this experiment's 00_dataset keeps from training; empty without one."""
+    if run is None or places.find(run.experiment, "00_dataset", "") is None:
+        return pd.DataFrame(columns=["path", "case_id", "split", "use"])
+    tiles = data.load(run)
+    return tiles[(tiles["split"].isin(["val", "test"]) | tiles["use"].eq("withheld")) & tiles["source"].eq("real")]
+
+
+def _of_step(name, step, run, split):
+    """Training tiles of a 00_dataset, labelled or not, without their labels; of `val` its validation tiles."""
+    if run is None:
+        raise ValueError(f"source {name!r} reads the step {step}, and there is no run to read it in")
+    tiles = data.load(run, step=step, dataset_step=step)
+    rows = tiles[tiles["split"].eq(split) & tiles["use"].ne("withheld") & tiles["source"].eq("real")].reset_index(drop=True)
+    found = _Rows(rows)
+    hashes = [pixels_hash(found[i]) for i in range(len(found))]
+    table = pd.DataFrame({"source": name, "label": "", "tile": rows["file_name"], "pixels_sha256": hashes, "case": rows["case_id"]})
+    return Corpus(found, [("",)] * len(rows), table.astype("str"))
+
+
+class _Rows:
+    """Pictures of manifest rows as they are on disk, or in the way their dataset says where it resamples them."""
+
+    def __init__(self, rows):
+        self.paths, self.profiles = rows["path"].tolist(), rows["profile"].tolist()
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, i):
+        return np.asarray(decode.rgb(self.paths[i], profile=self.profiles[i])[0])
+
+
+def _loose(name, kind, settings, held, kept_back):
+    """Pictures of a folder or of shards, without those that `kept_back` holds, by picture or by case."""
+    place = files.root() / Path(settings[kind]).expanduser()
+    found = pictures.Folder(place) if kind == "folder" else pictures.Shards(place)
+    table = pictures.survey(found, settings.get("unreadable", "stop"))
+    names = found.names.iloc[table["row"]].reset_index(drop=True)
+    case = _cases(name, names, settings.get("case_pattern", ""))
+    known = table["pixels_sha256"].isin(set(_pixel_hashes(kept_back)))
+    same_case = case.isin(set(kept_back["case_id"].astype("str"))) if settings.get("case_pattern") else known & False
+    said = [
+        f"{name}: {mask.sum():,} tiles are left out, {why} (first: {names[mask].iloc[0]!r})."
+        for mask, why in ((known, "validation, test or withheld tiles of this experiment"), (same_case & ~known, "of cases kept back here"))
+        if mask.any()
+    ]
+    apart = case.isin(_held_cases(case[~known & ~same_case]))
+    rows = np.flatnonzero(~known & ~same_case & (apart if held else ~apart))
+    rest = pd.DataFrame({"source": name, "label": "", "tile": names.iloc[rows], "case": case.iloc[rows]})
+    rest["pixels_sha256"] = table["pixels_sha256"].iloc[rows]
+    if not len(rows) and not held:
+        raise ValueError(f"source {name!r}: no tile of {place} is left to learn from. " + " ".join(said))
+    return Corpus(pictures.Some(found, table["row"].iloc[rows]), [("",)] * len(rows), rest.reset_index(drop=True), [] if held else said)
+
+
+def _held_cases(case):
+    """One case in fifty, chosen by hash: one at least where there are two, and no more than `HELD_LOOSE` pictures have beyond the first."""
+    sizes = case.value_counts()
+    order = sorted(sizes.index, key=lambda one: files.digest("held out", one))[: max(1, len(sizes) // 50) if len(sizes) > 1 else 0]
+    return [one for one, total in zip(order, np.cumsum(sizes[order]), strict=True) if total <= HELD_LOOSE or one == order[0]]
+
+
+def _cases(name, names, pattern):
+    """The case of each file name: the first group of `pattern`; without one, each its own."""
+    if not pattern:
+        return names
+    if re.compile(pattern).groups < 1:
+        raise ValueError(f"source {name!r}: case_pattern {pattern!r} has no group; put the part that names the case in brackets")
+    case = names.str.extract(pattern, expand=False)
+    case = case if isinstance(case, pd.Series) else case[0]
+    if case.isna().any():
+        raise ValueError(f"source {name!r}: case_pattern {pattern!r} finds no case in {names[case.isna()].iloc[0]!r}")
+    return case
+
+
+def _pixel_hashes(rows):
+    """sha256 of the pixels of manifest rows, remembered by the contents of their files."""
+    if not len(rows):
+        return []
+    path = files.cache("surveys") / f"{files.digest(VERSION, decode.VERSION, rows['sha256'].tolist(), rows['profile'].tolist())}.json"
+    if not path.is_file():
+        found = _Rows(rows)
+        files.write_json(path, [pixels_hash(found[i]) for i in range(len(found))])
+    return files.read_json(path)
+
+
+# ---------------------------------------------------------------------------------------------- labelled and invented tiles
 
 
 def _tiles(name, settings, roots, split):
-    """(image, captions, label, case, tile) of a dataset's labelled tiles in one split, at the size they have on disk."""
+    """The Corpus of a dataset's labelled tiles in one split, at the size they have on disk."""
     described = data.describe(name, root=roots.get(Path(name).stem, ""))
     manifest = splits.assign(data.scan(described), described.split, seed=0)
     rows = manifest[manifest["split"].eq(split) & manifest["use"].eq("labelled")]
@@ -98,9 +241,8 @@ def _tiles(name, settings, roots, split):
     _check_room(name, rows, described.root)
     honour = described.colour_profile == "convert"
     images = [np.asarray(decode.rgb(described.root / file, profile=honour)[0]) for file in rows["file_name"]]
-    return [
-        (image, captions[row.label], row.label, row.case_id, row.file_name) for image, row in zip(images, rows.itertuples(), strict=True)
-    ]
+    facts = zip(images, rows.itertuples(), strict=True)
+    return _in_memory(name, [(image, captions[row.label], row.label, row.case_id, row.file_name) for image, row in facts])
 
 
 def _check_room(name, rows, root):
@@ -117,9 +259,9 @@ def _check_room(name, rows, root):
 
 
 def _drawn(name, settings, seed, held):
-    """Freshly drawn pictures: toy's head classes, each tile a case of its own, or random other looks; `held`: few, and others.
+    """The Corpus of freshly drawn pictures: toy's head classes, each tile a case of its own, or random other looks.
 
-    (image, captions, label, case, tile) of each; drawn once, and kept in outputs/.cache.
+    Drawn once, and kept in outputs/.cache. `held`: few, and others.
     """
     tiles = settings.get("tiles", 1000 if name == "looks" else 100)
     if held:
@@ -139,7 +281,7 @@ def _drawn(name, settings, seed, held):
         files.write_tensors(path, {"images": torch.from_numpy(np.stack(images))}, {"told": json.dumps(list(zip(*told, strict=True)))})
         files.prune("drawn", CACHE_GB, keep=[path])
     images, told = files.read_tensors(path)["images"].numpy(), json.loads(files.read_metadata(path)["told"])
-    return [(image, tuple(captions), *rest) for image, (captions, *rest) in zip(images, told, strict=True)]
+    return _in_memory(name, [(image, tuple(captions), *rest) for image, (captions, *rest) in zip(images, told, strict=True)])
 
 
 def _draw(job):

@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from histokit.core import files
+from histokit.diffusion import backbone, losses
 from histokit.training.pretraining import ldm
 
-VERSION = 1
+VERSION = 2
 PER_SOURCE = 48  # pictures of each source that one validation looks at
 
 
@@ -38,8 +40,8 @@ class BySource:
     """
 
     def __init__(self, corpus, tile_px, per_source=PER_SOURCE):
-        names = np.array([Path(name).stem for name, *_ in corpus.seen])
-        self.share = {name: float(np.sum(np.array(corpus.weights)[names == name])) for name in dict.fromkeys(names.tolist())}
+        names = np.array([Path(name).stem for name in corpus.table["source"]])
+        self.share = {name: float(np.sum(corpus.weights[names == name])) for name in dict.fromkeys(names.tolist())}
         own = [np.flatnonzero(names == name) for name in self.share]
         self.rows = np.concatenate([part[spread(len(part), per_source)] for part in own])
         self.names, self.images = names[self.rows], whole(corpus, tile_px, self.rows)
@@ -48,6 +50,29 @@ class BySource:
         """Mean of values [N], sources weighted as they are drawn, and {"val_<source>": mean of its own}: what `loop.fit` takes."""
         of = {name: float(values[torch.from_numpy(self.names == name)].mean()) for name in self.share}
         return sum(self.share[name] * of[name] for name in of), {f"val_{name}": value for name, value in of.items()}
+
+
+def denoising_error(model, held, context, seed):
+    """`validate()` for `loop.fit`: squared denoising error of held-out pictures, noise and timesteps fixed, source by source.
+
+    Args:
+        held: corpus.Corpus.
+        context: `context(rows)` -> embeddings [B, L, D] of pictures `rows` [B] of the corpus, or None for a UNet without text.
+    """
+    few = BySource(held, model.tile_px)
+    z = torch.cat([backbone.encode(model, x)[0] for x in few.images.split(16)]) * model.scaling
+    timesteps, noise = losses.fixed_noise(len(z), z.shape[1:], model.scheduler, seed)
+    order = torch.randperm(len(z), generator=torch.Generator().manual_seed(files.seed(seed, "levels")))
+    timesteps, noise = timesteps[order].to(z.device), noise.to(z.device)  # or each source would meet a share of the schedule
+
+    def validate():
+        errors = [
+            losses.diffusion_errors(model.unet, model.scheduler, z[part], context(few.rows[part]), timesteps[part], noise[part])
+            for part in torch.arange(len(z)).split(32)
+        ]
+        return few.mean(torch.cat(errors).cpu())
+
+    return validate
 
 
 def tiled(images, columns):

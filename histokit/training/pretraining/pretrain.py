@@ -1,4 +1,4 @@
-"""The four parts of 20_pretrain: an autoencoder, its decoder alone, a diffusion model on its latents, an encoder.
+"""The parts of 20_pretrain: an autoencoder, its decoder alone, a diffusion model on its latents with words or without, an encoder.
 
 Each builds a `Task`: what `loop.fit` needs, what to draw, and how to save the result as `backbone.load` or
 `features.load` reads it. Networks and losses are in `ldm`, pictures and words in `corpus`.
@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from histokit.core import files, machine
-from histokit.diffusion import backbone, losses, pretrained
+from histokit.diffusion import backbone, pretrained
 from histokit.tiles.contamination import LIST
-from histokit.training import loop
-from histokit.training.pretraining import decoder, held_out, ldm, representation, sample_quality
+from histokit.training import loop, unconditional
+from histokit.training.pretraining import decoder, held_out, latent_shards, ldm, prior, representation, sample_quality
 from histokit.vision import encoders
 
-VERSION = 3
+VERSION = 4
 WORDS = (  # so that a class no one has trained on still has words of its own; SD's vocabulary would have them
     "adenoma adenocarcinoma carcinoma tumour tumor cancer metastasis neoplasia dysplasia polyp serrated hyperplastic tubular villous "
     "mucinous cribriform papillary solid normal mucosa colon colorectal rectum stomach breast lung prostate liver kidney skin lymph node "
@@ -41,8 +41,11 @@ class Task:
     settings: dict = field(default_factory=dict)
 
 
-def task(part, run, seen, held, *, tile_px, widths, batch_size, lr, objective="", autoencoder=None, init=None, pieces=0, device="cpu"):
-    """The Task of a part: `autoencoder`, `decoder`, `diffusion` or `encoder` (with an `objective`).
+def task(
+    part, run, seen, held, *,
+    tile_px, widths, batch_size, lr, steps=0, objective="", network="", loss="l2", autoencoder=None, init=None, pieces=0, device="cpu",
+):  # fmt: skip
+    """The Task of a part: `autoencoder`, `decoder`, `diffusion`, `prior` or `encoder` (with an `objective`).
 
     Args:
         run: gives seed and folder.
@@ -50,6 +53,8 @@ def task(part, run, seen, held, *, tile_px, widths, batch_size, lr, objective=""
         widths: channels per level, finest first; of an encoder: [feature width]; not looked at where there is an `init`.
         autoencoder: folder of the base whose latents, centred, a diffusion model learns; None takes those of `init` as they are.
         init: folder of the base that an autoencoder, a decoder or a diffusion model goes on from; None starts from random weights.
+        steps: planned updates, by which a prior tells how many views to encode.
+        network: sizes of a prior from random weights, see `unconditional.PRESETS`; `loss`: its error, l1 or l2.
         pieces: first updates of an autoencoder or decoder that see quarters of the views, see `ldm.picture_batches`.
     """
     options = {"tile_px": tile_px, "batch_size": batch_size, "lr": lr, "device": device}
@@ -61,11 +66,13 @@ def task(part, run, seen, held, *, tile_px, widths, batch_size, lr, objective=""
         return _autoencoder(run, seen, held, widths=widths, init=init, pieces=pieces, **options)
     if part == "diffusion":
         return _diffusion(run, seen, held, widths=widths, autoencoder=autoencoder, init=init, **options)
+    if part == "prior":
+        return _prior(run, seen, held, network=network, loss=loss, steps=steps, autoencoder=autoencoder, init=init, **options)
     if part == "encoder":
         if init:
             raise ValueError("an encoder starts from random weights; leave `init` empty")
         return _encoder(run, seen, held, objective=objective, dim=widths[0], **options)
-    raise ValueError(f"part {part!r} is unknown; use autoencoder, decoder, diffusion or encoder")
+    raise ValueError(f"part {part!r} is unknown; use autoencoder, decoder, diffusion, prior or encoder")
 
 
 def origin(run, name):
@@ -76,7 +83,7 @@ def origin(run, name):
 def learned(corpus, *origins):
     """The list for trained_on.csv: this corpus, and what the bases it goes on from (folders, None left out) have seen before."""
     before = [files.read_table(folder / LIST) for folder in origins if folder and (folder / LIST).is_file()]
-    return pd.concat([corpus.table(), *before], ignore_index=True).drop_duplicates("pixels_sha256", ignore_index=True)
+    return pd.concat([corpus.listed(), *before], ignore_index=True).drop_duplicates("pixels_sha256", ignore_index=True)
 
 
 def _on(device, module):
@@ -198,26 +205,9 @@ def _diffusion(run, seen, held, *, tile_px, widths, batch_size, lr, device, auto
             model.text_encoder = ldm.text_encoder(len(model.tokenizer), model.tokenizer.eos_token_id).to(device)
             model.unet = ldm.unet(widths, context=model.text_encoder.config.hidden_size, latent_px=tile_px // model.factor)
         model.scheduler = ldm.schedule()
-    _on(device, model.unet)
-    if model.device.type == "cpu":
-        from diffusers.models.attention_processor import AttnProcessor
-
-        model.unet.set_attn_processor(AttnProcessor())  # plain attention: the fused one is slower there in bfloat16
-    few = held_out.BySource(held, tile_px)
-    held_latents = torch.cat([backbone.encode(model, x)[0] for x in few.images.split(16)]) * model.scaling
-    held_captions = [held.captions[i][-1] for i in few.rows]
+    _plain_attention(_on(device, model.unet))
     seed = files.seed(run.seed, "init") if init else run.seed  # other batches than those it began with
-    timesteps, noise = losses.fixed_noise(len(few.rows), held_latents.shape[1:], model.scheduler, run.seed)
-    order = torch.randperm(len(timesteps), generator=torch.Generator().manual_seed(files.seed(run.seed, "levels")))
-    timesteps, noise = timesteps[order].to(device), noise.to(device)  # or each source would meet a share of the schedule
     prompts = list({label: captions[0] for label, captions in zip(seen.labels, seen.captions, strict=True) if label}.values())
-
-    def validate():
-        errors = []
-        for part in torch.arange(len(held_captions)).split(32):
-            context = backbone.embed(model, [held_captions[i] for i in part])
-            errors.append(losses.diffusion_errors(model.unet, model.scheduler, held_latents[part], context, timesteps[part], noise[part]))
-        return few.mean(torch.cat(errors).cpu())
 
     def sheet(step):
         return sample_quality.sheet(model, prompts[:11], 2, run.seed)
@@ -235,10 +225,34 @@ def _diffusion(run, seen, held, *, tile_px, widths, batch_size, lr, device, auto
     return Task(
         player=ldm.diffusion_player(model, lr),
         batches=ldm.caption_batches(mean, logvar, source, seen.captions, seen.weights, model.scaling, batch_size, seed),
-        validate=validate,
+        validate=held_out.denoising_error(model, held, lambda rows: backbone.embed(model, [held.captions[i][-1] for i in rows]), run.seed),
         sheet=sheet,
         finish=finish,
         settings={"autocast": machine.bfloat16(device), "ema": 0.999, "weight_decay": 1e-2, "schedule": "one_cycle"},
+    )
+
+
+def _plain_attention(unet):
+    """On a CPU: the fused one is slower there in bfloat16."""
+    if unet.device.type == "cpu":
+        from diffusers.models.attention_processor import Attention, AttnProcessor
+
+        for module in unet.modules():  # a UNet without text has no `set_attn_processor`
+            if isinstance(module, Attention):
+                module.set_processor(AttnProcessor())
+
+
+def _prior(run, seen, held, *, tile_px, network, loss, batch_size, lr, steps, device, autoencoder, init):
+    model = prior.model(run, network=network, autoencoder=autoencoder, init=init, tile_px=tile_px, device=device)
+    cache, scale = prior.latents(run, model, seen, steps * batch_size, fit=not init)
+    _plain_attention(_on(device, model.unet))
+    return Task(
+        player=unconditional.player(model, lr, loss),
+        batches=latent_shards.batches(cache, model.scaling, batch_size, files.seed(run.seed, "prior")),
+        validate=held_out.denoising_error(model, held, lambda rows: unconditional.silence(model, len(rows)), run.seed),
+        sheet=prior.sheet(model, run.seed),
+        finish=lambda: prior.finish(run, model, autoencoder or init, _save) | scale,
+        settings={"autocast": machine.bfloat16(device), "ema": 0.9999, "weight_decay": 1e-2, "schedule": "one_cycle"},
     )
 
 
