@@ -10,7 +10,7 @@ import re
 
 import pandas as pd
 
-from histokit.arms import ceilings, fit_classifier, longtail
+from histokit.arms import ceilings, fit_classifier, longtail, pseudo_labels
 from histokit.tiles import data, decode, staining
 from histokit.vision import classifiers, features
 
@@ -21,6 +21,7 @@ ARM = {
     "per_class": 0,  # at most so many per class, the same ones in every larger dose; 0 for all
     "synthetic_share": 1.0,  # of the draws of a class, the share that synthetic tiles have at most
     "recolour": "none",  # reinhard, macenko: adds `per_class` real tiles of each rare class, in the stain of other cases
+    "pseudo": {},  # adds tiles without a label, named by an earlier arm: {"arm": "oversampled", "precision": 0.9, "per_class": 100}
     "real_tiles": 0,  # so many real training tiles of each class that a budget made rare, 0 for the budget's: the curve of real tiles
     "from": "any",  # whose those beyond it are: same_cases or new_cases; what a generator that knew them perfectly could bring
     "through": "none",  # vae: those beyond it pass through the autoencoder: what its codec leaves of that
@@ -79,6 +80,10 @@ def settle(arms, mode="linear", encoder="mini-sup"):
         for key, none in {"per_class": "0 for all", "real_tiles": "0 for the budget's", "patience": "0 for never"}.items():
             if isinstance(arm[key], bool) or not isinstance(arm[key], int) or arm[key] < 0:
                 raise ValueError(f"arm {name!r}: {key} is {arm[key]!r}; expected a whole number, {none}")
+        if arm["pseudo"]:
+            if arm["synthetic"] or arm["recolour"] != "none":
+                raise ValueError(f"arm {name!r}: pseudo names real tiles, so it stands without synthetic or recoloured ones")
+            arm["pseudo"] = pseudo_labels.settle(name, arm["pseudo"], settled)
         recoloured = arm["recolour"] != "none"
         if recoloured and (arm["synthetic"] or not arm["per_class"]):
             why = "adds real tiles, so it stands without synthetic ones" if arm["synthetic"] else "needs per_class, how many tiles to add"
@@ -217,6 +222,8 @@ def remarks(arms, sets, tiles):
                 "name a 05_select step."
             )
     said += [f"Arm{'s' * (len(names) > 1)} {', '.join(names)}: {line}" for line, names in coded.items()]
+    if not len(pseudo_labels.loose(tiles)) and (named := [name for name, arm in arms.items() if arm["pseudo"]]):
+        said.append(f"Arm {', '.join(named)}: no training tile is without a label, so there is none to name.")
     idle = [name for name, arm in arms.items() if arm["mode"] in ("knn", "prototype")]
     if idle:
         said.append(f"Not trained, so outside the comparison at equal updates: {', '.join(idle)}.")
@@ -237,6 +244,7 @@ def described(arms, baseline=""):
         "synthetic_share": "at most {:.0%} of a class's draws synthetic",
         "labels": "labels {}",
         "recolour": "recoloured, {}",
+        "pseudo": "and unlabelled tiles named by {0[arm]}",
         "real_tiles": "{} real tiles",
         "from": "of {}",
         "through": "those through the {}",

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from histokit.arms import ceilings, fit_classifier, longtail
+from histokit.arms import ceilings, fit_classifier, longtail, pseudo_labels
 from histokit.core import files
 from histokit.diffusion import backbone, codecs
 from histokit.tiles import augment, contamination, data, decode, staining
@@ -55,8 +55,14 @@ def train(run, arms, sets, tiles, *, seeds, steps, batch_size, lr=0.0, base_mode
         coded = "vae" in (arm["real_through"], arm["through"])
         if coded and codec is None:
             codec = codecs.load(base_model, run.device, dataset.tile_px, tiles)
-        trial = _Trial(run, name, arm, sets[name], held_out, dataset, codec if coded else None)
-        rows += [trial.finished(s, steps, batch_size, lr) or trial.train(s, steps, batch_size, lr) for s in range(seeds)]
+        fixed = held_out, dataset, codec if coded else None
+        if arm["pseudo"]:
+            named = [pseudo_labels.added(run, name, arm["pseudo"], s, sets[name], tiles, dataset.classes) for s in range(seeds)]
+            say(named[0][1])
+            each = [_Trial(run, name, arm, part, *fixed) for part, _ in named]
+        else:
+            each = [_Trial(run, name, arm, sets[name], *fixed)] * seeds
+        rows += [one.finished(s, steps, batch_size, lr) or one.train(s, steps, batch_size, lr) for s, one in enumerate(each)]
         val = [row["val_balanced_accuracy"] for row in rows[-seeds:]]
         spread = f"{np.mean(val):.3f} ({min(val):.3f} to {max(val):.3f})"
         say(f"{name}: {seeds} x {rows[-1]['updates']} updates, balanced accuracy on val {spread}")
@@ -109,7 +115,9 @@ class _Trial:
     def __init__(self, run, name, arm, tiles, held_out, dataset, codec):
         self.run, self.name, self.arm, self.codec = run, name, arm, codec
         self.tiles, self.held_out, self.dataset = tiles, held_out, dataset
-        self.numbers = {f"n_{source}": int(tiles["source"].eq(source).sum()) for source in ("real", "synthetic", staining.SOURCE)}
+        self.numbers = {
+            f"n_{source}": int(tiles["source"].eq(source).sum()) for source in ("real", "synthetic", staining.SOURCE, pseudo_labels.SOURCE)
+        }
         self.n_real = self.numbers["n_real"]
         self.targets = torch.tensor([dataset.label_id(label) for label in tiles["label"]])
         self.y = torch.tensor([dataset.label_id(label) for label in held_out["label"]], dtype=torch.int64)
@@ -123,6 +131,8 @@ class _Trial:
             del settings["synthetic_share"]  # it joined later, and what was trained without it is still what it was
         if settings["through"] == "none":
             del settings["through"]  # so did this
+        if not settings["pseudo"]:
+            del settings["pseudo"]  # and this
         modules = (classifiers, fit_classifier, longtail, features, encoders, augment, loop, decode, data, backbone)
         versions = [VERSION, *(module.VERSION for module in modules)]
         size = [dataset.classes, dataset.roles, dataset.tile_px, dataset.fit, codec.identity if codec else None]

@@ -183,7 +183,8 @@ def unchecked_sentences(results, dataset, arms, specs):
 def arm_rows(arms):
     """(rows, what is the same in all of them)."""
     table = pd.DataFrame(arms["trials"]).groupby("arm", sort=False).first().reset_index()
-    columns = ["mode", "encoder", "sampler", "loss", "augment", "synthetic", "n_real", "n_synthetic", "n_recoloured", "updates"]
+    columns = ["mode", "encoder", "sampler", "loss", "augment", "synthetic", "n_real", "n_synthetic", "n_recoloured", "n_pseudo", "updates"]
+    columns = [name for name in columns if name in table]
     alike = [name for name in columns if len(table) > 1 and table[name].nunique(dropna=False) == 1]
     table, same = table[["arm", *(name for name in columns if name not in alike)]], table[alike].head(1).to_dict("records")
     titles = {name: f"{name.removeprefix('n_')} tiles" for name in columns if name.startswith("n_")}
