@@ -8,10 +8,10 @@ from tiny import tiny_model, write_hub_layout
 
 from histokit.core import files
 from histokit.diffusion import backbone, losses, sampling
-from histokit.engine import batch
+from histokit.engine import batch, replicates
 from histokit.runs import recipe
 from histokit.tiles import data
-from histokit.training import loop, unconditional
+from histokit.training import checkpoints, loop, unconditional
 from histokit.training.pretraining import corpus, latent_shards, prior
 
 RECIPE = """\
@@ -106,6 +106,19 @@ def test_one_from_random_weights_has_its_own_scale_and_no_text(out, study):
     assert backbone.load(str(study / "tiny")).scaling == 0.5, "the base it was made from keeps its own"
     image = sampling.sample(model, [""], [torch.Generator().manual_seed(0)], guidance_scale=1.0, num_inference_steps=2)
     assert image.shape == (1, 32, 32, 3)
+
+
+def test_another_draw_of_the_labels_does_not_train_it_again(out, study):
+    """The prior of -d1 is that of the study: it sees the same tiles, whoever has a label."""
+    read = recipe.read(study / "params" / "study.yaml")
+    drawn = next(part for part in replicates.study(read, draws=2) if part.experiment == "study-d1")
+    results = batch.run(drawn, only=["00_dataset", "prior"], say=lambda line: None)
+    assert results["prior", ""].state == "done"
+    other = study / "outputs" / "study-d1"
+    labels = [files.read_table(place / "00_dataset" / "manifest.csv")["use"].tolist() for place in (out, other)]
+    assert labels[0] != labels[1] and backbone.load(str(other / "prior")).identity == backbone.load(str(out / "prior")).identity
+    last = [place / "prior" / "logs" / "training" / checkpoints.LAST for place in (out, other)]
+    assert last[0].stat().st_ino == last[1].stat().st_ino, "the same file: nothing was trained"
 
 
 # --- its latents

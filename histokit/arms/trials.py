@@ -46,6 +46,7 @@ def train(run, arms, sets, tiles, *, seeds, steps, batch_size, lr=0.0, base_mode
     codec = None
     rows = []
     for name, arm in arms.items():
+        arm = arm | {"encoder": features.of_step(run, arm["encoder"])}
         if place := features.source(arm["encoder"]):
             run.input(place)
         if place := features.weights(arm["encoder"]):

@@ -12,6 +12,7 @@ import torch
 from histokit.core import files
 
 VERSION = 1
+LAST = "checkpoint.safetensors"  # of a training folder; the file that resuming begins with
 
 
 @dataclass
@@ -152,14 +153,39 @@ def take_over(run, choice="checkpoint"):
     Resuming is exact, so a finished training that is taken over is not done again; the result is the step now chosen.
     """
     folder, former = run.path("logs", "training"), run.twin(choice)
-    old, last = former and former / "logs" / "training", "checkpoint.safetensors"
-    if former is not None and (old / last).exists() and not (folder / last).exists():
-        names = [path.relative_to(old) for path in sorted(old.rglob("*")) if path.is_file() and not path.name.startswith(".")]
-        for name in sorted(names, key=lambda name: name.name == last):  # without it nothing is resumed, so it comes last
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            files.link(old / name, folder / name)  # every file here is replaced as a whole, never written into
+    old = former and former / "logs" / "training"
+    if former is not None and (old / LAST).exists() and not (folder / LAST).exists():
+        adopt(old, folder)
         print(f"  goes on from the training of {former.name}: {choice} is all that changed, so what was trained is not trained again")
     return folder
+
+
+def shared(run, known, steps):
+    """The training folder of a run, with what another experiment trained under the same step id of just the same, where there is one.
+
+    What sees no label is the same for other draws of the labels, and for other shares of them.
+
+    Args:
+        known: the identity given to `loop.fit`, with all that the result follows from but steps and seed.
+    """
+    folder = run.path("logs", "training", LAST).parent
+    wanted = json.loads(json.dumps(known | {"steps": steps, "seed": run.seed}, default=str))
+    others = () if (folder / LAST).exists() else sorted((files.root() / "outputs").glob(f"*/{run.step}/logs/training/{LAST}"))
+    for path in others:
+        facts = {key: json.loads(value) for key, value in files.read_metadata(path).items()}
+        if facts["step"] == steps and wanted.items() <= facts["identity"].items():
+            adopt(path.parent, folder)
+            print(f"  trained in {path.relative_to(files.root() / 'outputs').parts[0]} already, on the same pictures in the same way")
+            break
+    return folder
+
+
+def adopt(old, folder):
+    """Makes what one training folder holds that of another as well."""
+    names = [path.relative_to(old) for path in sorted(old.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    for name in sorted(names, key=lambda name: name.name == LAST):  # without it nothing is resumed, so it comes last
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        files.link(old / name, folder / name)  # every file here is replaced as a whole, never written into
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from histokit.tiles import augment as augmentation
 from histokit.tiles import data, decode
 from histokit.vision.encoders import Encoder, SmallCNN, load, source, weights
 
-__all__ = ["VIEWS", "Encoder", "SmallCNN", "embed", "load", "source", "stacked", "weights"]
+__all__ = ["VIEWS", "Encoder", "SmallCNN", "embed", "load", "of_step", "source", "stacked", "weights"]
 
 VERSION = 2
 IN_MEMORY = 2**29  # bytes above which features live in a file
@@ -56,6 +56,20 @@ def embed(encoder, tiles, run=None, *, tile_px=None, fit=None, augment="none", c
         known = _index(folder)
     out = _gather(known, keys, (len(keys), VIEWS[augment], encoder.dim))
     return out[:, 0] if augment == "none" else out
+
+
+def of_step(run, name):
+    """The encoder's name where `name` is a finished 20_pretrain step of this experiment: `cnn@` and its file; else the name itself.
+
+    Raises ValueError for a step that trained no encoder.
+    """
+    place = run.base(name)
+    if place == name:
+        return name
+    found = sorted((files.root() / place).glob("s[su][lp].safetensors"))
+    if not found:
+        raise ValueError(f"encoder {name!r} is a step that trained no encoder; name one with part: encoder")
+    return f"cnn@{place}/{found[0].name}"
 
 
 def scaling(feats):

@@ -86,6 +86,13 @@ def learned(corpus, *origins):
     return pd.concat([corpus.listed(), *before], ignore_index=True).drop_duplicates("pixels_sha256", ignore_index=True)
 
 
+def identity(seen, held, origins, **settings):
+    """What a training depends on, for `loop.fit` and `checkpoints.shared`: its pictures, the weights it goes on from, its settings."""
+    tiles = [one.table[["pixels_sha256", "weight"]].to_numpy().tolist() for one in (seen, held)]
+    weights = [[files.sha256(path) for path in sorted(folder.rglob("*.safetensors"))] for folder in origins.values() if folder]
+    return {"pictures": files.digest(tiles), "origins": files.digest(weights), "version": VERSION, **settings}
+
+
 def _on(device, module):
     """The module on the device; bfloat16 convolutions are faster channels-last, the float32 ones of the autoencoder slower."""
     return module.to(device, memory_format=torch.channels_last if machine.bfloat16(device) else torch.contiguous_format)
