@@ -1,6 +1,7 @@
 """The prior of 20_pretrain: learned from tiles without labels, kept apart from what is tested on, and a base like any other afterwards."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from folders import class_folders, described, save, texture
@@ -12,7 +13,8 @@ from histokit.engine import batch, replicates
 from histokit.runs import recipe
 from histokit.tiles import data
 from histokit.training import checkpoints, loop, unconditional
-from histokit.training.pretraining import corpus, latent_shards, prior
+from histokit.training.pretraining import corpus, decoder, latent_shards, prior
+from histokit.vision import latent_classifiers
 
 RECIPE = """\
 shared: {dataset: params/datasets/set.yaml, base_model: tiny, tile_px: 32}
@@ -29,6 +31,24 @@ steps:
   - scratch:
       {run: 20_pretrain, part: prior, autoencoder: tiny, network: mini, loss: l1, steps: 2, batch_size: 2, sources: {a: {step: 00_dataset}}}
   - 21_latent_classifier: {base_model: prior, steps: 2, batch_size: 4}
+  - aux: {run: 06_classifier, arms: {aux: {}}, seeds: 1, steps: 10, batch_size: 4, encoder: mini-ssl}
+  - adapted:
+      run: 20_pretrain
+      part: decoder
+      init: prior
+      sources: {own: {step: 00_dataset, labelled: true}}
+      classifier: aux
+      steps: 2
+      batch_size: 2
+  - codec:
+      run: 20_pretrain
+      part: autoencoder
+      network: mini
+      critic: {start: 0.5, width: 8}
+      sources: {own: {step: 00_dataset}}
+      steps: 4
+      batch_size: 2
+      lr: 1e-4
 """
 
 
@@ -40,7 +60,7 @@ def study(tmp_path_factory, repository):
     write_hub_layout(root / "tiny", text_width=32)
     for i in range(6):
         save(root / "scans" / f"new{i}_0.png", texture(1000 + i, 40))
-    for name in ("00_dataset", "20_pretrain", "21_latent_classifier"):
+    for name in ("00_dataset", "06_classifier", "20_pretrain", "21_latent_classifier"):
         files.write_bytes(root / "notebooks" / f"{name}.ipynb", (repository / "notebooks" / f"{name}.ipynb").read_bytes())
     files.write_text(root / "params" / "study.yaml", RECIPE)
     with pytest.MonkeyPatch.context() as patch:
@@ -119,6 +139,27 @@ def test_another_draw_of_the_labels_does_not_train_it_again(out, study):
     assert labels[0] != labels[1] and backbone.load(str(other / "prior")).identity == backbone.load(str(out / "prior")).identity
     last = [place / "prior" / "logs" / "training" / checkpoints.LAST for place in (out, other)]
     assert last[0].stat().st_ino == last[1].stat().st_ino, "the same file: nothing was trained"
+
+
+def test_a_decoder_is_adapted_to_the_labelled_tiles_while_a_classifier_watches(out):
+    history = files.read_table(out / "adapted" / "logs" / "training" / "history.csv")
+    assert history["class_error"].dropna().gt(0).all()
+    tiles = files.read_table(out / "00_dataset" / "manifest.csv")
+    named = tiles[tiles["split"].eq("train") & tiles["use"].eq("labelled")]
+    seen = files.read_table(out / "adapted" / "trained_on.csv")
+    assert set(seen.loc[seen["source"].eq("own") & seen["label"].ne(""), "tile"]) == set(named["file_name"])
+    old, new = (backbone.load(str(out / step)) for step in ("prior", "adapted"))
+    assert new.latent_space == old.latent_space and new.identity["decoder"] != old.identity["vae"]
+    latent_classifiers.refuse_stranger(
+        latent_classifiers.load(out / "21_latent_classifier"), new, ["a", "b"]
+    )  # made for the prior, good for it
+
+
+def test_an_autoencoder_hears_its_critic_from_the_middle_on(out):
+    history = files.read_table(out / "codec" / "logs" / "training" / "history.csv")
+    assert history["critic_weight"].dropna().gt(0).all() and history["told_apart"].notna().any()
+    model = backbone.load(str(out / "codec"))
+    assert model.vae.config.sample_size == 32 and model.factor == 4 and model.scaling != 0.18215
 
 
 # --- its latents
@@ -203,6 +244,14 @@ def test_its_loss_is_the_error_of_the_noise_without_a_word(kind, error):
     with torch.no_grad():
         told = model.unet(model.scheduler.add_noise(z, noise, t), t, backbone.embed(model, [""]).expand(3, -1, -1)).sample
     torch.testing.assert_close(found.detach(), error(told - noise).mean(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_watched_decoder_takes_labelled_tiles_alone():
+    table = pd.DataFrame({"label": ["a", "b", "a"]})
+    assert decoder.targets(corpus.Corpus(table=table), ["b", "a"]) == [1, 0, 1]
+    for label, said in (("", "a picture has no label"), ("c", "label 'c', which is none of a, b")):
+        with pytest.raises(ValueError, match=said):
+            decoder.targets(corpus.Corpus(table=table.assign(label=["a", "b", label])), ["a", "b"])
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path):

@@ -394,21 +394,6 @@ def test_the_papermill_command_keeps_small_numbers_numbers(root):
 
 # ---------------------------------------------------------------- the five systems
 
-HISTODIFFUSION = """\
-# HistoDiffusion: a large unlabelled prior, a latent classifier from few labels, centroid selection.
-shared: {dataset: params/datasets/tiles.yaml}
-steps:
-  - cohort: {run: 00_dataset, dataset: params/datasets/cohort.yaml}
-  - 00_dataset
-  - judge: {run: 06_classifier, arms: {judge: {}}, seeds: 1}
-  - autoencoder: {run: 20_pretrain, part: autoencoder, sources: {cohort: {weight: 1}}}
-  - prior: {run: 20_pretrain, part: diffusion, autoencoder: autoencoder, sources: {cohort: {weight: 1}}}
-  - 21_latent_classifier: {prior: prior}
-  - guided: {run: 04_guided, for: all, lora: prior, classifier: 21_latent_classifier}
-  - keep: {run: 05_select, for: all, source: guided}
-  - 06_classifier: {arms: {real: {}, augmented: {synthetic: keep, per_class: 500}}, seeds: 6}
-  - 07_evaluate: {arms_of: 06_classifier}
-"""
 MEP = """\
 # MEP: captions from clusters of embeddings; the control arm is the same tiles with the label alone.
 shared: {dataset: params/datasets/tiles.yaml, base_model: mini}
@@ -436,13 +421,12 @@ steps:
 PER_CLASS = "class_name: str = 'fat'  # class"
 TO_COME = {
     "10_morphology_prompts": [],
-    "21_latent_classifier": ["prior: str = '20_pretrain'  # step"],
     "30_style_layout": ["autoencoder: str = '20_pretrain'  # step", "aggregate: str = 'mean'"],
     "31_segmentation": ["arms: dict = {}", "seeds: int = 1"],
 }
 CAPTIONED = ("02_lora", "03_img2img")  # notebooks that exist and that MEP will give one more parameter
-SHIPPED = {"majority": "majority_to_minority", "logex": "logex"}  # as recipes of their own
-SYSTEMS = {"majority": ("", 12), "logex": ("", 15), "histodiffusion": (HISTODIFFUSION, 14), "mep": (MEP, 12), "stedm": (STEDM, 6)}
+SHIPPED = {"majority": "majority_to_minority", "logex": "logex", "histodiffusion": "histodiffusion"}
+SYSTEMS = {"majority": ("", 12), "logex": ("", 15), "histodiffusion": ("", 16), "mep": (MEP, 12), "stedm": (STEDM, 6)}
 
 
 def caption(path):
@@ -459,7 +443,6 @@ def test_the_five_systems_are_recipes(root, name, capsys, repository):
     from histokit import cli
 
     stubs.dataset(root)
-    (root / "params/datasets/cohort.yaml").write_text("root: tiles\ntile_px: 32\nunlabelled: .\n")
     for path in repository.glob("notebooks/*.ipynb"):
         (root / "notebooks").mkdir(exist_ok=True)
         shutil.copy(path, root / "notebooks")
@@ -471,7 +454,7 @@ def test_the_five_systems_are_recipes(root, name, capsys, repository):
     text = text or (repository / f"params/{SHIPPED[name]}.yaml").read_text()
     path = stubs.recipe(root, text, name)
     dry = ["run", str(path), "--dry-run", "-p", "dataset=params/datasets/tiles.yaml"]
-    assert cli.main([*dry, "-p", "cohort.dataset=params/datasets/cohort.yaml"] if name == "histodiffusion" else dry) == 0
+    assert cli.main(dry) == 0
     out = capsys.readouterr().out
     assert ("known after 00_dataset" in out) is (name != "stedm")
     freeze(recipe.read(path, ["dataset=params/datasets/tiles.yaml"]))
@@ -485,7 +468,9 @@ def test_the_five_systems_are_recipes(root, name, capsys, repository):
 def test_every_recipe_we_ship_is_sound(repository, monkeypatch):
     monkeypatch.setenv("HISTOKIT_ROOT", str(repository))
     shipped = sorted(path.stem for path in (repository / "params").glob("*.yaml"))
-    assert {"check_tiles", "first_look", "demo", "majority_to_minority", "logex", "mini"} <= set(shipped)
+    assert {"check_tiles", "first_look", "demo", "majority_to_minority", "logex", "histodiffusion", "histodiffusion_mini", "mini"} <= set(
+        shipped
+    )
     found = {name: recipe.read(repository / "params" / f"{name}.yaml") for name in shipped}
     names = [j.step for j in jobs.expand(dataclasses.replace(found["demo"], experiment="never-run"))]
     assert names[0] == "00_dataset" and names[-1] == "07_evaluate"

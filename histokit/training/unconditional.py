@@ -88,6 +88,17 @@ def schedule(preset):
     )  # fmt: skip
 
 
+def fresh_autoencoder(network, tile_px):
+    """The autoencoder of a preset, with random weights, for tiles of `tile_px`."""
+    return autoencoder(replace(_preset(network), tile_px=tile_px))
+
+
+def _preset(network):
+    if network not in PRESETS:
+        raise ValueError(f"network {network!r} is unknown; use {', '.join(PRESETS)}")
+    return PRESETS[network]
+
+
 def fresh(network, model, seed):
     """UNet and noise schedule of a preset, with random weights, for the latents of `model`'s autoencoder.
 
@@ -97,9 +108,7 @@ def fresh(network, model, seed):
 
     Raises ValueError for an unknown name, or latents that the UNet cannot halve so often.
     """
-    if network not in PRESETS:
-        raise ValueError(f"network {network!r} is unknown; use {', '.join(PRESETS)}")
-    preset, px = PRESETS[network], model.tile_px // model.factor
+    preset, px = _preset(network), model.tile_px // model.factor
     halvings = 2 ** (len(preset.widths) - 1)
     if px % halvings:
         raise ValueError(f"network {network} halves latents {len(preset.widths) - 1} times, and {px} px do not take that; use mini")

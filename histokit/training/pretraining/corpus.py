@@ -32,7 +32,7 @@ PER_TILE = 2**18  # bytes of latents of a real tile in 20_pretrain, eight views 
 TEMPLATES = ("{}", "an H&E tile of {}", "a histology image of {}", "H&E stained {}", "a microscopy tile showing {}")
 COLUMNS = ["source", "label", "tile", "pixels_sha256", "case", "weight"]
 SETTINGS = {  # of a source, by the key that says what it is; a name that is a description, toy or looks needs none
-    "step": {"step", "weight"},
+    "step": {"step", "weight", "labelled"},
     "folder": {"folder", "weight", "case_pattern", "unreadable"},
     "shards": {"shards", "weight", "case_pattern", "unreadable"},
     "": {"classes", "tiles", "weight"},
@@ -92,7 +92,8 @@ def gather(sources, roots=None, seed=0, split="train", run=None):
         sources: what to learn from, by a name and its settings. Each may have a `weight`.
             A dataset description (path of a YAML file), with `classes` (default all) and `tiles` (at most so many a class); `toy` with
             `classes` and `tiles` (a class); `looks` with `tiles`: all held in memory.
-            Any name with `step`: the training tiles of that 00_dataset, labelled or not, and never a label.
+            Any name with `step`: the training tiles of that 00_dataset, labelled or not, and no label; with `labelled: true` those that
+            have one, with it.
             Any name with `folder` or `shards` (see `pictures`), `unreadable: stop | leave_out`, and `case_pattern`, a regular expression
             whose first group is the case: tiles without labels, as many as there are.
         roots: name of a description's file, without its suffix -> folder of its tiles, in place of its root.
@@ -110,7 +111,7 @@ def gather(sources, roots=None, seed=0, split="train", run=None):
         if unknown := set(settings) - SETTINGS[kind]:
             raise ValueError(f"source {name!r}: unknown setting {sorted(unknown)[0]!r}; use {', '.join(sorted(SETTINGS[kind]))}")
         if kind == "step":
-            part = _of_step(name, settings["step"], run, split)
+            part = _of_step(name, settings["step"], run, split, settings.get("labelled", False))
         elif kind:
             part = _loose(name, kind, settings, held, kept_back)
         elif name in ("toy", "looks"):
@@ -146,15 +147,16 @@ def _kept_back(run):
     return tiles[(tiles["split"].isin(["val", "test"]) | tiles["use"].eq("withheld")) & tiles["source"].eq("real")]
 
 
-def _of_step(name, step, run, split):
-    """Training tiles of a 00_dataset, labelled or not, without their labels; of `val` its validation tiles."""
+def _of_step(name, step, run, split, labelled):
+    """Training tiles of a 00_dataset without their labels, or the labelled ones with them; of `val` its validation tiles."""
     if run is None:
         raise ValueError(f"source {name!r} reads the step {step}, and there is no run to read it in")
     tiles = data.load(run, step=step, dataset_step=step)
     rows = tiles[tiles["split"].eq(split) & tiles["use"].ne("withheld") & tiles["source"].eq("real")].reset_index(drop=True)
-    found = _Rows(rows)
+    rows = rows[rows["use"].eq("labelled")].reset_index(drop=True) if labelled else rows
+    found, label = _Rows(rows), rows["label"] if labelled else ""
     hashes = [pixels_hash(found[i]) for i in range(len(found))]
-    table = pd.DataFrame({"source": name, "label": "", "tile": rows["file_name"], "pixels_sha256": hashes, "case": rows["case_id"]})
+    table = pd.DataFrame({"source": name, "label": label, "tile": rows["file_name"], "pixels_sha256": hashes, "case": rows["case_id"]})
     return Corpus(found, [("",)] * len(rows), table.astype("str"))
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from histokit.training import loop
 from histokit.training.pretraining import ldm
 
-VERSION = 2
+VERSION = 3
 GRAIN = 1e-3  # variance below which contrast is a sensor's grain: a decoder that is asked for it draws rings into empty fat
 
 
@@ -35,8 +35,12 @@ def errors(again, images, l1=0.5, edge=0.5, contrast=3.0):
     return total + contrast * (fine_contrast(again, GRAIN) - fine_contrast(images, GRAIN)).abs().mean(over)
 
 
-def player(vae, lr=7e-4):
-    """Mean of `errors`, on latents as the encoder draws them."""
+def player(vae, lr=7e-4, classifier=None, weight=0.1):
+    """Mean of `errors`, on latents as the encoder draws them.
+
+    With a `classifier` (images [B, 3, H, W] in [-1, 1] -> logits, frozen) also `weight` times the cross-entropy of what it calls the
+    decoded pictures: HistoDiffusion's adaptation of the decoder to a few labelled tiles, whose weight is not published.
+    """
     params = trainable(vae)
 
     def loss(batch, step, generator):
@@ -45,6 +49,22 @@ def player(vae, lr=7e-4):
             posterior = vae.encode(images).latent_dist
             z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
         again = vae.decode(z).sample.float()
-        return errors(again, images).mean(), {"squared_error": (again - images).square().mean()}
+        total, logs = errors(again, images).mean(), {"squared_error": (again - images).square().mean()}
+        if classifier is not None:
+            lost = F.cross_entropy(classifier(again).float(), batch["targets"])
+            total, logs = total + weight * lost, logs | {"class_error": lost}
+        return total, logs
 
     return loop.Player("decoder", [{"params": params, "lr": lr}], loss)
+
+
+def targets(corpus, classes):
+    """Label id [N] of each picture of a corpus, in the order of `classes`; ValueError for one without a label of theirs."""
+    strange = sorted(set(corpus.table["label"]) - set(classes))
+    if strange:
+        what = f"label {strange[0]!r}, which is none of {', '.join(classes)}" if strange[0] else "no label"
+        raise ValueError(
+            f"a decoder that a classifier watches learns from labelled tiles alone, and a picture has {what}; give its sources "
+            "as {step: 00_dataset, labelled: true}"
+        )
+    return [list(classes).index(label) for label in corpus.table["label"]]

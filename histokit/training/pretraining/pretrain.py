@@ -15,9 +15,9 @@ from torch import nn
 from histokit.core import files, machine
 from histokit.diffusion import backbone, pretrained
 from histokit.tiles.contamination import LIST
-from histokit.training import loop, unconditional
+from histokit.training import adversarial, unconditional
 from histokit.training.pretraining import decoder, held_out, latent_shards, ldm, prior, representation, sample_quality
-from histokit.vision import encoders
+from histokit.vision import classifiers, encoders
 
 VERSION = 4
 WORDS = (  # so that a class no one has trained on still has words of its own; SD's vocabulary would have them
@@ -33,7 +33,7 @@ WORDS = (  # so that a class no one has trained on still has words of its own; S
 class Task:
     """What `loop.fit` needs for one part; `finish()` writes the result and returns its numbers."""
 
-    player: loop.Player
+    players: list
     batches: Callable
     validate: Callable | None
     sheet: Callable | None
@@ -43,7 +43,8 @@ class Task:
 
 def task(
     part, run, seen, held, *,
-    tile_px, widths, batch_size, lr, steps=0, objective="", network="", loss="l2", autoencoder=None, init=None, pieces=0, device="cpu",
+    tile_px, widths, batch_size, lr, steps=0, objective="", network="", loss="l2", critic=None, distance=None, classifier="",
+    autoencoder=None, init=None, pieces=0, device="cpu",
 ):  # fmt: skip
     """The Task of a part: `autoencoder`, `decoder`, `diffusion`, `prior` or `encoder` (with an `objective`).
 
@@ -54,16 +55,19 @@ def task(
         autoencoder: folder of the base whose latents, centred, a diffusion model learns; None takes those of `init` as they are.
         init: folder of the base that an autoencoder, a decoder or a diffusion model goes on from; None starts from random weights.
         steps: planned updates, by which a prior tells how many views to encode.
-        network: sizes of a prior from random weights, see `unconditional.PRESETS`; `loss`: its error, l1 or l2.
+        network: sizes of a prior or an autoencoder from random weights, see `unconditional.PRESETS`; `loss`: a prior's error, l1 or l2.
+        critic: settings of an autoencoder's critic, see `adversarial.Settings`; empty trains it on errors alone. `distance`: perceptual.
+        classifier: step of 06 with one arm that must still name a decoder's labelled pictures rightly; empty for errors alone.
         pieces: first updates of an autoencoder or decoder that see quarters of the views, see `ldm.picture_batches`.
     """
     options = {"tile_px": tile_px, "batch_size": batch_size, "lr": lr, "device": device}
     if pieces and part not in ("autoencoder", "decoder"):
         raise ValueError(f"`pieces` is for an autoencoder, which has no layout to learn; part {part} sees whole views, leave it 0")
     if part == "decoder":
-        return _decoder(run, seen, held, init=init, pieces=pieces, **options)
+        return _decoder(run, seen, held, init=init, pieces=pieces, classifier=classifier, **options)
     if part == "autoencoder":
-        return _autoencoder(run, seen, held, widths=widths, init=init, pieces=pieces, **options)
+        how = {"widths": widths, "network": network, "critic": critic, "distance": distance, "steps": steps}
+        return _autoencoder(run, seen, held, init=init, pieces=pieces, **how, **options)
     if part == "diffusion":
         return _diffusion(run, seen, held, widths=widths, autoencoder=autoencoder, init=init, **options)
     if part == "prior":
@@ -109,22 +113,27 @@ def _save(module, folder, half=True):
 # ---------------------------------------------------------------------------------------------- autoencoder
 
 
-def _autoencoder(run, seen, held, *, tile_px, widths, batch_size, lr, device, init, pieces):
+def _autoencoder(run, seen, held, *, tile_px, widths, network, critic, distance, steps, batch_size, lr, device, init, pieces):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(files.seed(run.seed, "autoencoder"))
-        vae = backbone.load(str(init)).vae.requires_grad_(True).train() if init else ldm.autoencoder(widths, tile_px=tile_px)
+        fresh = unconditional.fresh_autoencoder(network, tile_px) if network else ldm.autoencoder(widths, tile_px=tile_px)
+        vae = backbone.load(str(init)).vae.requires_grad_(True).train() if init else fresh
+        settings = adversarial.settled(critic) if critic else None
+        judge = _on(device, adversarial.PatchCritic(settings.width)) if settings else None
     vae = _on(device, vae)
+    players = adversarial.players(vae, judge, lr, steps, settings, distance) if settings else [ldm.autoencoder_player(vae, lr)]
 
     def finish():
-        train, _ = held_out.whole_tiles(seen, tile_px, 512)
+        train, _ = held_out.whole_tiles(seen, tile_px, latent_shards.CALIBRATION)
         vae.register_to_config(scaling_factor=round(ldm.measure_scaling(vae.eval(), train.to(device)), 5))
         return _codec(run, vae, held, tile_px) | {"scaling_factor": vae.config.scaling_factor}
 
-    lost = lambda again, images: -ldm.psnr(again, images)  # noqa: E731
-    return _round_trip(run, seen, held, vae, ldm.autoencoder_player(vae, lr), lost, finish, tile_px, batch_size, init, pieces, ema=0.995)
+    # by decibels a critic's best step would be the last before it spoke
+    lost = decoder.errors if settings else lambda again, images: -ldm.psnr(again, images)
+    return _round_trip(run, seen, held, vae, players, lost, finish, tile_px, batch_size, init, pieces, ema=0.995)
 
 
-def _decoder(run, seen, held, *, tile_px, batch_size, lr, device, init, pieces):
+def _decoder(run, seen, held, *, tile_px, batch_size, lr, device, init, pieces, classifier):
     if not init:
         raise ValueError("part decoder goes on from a base whose latents stay as they are; name a step or a base in `init`")
     base = backbone.load(str(init)).need("vae")
@@ -142,10 +151,15 @@ def _decoder(run, seen, held, *, tile_px, batch_size, lr, device, init, pieces):
         return facts
 
     lost = decoder.errors  # by decibels the softest step would be the best
-    return _round_trip(run, seen, held, vae, decoder.player(vae, lr), lost, finish, tile_px, batch_size, init, pieces, ema=0.99)
+    watching = (
+        classifiers.load(classifiers.trained(run.parent(classifier), classifier, role="classifier")[0], device) if classifier else None
+    )
+    targets = decoder.targets(seen, watching.classes) if watching else None
+    players = [decoder.player(vae, lr, watching)]
+    return _round_trip(run, seen, held, vae, players, lost, finish, tile_px, batch_size, init, pieces, 0.99, targets)
 
 
-def _round_trip(run, seen, held, vae, player, lost, finish, tile_px, batch_size, init, pieces, ema):
+def _round_trip(run, seen, held, vae, players, lost, finish, tile_px, batch_size, init, pieces, ema, targets=None):
     """The Task of what is trained on a round trip of pictures, and validated by `lost(again, images)` -> [N], lower is better."""
     device = next(vae.parameters()).device
     few = held_out.BySource(held, tile_px)
@@ -158,8 +172,8 @@ def _round_trip(run, seen, held, vae, player, lost, finish, tile_px, batch_size,
         return total, of | {f"contrast_{name}": value for name, value in _contrast(again, few).items()}
 
     return Task(
-        player=player,
-        batches=ldm.picture_batches(seen.images, seen.weights, tile_px, batch_size, seed, device, pieces),
+        players=players,
+        batches=ldm.picture_batches(seen.images, seen.weights, tile_px, batch_size, seed, device, pieces, targets),
         validate=validate,
         sheet=lambda step: held_out.tiled(torch.cat([shown, ldm.reconstruct(vae, shown.to(device)).cpu()]), len(shown)),
         finish=finish,
@@ -216,9 +230,6 @@ def _diffusion(run, seen, held, *, tile_px, widths, batch_size, lr, device, auto
     seed = files.seed(run.seed, "init") if init else run.seed  # other batches than those it began with
     prompts = list({label: captions[0] for label, captions in zip(seen.labels, seen.captions, strict=True) if label}.values())
 
-    def sheet(step):
-        return sample_quality.sheet(model, prompts[:11], 2, run.seed)
-
     def finish():
         for name in ("unet", "text_encoder"):
             _save(getattr(model, name).eval().requires_grad_(False), run.path(name))
@@ -230,10 +241,10 @@ def _diffusion(run, seen, held, *, tile_px, widths, batch_size, lr, device, auto
         return {"vocabulary": len(model.tokenizer), "unet_parameters": sum(p.numel() for p in model.unet.parameters())}
 
     return Task(
-        player=ldm.diffusion_player(model, lr),
+        players=[ldm.diffusion_player(model, lr)],
         batches=ldm.caption_batches(mean, logvar, source, seen.captions, seen.weights, model.scaling, batch_size, seed),
         validate=held_out.denoising_error(model, held, lambda rows: backbone.embed(model, [held.captions[i][-1] for i in rows]), run.seed),
-        sheet=sheet,
+        sheet=lambda step: sample_quality.sheet(model, prompts[:11], 2, run.seed),
         finish=finish,
         settings={"autocast": machine.bfloat16(device), "ema": 0.999, "weight_decay": 1e-2, "schedule": "one_cycle"},
     )
@@ -254,7 +265,7 @@ def _prior(run, seen, held, *, tile_px, network, loss, batch_size, lr, steps, de
     cache, scale = prior.latents(run, model, seen, steps * batch_size, fit=not init)
     _plain_attention(_on(device, model.unet))
     return Task(
-        player=unconditional.player(model, lr, loss),
+        players=[unconditional.player(model, lr, loss)],
         batches=latent_shards.batches(cache, model.scaling, batch_size, files.seed(run.seed, "prior")),
         validate=held_out.denoising_error(model, held, lambda rows: unconditional.silence(model, len(rows)), run.seed),
         sheet=prior.sheet(model, run.seed),
@@ -330,7 +341,7 @@ def _encoder(run, seen, held, *, objective, tile_px, dim, batch_size, lr, device
         return {"nearest_neighbour_agreement": float(agree.mean()), "agreement_of": of, "held_out_tiles": len(kinds), "classes": names}
 
     return Task(
-        player=player,
+        players=[player],
         batches=representation.view_pairs(seen.images, seen.weights, tile_px, batch_size, run.seed, labels, device),
         validate=validate,
         sheet=None,
