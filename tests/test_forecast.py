@@ -30,7 +30,25 @@ def units(one, found=()):
 
 def test_every_notebook_has_a_rule_or_is_known_to_have_none(repository):
     stems = {path.stem for path in (repository / "notebooks").glob("*.ipynb")}
-    assert stems - set(forecast.RULES) == {"20_pretrain"}
+    assert stems == set(forecast.RULES)
+
+
+def test_a_prior_takes_its_updates_and_the_views_that_they_can_draw(repository):
+    told = {"part": "prior", "init": "mini", "steps": 50, "batch_size": 4}
+    found, longer = (units(job(repository, "20_pretrain", **told | {"steps": steps})) for steps in (50, 5000))
+    n = COUNTS.train + COUNTS.loose
+    assert found["train"] >= 200 and longer["train"] - found["train"] >= 4 * 4950
+    assert found["latents"] == n * max(1, min(8, 200 // n)) and longer["latents"] == 8 * n
+    for other in ({"part": "encoder"}, {"part": "prior", "network": "paper", "init": "", "autoencoder": "mini"}):
+        assert forecast.work(job(repository, "20_pretrain", **other), [], COUNTS) is None, "nobody has measured that"
+
+
+def test_an_encoder_that_a_step_trains_is_tried_as_minis(repository):
+    arms = {"a": {"encoder": "ssl"}, "b": {}}
+    found = [job(repository, "20_pretrain", part="encoder"), job(repository, "06_classifier", arms=arms)]
+    found[0] = dataclasses.replace(found[0], step="ssl")
+    assert ("real", "mini-ssl") in forecast.work(found[1], found, COUNTS)
+    assert {arm["encoder"] for p in forecast._asked(found) for arm in p.get("arms", {}).values()} == {"mini-ssl", ""}
 
 
 @pytest.mark.parametrize(("changes", "passes"), [({}, 20), ({"guidance_scale": 1.0}, 10), ({"strength": 1.0}, 40), ({"num_images": 8}, 20)])
@@ -79,10 +97,10 @@ def test_real_tiles_are_seen_once_and_synthetic_ones_by_every_arm_that_has_them(
     arms = {"real": {}, "dose": {"synthetic": "05_select", "per_class": 3}, "all": {"synthetic": "05_select"}, "far": {"encoder": "f"}}
     compared = job(repository, "06_classifier", arms=arms, seeds=6, steps=500)
     found = [judge, *made, *kept, compared]
-    first, *_, last = forecast.once([forecast.work(one, found, COUNTS) for one in found])
+    first, *_, last = speed.once([forecast.work(one, found, COUNTS) for one in found])
     assert first["real", "e"] == 8 * 500 + 300 and last["real", "e"] == 0 and last["real", "f"] == 8 * 500 + 300
     assert last["made", "e", "05_select"] == 8 * 60 and last["head"] == 4 * 6 * 500
-    assert forecast.cost(last, RATES)[0] is None, "nobody knows how fast f is"
+    assert speed.cost(last, RATES)[0] is None, "nobody knows how fast f is"
     full = units(job(repository, "06_classifier", arms={"full": {"mode": "full"}}, seeds=2, steps=100, batch_size=8))
     assert full["see", "e"] == 3 * 2 * 100 * 8 + 2 * 10 * 100 and not full["head"]
 
@@ -97,9 +115,9 @@ def test_the_price_is_a_sum():
     held = Counter(
         {"start": 1, "train": 4, ("see", "e"): 2, ("real", "e"): 4, "seconds": 5, "bytes": 9, "latents": 2, "loras": 3, "files": 6}
     )
-    price = forecast.cost(held, RATES)
+    price = speed.cost(held, RATES)
     assert price == (10 + 8 + 1 + 2 + 5, 9 + 2000 + 300, 6)
-    assert forecast.cost(held, dataclasses.replace(RATES, train=None))[0] is None
+    assert speed.cost(held, dataclasses.replace(RATES, train=None))[0] is None
 
 
 def test_counts_come_from_the_description_until_00_has_run(repository, root):

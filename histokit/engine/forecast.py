@@ -7,7 +7,7 @@ this machine. A guess to plan a night by, not a promise; a finished run of the s
 import contextlib
 import functools
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from histokit.core import files
 from histokit.engine import jobs, speed
@@ -25,7 +25,10 @@ HOUSEKEEPING = 6  # files of a run folder beside what it is for
 
 @dataclass(frozen=True)
 class Counts:
-    """Real tiles of a dataset: `train` and `held` (val and test), those of rare classes for training, names of rare classes."""
+    """Real tiles of a dataset: `train` and `held` (val and test), those of rare classes for training, names of rare classes.
+
+    `loose`: training tiles without a label.
+    """
 
     train: int
     held: int
@@ -33,6 +36,7 @@ class Counts:
     tail: tuple
     classes: int
     tile_px: int
+    loose: int = 0
 
 
 # --- work ------------------------------------------------------------------------------------------------------------
@@ -54,6 +58,8 @@ def work(job, found, counts):
     try:
         units = rule(job.parameters, counts, job, found)
     except KeyError:  # somebody's own notebook of that name
+        return None
+    if units is None:
         return None
     units["start"] += 1
     units["files"] += HOUSEKEEPING
@@ -134,10 +140,15 @@ def _selection(p, c, job, found):
     return seen + Counter({"read": 2 * made, "seconds": FIGURES, "bytes": 2000 * made + 1e6})
 
 
+def _eye(name, found):
+    """The encoder that is tried in the place of `name`: one that a step of the recipe trains is as large as mini's."""
+    return "mini-ssl" if any(name == job.step for job in found) else name
+
+
 def _classifiers(p, c, job, found):
     units = Counter({"seconds": FIGURES, "bytes": 1e6})
     for arm in p["arms"].values():
-        encoder, mode = arm.get("encoder") or p["encoder"], arm.get("mode") or p["mode"]
+        encoder, mode = _eye(arm.get("encoder") or p["encoder"], found), arm.get("mode") or p["mode"]
         added = _made(arm["synthetic"], found, c) if arm.get("synthetic") else 0
         painted = arm.get("per_class", 0) * len(c.tail) if arm.get("recolour", "none") != "none" else 0
         updates = p["seeds"] * (p["steps"] if mode in ("linear", "full") else 0)
@@ -155,6 +166,20 @@ def _classifiers(p, c, job, found):
         units["bytes"] += p["seeds"] * c.held * (100 + 8 * c.classes) + 2 * painted * c.tile_px**2
         units["files"] += p["seeds"] * 5 + painted
     return units
+
+
+def _pretrain(p, c, job, found):
+    """Of a prior alone: views are encoded once, a step trains a whole UNet. What the other parts take is known after their first run."""
+    if p["part"] != "prior" or p["network"]:
+        return None
+    from histokit.training.pretraining import latent_shards
+
+    draws, n = p["steps"] * p["batch_size"], c.train + c.loose
+    views = n * max(1, min(latent_shards.MOST, draws // max(1, n)))
+    looked = 2 * p["steps"] / 250 * min(48, c.held / 3) / 3  # validations, without a backward pass
+    sheets = 6 * 16  # five sheets and the one before the first update
+    units = Counter({"train": draws + looked, "denoise": 20 * sheets, "code": views + sheets, "read": 2 * n + views, "seconds": FIGURES})
+    return units + Counter({"latents": views, "bytes": 1e8, "files": 12})
 
 
 def _latent_classifier(p, c, job, found):
@@ -187,40 +212,12 @@ RULES = {
     "06_classifier": _classifiers,
     "07_evaluate": _verdict,
     "08_fidelity": _fidelity,
+    "20_pretrain": _pretrain,
     "21_latent_classifier": _latent_classifier,
 }
 
 
-# --- what it costs here ----------------------------------------------------------------------------------------------
-
-
-def cost(units, rates):
-    """(seconds, bytes, files) of a Counter of `work`; seconds None where a rate is lacking."""
-    each = {**asdict(rates), "seconds": 1.0} | {("see", name): rate for name, rate in rates.see.items()}
-    plain, seconds = {"bytes", "files", "latents", "loras"}, 0.0
-    for name, number in units.items():
-        if name in plain or not number:
-            continue
-        rate = each.get(("see", name[1]) if isinstance(name, tuple) else name)
-        if rate is None:
-            seconds = None
-            break
-        seconds += number * rate
-    size = units["bytes"] + units["latents"] * rates.latent_bytes + units["loras"] * rates.lora_bytes
-    return seconds, int(size), int(units["files"])
-
-
-def once(all_units):
-    """The same Counters, in order, without views of tiles that an earlier job has put into the cache."""
-    known, out = set(), []
-    for units in all_units:
-        kept = Counter()
-        for name, number in (units or {}).items():
-            shared = isinstance(name, tuple) and name[0] in ("real", "made", "coded")
-            kept[name] = 0 if shared and name in known else number
-            known |= {name} if shared else set()
-        out.append(kept if units is not None else None)
-    return out
+# --- how many tiles, and how long ------------------------------------------------------------------------------------
 
 
 def counts(recipe, job, root=None):
@@ -257,10 +254,10 @@ def _frozen(home):
     from histokit.tiles import data
 
     held = data.read_frozen(home / "dataset.json")
-    tiles = files.read_table(next(iter(sorted(home.glob("manifest.*"))), home / "manifest.csv"))
-    tiles = tiles[tiles["use"].eq("labelled")]
+    every = files.read_table(next(iter(sorted(home.glob("manifest.*"))), home / "manifest.csv"))
+    tiles, loose = every[every["use"].eq("labelled")], int((every["use"].eq("unlabelled") & every["split"].eq("train")).sum())
     train = tiles.loc[tiles["split"].eq("train"), "label"].value_counts().to_dict()
-    return _counts(train, int(tiles["split"].isin(["val", "test"]).sum()), held.roles, held.tile_px)
+    return _counts(train, int(tiles["split"].isin(["val", "test"]).sum()), held.roles, held.tile_px, loose)
 
 
 def _described(given):
@@ -272,15 +269,16 @@ def _described(given):
     tiles = toy.plan() if told.procedural else data.scan(told)
     every = tiles["label"].value_counts()
     known = tiles.loc[tiles["split"].eq("train"), "label"].value_counts() if told.procedural else (0.6 * every).astype(int)
-    train = {name: min(int(n), told.budget.get(name, {}).get("tiles", n)) for name, n in known.items()}
+    whole = {name: min(int(n), told.budget.get(name, {}).get("tiles", n)) for name, n in known.items()}
+    train = {name: max(1, int(n * given.get("labelled", 1.0))) for name, n in whole.items()}
     guess = {name: "tail" if n < told.tail_below else "head" for name, n in train.items()}
     held = len(tiles) - known.sum() if told.procedural else 0.4 * every.sum()
-    return _counts(train, int(held), guess | told.roles, told.tile_px or 256)
+    return _counts(train, int(held), guess | told.roles, told.tile_px or 256, sum(whole.values()) - sum(train.values()))
 
 
-def _counts(train, held, roles, tile_px):
+def _counts(train, held, roles, tile_px, loose=0):
     tail = tuple(name for name, role in roles.items() if role == "tail")
-    return Counts(int(sum(train.values())), held, int(sum(train.get(name, 0) for name in tail)), tail, len(roles), int(tile_px))
+    return Counts(int(sum(train.values())), held, int(sum(train.get(name, 0) for name in tail)), tail, len(roles), int(tile_px), loose)
 
 
 @dataclass(frozen=True)
@@ -295,8 +293,11 @@ class Guess:
 def _asked(found):
     """Parameters of the jobs whose time is guessed; a base that a step trains is as fast as what it goes on from."""
     starts = {job.step: job.parameters.get("init", "") for job in found}
-    parameters = [job.parameters for job in found if job.notebook.stem in RULES]
-    return [p | {"base_model": starts.get(p.get("base_model"), p.get("base_model"))} for p in parameters]
+    asked = []
+    for p in (job.parameters for job in found if job.notebook.stem in RULES):
+        arms = {name: {**(arm or {}), "encoder": _eye((arm or {}).get("encoder", ""), found)} for name, arm in p.get("arms", {}).items()}
+        asked.append(p | {"base_model": starts.get(p.get("base_model"), p.get("base_model"))} | ({"arms": arms} if arms else {}))
+    return asked
 
 
 def fixed_share(recipe, found, job):
@@ -306,7 +307,7 @@ def fixed_share(recipe, found, job):
     if not units:
         return 0.0
     steps = Counter({"train": job.parameters["steps"] * job.parameters["batch_size"] * (1 if job.known else max(1, len(size.tail)))})
-    whole, plain = cost(units, rates)[0], cost(units - steps, rates)[0]
+    whole, plain = speed.cost(units, rates)[0], speed.cost(units - steps, rates)[0]
     return plain / whole if whole and plain else 0.0
 
 
@@ -328,11 +329,11 @@ def expect(recipe, found, todo, *, measure=True, say=print):
     parameters = _asked(found)
     if not asked or not (measure or speed.rates(parameters, measure=False)):
         return guesses, ""
-    units = once([work(job, found, of(reads[job.id])) for job in found])
+    units = speed.once([work(job, found, of(reads[job.id])) for job in found])
     if not any(unit for job, unit in zip(found, units, strict=True) if job in asked):
         return guesses, ""
     known = speed.rates(parameters, say=say)
     for job, unit in zip(found, units, strict=True):
         if job in asked and unit:
-            guesses[job.id] = Guess(*cost(unit, known))
+            guesses[job.id] = Guess(*speed.cost(unit, known))
     return guesses, known.lacking

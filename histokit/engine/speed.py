@@ -5,6 +5,7 @@ Half a minute, with the base and the encoders of a recipe, so that `histokit run
 
 import statistics
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 
@@ -67,6 +68,35 @@ def rates(parameters, seconds=SECONDS, *, measure=True, say=print):
     if not (measured.lacking or busy):
         files.write_json(kept, asdict(measured))
     return measured
+
+
+def cost(units, rates):
+    """(seconds, bytes, files) of a Counter of `work`; seconds None where a rate is lacking."""
+    each = {**asdict(rates), "seconds": 1.0} | {("see", name): rate for name, rate in rates.see.items()}
+    plain, seconds = {"bytes", "files", "latents", "loras"}, 0.0
+    for name, number in units.items():
+        if name in plain or not number:
+            continue
+        rate = each.get(("see", name[1]) if isinstance(name, tuple) else name)
+        if rate is None:
+            seconds = None
+            break
+        seconds += number * rate
+    size = units["bytes"] + units["latents"] * rates.latent_bytes + units["loras"] * rates.lora_bytes
+    return seconds, int(size), int(units["files"])
+
+
+def once(all_units):
+    """The same Counters, in order, without views of tiles that an earlier job has put into the cache."""
+    known, out = set(), []
+    for units in all_units:
+        kept = Counter()
+        for name, number in (units or {}).items():
+            shared = isinstance(name, tuple) and name[0] in ("real", "made", "coded")
+            kept[name] = 0 if shared and name in known else number
+            known |= {name} if shared else set()
+        out.append(kept if units is not None else None)
+    return out
 
 
 def measure_all(base, batch, encoders, device, seconds):

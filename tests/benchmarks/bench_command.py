@@ -71,8 +71,8 @@ def test_a_dry_run_foretells_the_demo(demo, monkeypatch):
     start = time.perf_counter()
     rates = MEASURE("mini", 8, ["mini-ssl", "mini-sup"], machine.device(), speed.SECONDS)
     took = time.perf_counter() - start
-    units = forecast.once([forecast.work(job, found, forecast.counts(recipe, job)) for job in found])
-    said = {job.name: forecast.cost(unit, rates)[0] - rates.start for job, unit in zip(found, units, strict=True)}
+    units = speed.once([forecast.work(job, found, forecast.counts(recipe, job)) for job in found])
+    said = {job.name: speed.cost(unit, rates)[0] - rates.start for job, unit in zip(found, units, strict=True)}
     real = {f"{r['step']}/{r['class_name']}".rstrip("/"): r["wall_s"] for r in demo}
     each = ", ".join(f"{name} {said[name]:.0f} for {real.get(name, 0):.0f}" for name in said)
     ratio = sum(said.values()) / sum(real.values())
