@@ -75,6 +75,13 @@ def use_threads(number):
         torch.set_num_threads(number)
 
 
+def place():
+    """(number of this process, how many there are) of a training on several devices; (0, 1) in a process of its own."""
+    torch = sys.modules.get("torch")
+    dist = torch and torch.distributed
+    return (dist.get_rank(), dist.get_world_size()) if dist and dist.is_available() and dist.is_initialized() else (0, 1)
+
+
 def busy():
     """Whether others have kept half of the cores or more at work over the last minute; False where the system does not say."""
     return hasattr(os, "getloadavg") and os.getloadavg()[0] >= (os.cpu_count() or 1) / 2

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 
-from histokit.core import pictures
+from histokit.core import machine, pictures
 
 FILE = "HISTOKIT_PROGRESS"  # environment variable: a file that holds the newest line
 LINE, PICTURE, LOG = 0.2, 1.0, 30  # seconds between two updates: text alone, text that carries a picture, lines of a log
@@ -114,3 +114,17 @@ class Progress:
 def _duration(seconds):
     minutes, seconds = divmod(int(seconds), 60)
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes}:{seconds:02d} min"
+
+
+class Clock:
+    """Seconds, images per second and peak memory since the last tick; earlier sessions of a resumed run are added up."""
+
+    def __init__(self, history):
+        self.before = max((row.get("seconds", 0) for row in history), default=0)
+        self.start = self.last = time.perf_counter()
+
+    def tick(self, images):
+        now = time.perf_counter()
+        out = {"seconds": self.before + now - self.start, "images_per_s": images / max(now - self.last, 1e-9), "peak_gb": machine.peak_gb()}
+        self.last = now
+        return out

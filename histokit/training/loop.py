@@ -1,12 +1,13 @@
 """The one training loop: any number of players, exact resuming, nothing hidden.
 
-Batch k and every random number of step k follow from (seed, k) alone, so a checkpoint is tensors and a
+Batch k and every random number of it follow from (seed, k) alone, so a checkpoint is tensors and a
 step number, and a run that was killed and resumed equals one that was not, bit for bit on the CPU.
+Of several processes (torch.distributed, as `accelerate launch` starts them) each takes its share of the micro-batches of an update,
+and the first writes; two give the weights that one gives with the same `accumulate`.
 What is learned, and from what, is the caller's: see `textual_inversion`, `lora` and `ldm`. What can be turned is in `settings`.
 """
 
 import math
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -17,10 +18,10 @@ import pandas as pd
 import torch
 
 from histokit.core import files, machine
-from histokit.core.progress import Progress
+from histokit.core.progress import Clock, Progress
 from histokit.training import checkpoints, settings
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass
@@ -95,7 +96,7 @@ def fit(
         players: list of `Player`; within a step they are updated in turn on the same batch.
         batches: `batches(k)` -> the k-th micro-batch, a function of k alone; its `len`, or that of its first value, counts images.
         steps: optimiser updates, in total (a resumed run does the rest).
-        seed: run seed; generator of step k = hash(seed, player, k).
+        seed: run seed; generator of micro-batch m of step k = hash(seed, player, k, m), without m for the first.
         folder: where checkpoint.safetensors, best.safetensors, history.csv, sheets/ and kept/ go; None keeps nothing.
         identity: dict of what the result depends on (data, base, settings); resuming with another one raises, naming the field.
         factor: `factor(step)` -> further factor of the learning rate, or None.
@@ -136,6 +137,12 @@ class Training:
         self.folder = None if self.folder is None else Path(self.folder)
         self.identity = {**(self.identity or {}), "steps": self.steps, "seed": self.seed, **self.how.updates.identity()}
         self.device = self.players[0].params[0].device
+        self.rank, self.processes = machine.place()
+        if self.how.updates.accumulate % self.processes:
+            raise ValueError(
+                f"accumulate is {self.how.updates.accumulate} and there are {self.processes} processes, which share the micro-batches of "
+                f"an update; make it {self.processes} or a multiple, and the batch so much smaller"
+            )
         decay = self.how.updates.weight_decay
         self.optimisers = [torch.optim.AdamW(player.param_groups, lr=1e-4, weight_decay=decay) for player in self.players]
         self.base_rates = [[group["lr"] for group in optimiser.param_groups] for optimiser in self.optimisers]
@@ -144,7 +151,7 @@ class Training:
         self.totals = {key: [torch.tensor(v, device=self.device) for v in values] for key, values in self.state.pending.items()}
         self.seen = 0  # images since the last row
         self.progress, self.clock = Progress(self.steps, self.state.history), Clock(self.state.history)
-        self.writer = _tensorboard(self.folder) if self.how.records.tensorboard and self.folder else None
+        self.writer = _tensorboard(self.folder) if self.how.records.tensorboard and self._writes() else None
 
     def run(self):
         """The steps that are left to do; returns the history, see `fit`."""
@@ -160,6 +167,10 @@ class Training:
             self._draw(step + 1)
             self._save(step + 1)
         return self._settle()
+
+    def _writes(self):
+        """Whether this process keeps what is trained: where there is a folder, the first one."""
+        return self.folder is not None and self.rank == 0
 
     def _resume(self):
         """The State its folder holds, tensors put in place; a new one where there is none."""
@@ -191,17 +202,19 @@ class Training:
 
     def _backward(self, player, step):
         """Adds up the gradients of a player over the micro-batches of a step; returns how many images they held."""
-        generator = torch.Generator().manual_seed(files.seed(self.seed, player.name, step))
         parts, images = self.how.updates.accumulate, 0
-        for k in range(step * parts, (step + 1) * parts):
-            batch = self.batches(k)
+        for part in range(self.rank, parts, self.processes):
+            generator = torch.Generator().manual_seed(files.seed(self.seed, player.name, step, *([part] if part else [])))
+            batch = self.batches(step * parts + part)
             with torch.autocast(self.device.type, self.autocast) if self.autocast is not None else nullcontext():
                 loss, logs = _and_logs(player.loss(batch, step, generator))
             (loss / parts).backward()
             for key, value in {f"loss_{player.name}": loss, **logs}.items():
                 self._note(key, value)
             images += _count(batch)
-        return images
+        if self.processes > 1:
+            _add_up([p.grad for p in player.params if p.grad is not None])
+        return images * self.processes
 
     def _note(self, key, value):
         self.totals.setdefault(key, []).append(value.detach())
@@ -232,7 +245,8 @@ class Training:
         row |= self.clock.tick(self.seen)
         self.totals, self.seen = {}, 0
         self._record(row)
-        self.progress(row, sum(row[f"loss_{player.name}"] for player in self.players))
+        if self.rank == 0:
+            self.progress(row, sum(row[f"loss_{player.name}"] for player in self.players))
 
     def _record(self, row):
         self.state.history.append(row)
@@ -255,14 +269,14 @@ class Training:
                 self.state.best_val, self.state.best_step = val, done
                 if self.folder is None:
                     self.best = checkpoints.copied(self.players)
-                else:
+                elif self._writes():
                     checkpoints.save_weights(self.folder / "best.safetensors", self.players, {"step": done, "val": val})
         self._record({"step": done, "val": val, **logs})
 
     def _draw(self, done):
         """The sheet of a step that is due, and its weights where they are kept."""
         every = self.how.sheets.sheet_every
-        if self.folder is None or not every or (done % every and done != self.steps):
+        if not self._writes() or not every or (done % every and done != self.steps):
             return
         with self._averaged(), torch.no_grad():
             if self.how.sheets.keep:
@@ -286,19 +300,21 @@ class Training:
 
     def _save(self, done):
         self.state.step = done
-        if self.folder is not None and (done % self.how.records.checkpoint_every == 0 or done == self.steps):
+        if self._writes() and (done % self.how.records.checkpoint_every == 0 or done == self.steps):
             self.state.pending = {key: [float(v) for v in values] for key, values in self.totals.items()}
             path = self.folder / "checkpoint.safetensors"
             checkpoints.save_checkpoint(path, self.players, self.optimisers, self.shadow, self.state, self.identity)
 
     def _settle(self):
         """Leaves the result in the players' tensors; returns the history."""
-        state, keep = self.state, self.how.sheets.keep and self.folder is not None
+        state, keep = self.state, self.how.sheets.keep and self._writes()
+        if self.processes > 1:
+            torch.distributed.barrier()  # the first has written what the others read now
         taken = checkpoints.settle(self.players, self.shadow, state, self.folder, self.how.sheets.take, self.best)
         if keep and taken == state.best_step and not checkpoints.sheet_path(self.folder, taken).exists():
             self._show(taken)  # what is used is on a sheet of its own
         history = pd.DataFrame(state.history).groupby("step", as_index=False).first()
-        if self.folder is not None:
+        if self._writes():
             files.write_table(self.folder / "history.csv", history)
         history.attrs |= {"best_step": state.best_step, "step": taken}
         self.progress.end(f"{state.step:,} steps of {self.steps:,}, step {taken:,} is taken")
@@ -308,18 +324,10 @@ class Training:
 # ---------------------------------------------------------------------------------------------- what is shown
 
 
-class Clock:
-    """Seconds, images per second and peak memory since the last tick; earlier sessions of a resumed run are added up."""
-
-    def __init__(self, history):
-        self.before = max((row.get("seconds", 0) for row in history), default=0)
-        self.start = self.last = time.perf_counter()
-
-    def tick(self, images):
-        now = time.perf_counter()
-        out = {"seconds": self.before + now - self.start, "images_per_s": images / max(now - self.last, 1e-9), "peak_gb": machine.peak_gb()}
-        self.last = now
-        return out
+def _add_up(gradients):
+    """Each gradient becomes its sum over the processes, in place."""
+    for gradient in gradients:
+        torch.distributed.all_reduce(gradient)
 
 
 def _and_logs(found):
