@@ -13,6 +13,7 @@ from histokit.core import files
 from histokit.diffusion import backbone, pretrained, sampling
 from histokit.engine import batch
 from histokit.runs import recipe
+from histokit.training import lineage
 from histokit.training.pretraining import corpus, decoder, held_out, ldm, package_mini, pretrain, sample_quality
 from histokit.vision import encoders
 
@@ -96,9 +97,9 @@ def test_every_source_has_its_say_in_a_validation_as_it_is_drawn():
 
 def test_settings_of_another_part_are_refused(trained):
     settings = {"tile_px": 128, "widths": [16], "batch_size": 1, "lr": 1}
-    with pytest.raises(ValueError, match="an encoder starts from random weights"):
+    with pytest.raises(ValueError, match="part encoder takes no `init`, it is for autoencoder and decoder and diffusion and prior"):
         pretrain.task("encoder", None, None, None, init=trained / "autoencoder", **settings)
-    with pytest.raises(ValueError, match="`pieces` is for an autoencoder"):
+    with pytest.raises(ValueError, match="part diffusion takes no `pieces`, it is for autoencoder and decoder"):
         pretrain.task("diffusion", None, None, None, autoencoder=trained / "autoencoder", pieces=3, **settings)
     with pytest.raises(ValueError, match="name a step or a base that has one"):
         pretrain.task("diffusion", None, None, None, **settings)
@@ -107,11 +108,11 @@ def test_settings_of_another_part_are_refused(trained):
 def test_an_origin_is_a_step_a_base_or_a_folder(trained, monkeypatch):
     monkeypatch.setenv("HISTOKIT_ROOT", str(trained.parent.parent))
     run = type("Run", (), {"experiment": "base", "parent": lambda self, step: trained / step, "base": runs.Run.base})()
-    assert pretrain.origin(run, "") is None
-    assert pretrain.origin(run, "diffusion") == trained / "diffusion"
-    assert pretrain.origin(run, "mini") == pretrained.MINI and run.base("mini") == "mini" and run.base("") == ""
+    assert lineage.origin(run, "") is None
+    assert lineage.origin(run, "diffusion") == trained / "diffusion"
+    assert lineage.origin(run, "mini") == pretrained.MINI and run.base("mini") == "mini" and run.base("") == ""
     assert run.base("diffusion") == "outputs/base/diffusion", "below the root, as an adapter's card names it"
-    assert pretrain.origin(run, "outputs/base/diffusion") == trained / "diffusion"
+    assert lineage.origin(run, "outputs/base/diffusion") == trained / "diffusion"
 
 
 def test_the_encoder_it_made_is_loaded_by_its_file(trained):
@@ -151,7 +152,7 @@ def test_packaging_keeps_a_part_that_was_not_trained_anew(trained, tmp_path, mon
     assert "30 in colour-texture (autoencoder alone 25, untrained UNet 900, real tiles of other cases 20, 80 a side)" in card
     assert (target / "sup.safetensors").read_bytes() == (trained / "sup" / "sup.safetensors").read_bytes()
     assert backbone.load(str(target)).tile_px == 128
-    assert pretrain.updates(target, "diffusion") == 4, "what goes on from the package counts on from there"
+    assert lineage.updates(target, "diffusion") == 4, "what goes on from the package counts on from there"
     other = files.read_table(trained / "sup" / "trained_on.csv").head(1).assign(pixels_sha256="f" * 64)
     files.write_table(target / "trained_on.csv", other)
     package_mini.package("base", target)
@@ -160,8 +161,8 @@ def test_packaging_keeps_a_part_that_was_not_trained_anew(trained, tmp_path, mon
 
 def test_what_a_part_went_on_from_has_seen_counts_as_seen(trained, tmp_path):
     own = corpus.gather({"looks": {"tiles": 2}}, seed=9)
-    assert len(pretrain.learned(own)) == len(pretrain.learned(own, None, tmp_path)) == 2
-    both = pretrain.learned(own, trained / "diffusion", trained / "diffusion")
+    assert len(lineage.learned(own)) == len(lineage.learned(own, None, tmp_path)) == 2
+    both = lineage.learned(own, trained / "diffusion", trained / "diffusion")
     assert len(both) == 14 and set(both["pixels_sha256"]) >= set(
         files.read_table(trained / "diffusion" / "trained_on.csv")["pixels_sha256"]
     )
@@ -169,7 +170,7 @@ def test_what_a_part_went_on_from_has_seen_counts_as_seen(trained, tmp_path):
 
 def test_updates_are_counted_through_what_a_part_went_on_from(trained, tmp_path):
     assert [files.read_json(trained / step / "results.json")["updates"] for step in ("autoencoder", "longer", "further")] == [4, 5, 5]
-    assert pretrain.updates(None, "diffusion") == pretrain.updates(tmp_path, "diffusion") == 0
+    assert lineage.updates(None, "diffusion") == lineage.updates(tmp_path, "diffusion") == 0
 
 
 def test_drawn_sources_hold_out_other_pictures():

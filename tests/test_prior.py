@@ -13,7 +13,7 @@ from histokit.engine import batch, replicates
 from histokit.runs import recipe
 from histokit.tiles import data
 from histokit.training import checkpoints, loop, unconditional
-from histokit.training.pretraining import corpus, decoder, latent_shards, prior
+from histokit.training.pretraining import corpus, decoder, latent_shards, pretrain, prior
 from histokit.vision import latent_classifiers
 
 RECIPE = """\
@@ -74,7 +74,7 @@ def study(tmp_path_factory, repository):
         save(root / "scans" / "copy_0.bmp", data.decode.rgb(root / "tiles" / copied["file_name"])[0])  # the same pixels, another file
         save(root / "scans" / f"{other['case_id']}_9.png", texture(2000))  # another tile of a case that is tested on
         results = batch.run(read, workers=2, say=lambda line: None)
-    assert {r.state for r in results.values()} <= {"done", "up to date"}, results
+    assert {r.state for r in results.values()} <= {"done", "up to date"}, [r.text for r in results.values()]
     return root
 
 
@@ -99,6 +99,8 @@ def test_it_learns_from_all_training_tiles_and_from_no_tile_or_case_that_is_kept
     assert set(seen["label"]) == {""}
     scans = set(seen.loc[seen["source"].eq("scans"), "tile"])
     assert scans < {f"new{i}_0.png" for i in range(6)} and len(scans) == 5, "one case in fifty, at least one, is held out"
+    held = files.read_table(out / "prior" / "logs" / "training" / "history.csv")
+    assert held["val_own"].notna().any() and held["val_scans"].notna().any(), "validated on validation tiles, and on a case of the scans"
     said = "".join(str(cell.get("outputs")) for cell in files.read_json(out / "prior" / "20_pretrain.ipynb")["cells"])
     assert "1 tiles are left out, validation, test or withheld tiles" in said and "1 tiles are left out, of cases kept back here" in said
 
@@ -116,7 +118,7 @@ def test_one_from_random_weights_has_its_own_scale_and_no_text(out, study):
     model = backbone.load(str(out / "scratch"))
     assert not model.hears and model.text_encoder is None and model.tile_px == 32
     facts = files.read_json(out / "scratch" / "results.json")
-    assert facts["latent_deviation"] == pytest.approx(1, abs=1e-6) and facts["hears_text"] is False
+    assert facts["scaling_factor"] == pytest.approx(1 / facts["latent_deviation"]) == model.scaling and facts["hears_text"] is False
     manifest = files.read_table(out / "00_dataset" / "manifest.csv")
     rows = manifest[manifest["split"].eq("train")]
     tiles = np.stack([np.asarray(data.decode.rgb(study / "tiles" / name)[0]) for name in rows["file_name"]])
@@ -150,9 +152,8 @@ def test_a_decoder_is_adapted_to_the_labelled_tiles_while_a_classifier_watches(o
     assert set(seen.loc[seen["source"].eq("own") & seen["label"].ne(""), "tile"]) == set(named["file_name"])
     old, new = (backbone.load(str(out / step)) for step in ("prior", "adapted"))
     assert new.latent_space == old.latent_space and new.identity["decoder"] != old.identity["vae"]
-    latent_classifiers.refuse_stranger(
-        latent_classifiers.load(out / "21_latent_classifier"), new, ["a", "b"]
-    )  # made for the prior, good for it
+    of_the_prior = latent_classifiers.load(out / "21_latent_classifier")
+    latent_classifiers.refuse_stranger(of_the_prior, new.latent_space, ["a", "b"])
 
 
 def test_an_autoencoder_hears_its_critic_from_the_middle_on(out):
@@ -192,7 +193,16 @@ def test_latents_are_those_of_the_views_and_no_neighbour_or_order_changes_them(c
 def test_no_more_views_are_encoded_than_are_drawn_and_no_more_pictures_than_fit(cache):
     assert cache(draws=4).views == 1 and cache(draws=10**6).views == latent_shards.MOST
     small = cache(budget_gb=6 * 4 * 4 * 8 * 8 / 1e9)
-    assert len(small) == 6 and small.said == ["6 of 10 pictures are used: more latents do not fit into 6.144e-06 GB."]
+    assert len(small) == 6 and small.said == ["6 of 10 pictures are used: their latents fill 6.144e-06 GB. `latents_gb` gives them more."]
+
+
+def test_each_source_lends_pictures_by_its_share_of_the_draws():
+    table = pd.DataFrame({"source": ["few"] * 10 + ["many"] * 90, "weight": [0.5 / 10] * 10 + [0.5 / 90] * 90})
+    table["pixels_sha256"] = [f"{(37 * i) % 100:02d}" for i in range(100)]
+    rows = latent_shards._lent(table, 40)
+    assert len(rows) == 40 and (rows < 10).sum() == 10, "of the few all, though their share would be 20"
+    kept = table.iloc[rows]
+    assert kept.loc[kept["source"].eq("many"), "pixels_sha256"].max() < table.drop(rows).loc[10:, "pixels_sha256"].min()
 
 
 def test_every_view_comes_once_an_epoch_from_whatever_batch_one_begins(cache):
@@ -258,6 +268,16 @@ def test_what_cannot_be_trained_is_refused(tmp_path):
     write_hub_layout(tmp_path / "tiny")
     run = type("Run", (), {"seed": 0})
     how = {"tile_px": 32, "device": "cpu"}
+    with pytest.raises(ValueError, match="knows the latents of that base's own autoencoder"):
+        prior.model(run, network="", autoencoder=tmp_path / "tiny", init=tmp_path / "tiny", **how)
+    for part, given, said in (
+        ("prior", {"critic": {"start": 0.1}}, "part prior takes no `critic`, it is for autoencoder"),
+        ("diffusion", {"network": "paper"}, "part diffusion takes no `network`, it is for autoencoder and prior"),
+        ("encoder", {"loss": "l1"}, "part encoder takes no `loss`, it is for prior"),
+        ("decoder", {"classifier": "aux", "pieces": 2}, "a classifier names whole tiles"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            pretrain.task(part, run, None, None, widths=[16], batch_size=2, lr=1e-3, **given, **how)
     for network, autoencoder, init in (("", None, None), ("mini", None, tmp_path / "tiny")):
         with pytest.raises(ValueError, match="give one of the two"):
             prior.model(run, network=network, autoencoder=autoencoder, init=init, **how)

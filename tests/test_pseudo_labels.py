@@ -92,7 +92,8 @@ def test_it_is_trained_on_the_tiles_its_teacher_is_sure_of_with_the_names_it_gav
     assert table.groupby("arm")["n_pseudo"].unique().map(list).to_dict() == {"oversampled": [0], "pseudo": [6]}
     added = held["pseudo"][held["pseudo"]["source"].eq("pseudo")].set_index("tile_id")["label"]
     assert (added == study[added.index]).all() and added.value_counts().eq(2).all(), "three colours are easily told"
-    assert any(line.startswith("pseudo: tiles named with a confidence of") for line in said) and remarks == []
+    assert any(line.startswith("pseudo: tiles named with a confidence of") for line in said)
+    assert remarks == ["Arm pseudo: the tiles that it names come on top of those shown here, seed by seed (n_pseudo below)."]
     assert files.read_json(run.folder / "pseudo" / "0" / "model.json")["class_counts"] == [4, 4, 4]
 
 

@@ -224,6 +224,8 @@ def remarks(arms, sets, tiles):
     said += [f"Arm{'s' * (len(names) > 1)} {', '.join(names)}: {line}" for line, names in coded.items()]
     if not len(pseudo_labels.loose(tiles)) and (named := [name for name, arm in arms.items() if arm["pseudo"]]):
         said.append(f"Arm {', '.join(named)}: no training tile is without a label, so there is none to name.")
+    if named := [name for name, arm in arms.items() if arm["pseudo"] and len(pseudo_labels.loose(tiles))]:
+        said.append(f"Arm {', '.join(named)}: the tiles that it names come on top of those shown here, seed by seed (n_pseudo below).")
     idle = [name for name, arm in arms.items() if arm["mode"] in ("knn", "prototype")]
     if idle:
         said.append(f"Not trained, so outside the comparison at equal updates: {', '.join(idle)}.")

@@ -26,7 +26,11 @@ def settle(name, given, earlier):
         strange = sorted(set(given) - set(SETTINGS))[0] if isinstance(given, dict) else given
         raise ValueError(f"arm {name!r}: pseudo has no setting {strange!r}; use {', '.join(SETTINGS)}")
     found = {**SETTINGS, **given}
-    fit = [other for other, arm in earlier.items() if not arm["synthetic"] and not arm["pseudo"] and arm["recolour"] == "none"]
+    fit = [
+        other
+        for other, arm in earlier.items()
+        if not (arm["synthetic"] or arm["pseudo"] or arm["real_tiles"]) and arm["recolour"] == "none"
+    ]
     if found["arm"] not in fit:
         raise ValueError(
             f"arm {name!r}: pseudo takes the name of an earlier arm of real tiles alone as `arm`, got {found['arm']!r}; "

@@ -305,7 +305,7 @@ class _Trial:
         """Which tiles [N] pass through the autoencoder before the classifier sees them."""
         asked = {"real": self.arm["real_through"] == "vae", "given": self.arm["through"] == "vae"}
         given = tiles[ceilings.GIVEN].eq(True).to_numpy(bool) if ceilings.GIVEN in tiles else np.zeros(len(tiles), bool)
-        return tiles["source"].eq("real").to_numpy() & (given & asked["given"] | asked["real"])
+        return tiles["source"].isin(["real", pseudo_labels.SOURCE]).to_numpy() & (given & asked["given"] | asked["real"])
 
     def _reader(self):
         """`read(indices)` -> uint8 tiles of this arm."""

@@ -143,10 +143,11 @@ def _kept_out(tiles):
 
 
 def _learned(tiles, made, classes):
-    """What a generator of these classes can have copied: their training tiles, and every tile that it rendered anew."""
+    """What a generator of these classes can have copied: their training tiles, those without a label, and every tile it rendered anew."""
     sources = {name for text in made.get("sources", pd.Series(dtype=str)) for name in json.loads(text or "[]")}
-    training = data.training(tiles)
-    return training[training["label"].isin(classes) | training["tile_id"].isin(sources)].reset_index(drop=True)
+    training = data.learnable(tiles)
+    kept = training["label"].isin(classes) | training["tile_id"].isin(sources) | training["use"].eq("unlabelled")
+    return training[kept].reset_index(drop=True)
 
 
 def _some(rows, most, seed):

@@ -236,6 +236,8 @@ class Run:
         """Records the files and folders that parameters name, and the built-in weights."""
         named = {name: value for name, value in self.parameters.items() if name not in (*keys.PLACE, "class_name")}
         for name, text in _texts(named):
+            if name in ("folder", "shards"):  # any number of tiles; who reads them lists them
+                continue
             weights = name.startswith("base_model") or "encoder" in name
             if text == "mini" or (text.startswith("mini-") and weights):
                 if (keys.PACKAGE / "mini").is_dir():

@@ -75,7 +75,7 @@ def screen(run, made, tiles, panel, encoder_name, thresholds, quota=None, centro
     usual = typical(data.training(tiles)) if len(made) else None
     for name, rows in made.groupby("label", sort=False):
         rows = rows.reset_index(drop=True)
-        own = scored(rows, data.training(tiles), name, panel, encoder, centroids, usual)
+        own = scored(rows, tiles, name, panel, encoder, centroids, usual)
         real = of_real(tiles, name, panel, encoder, usual)
         table = selection.calibrate(thresholds, real)
         sizes = data.training(tiles)["label"].value_counts()
@@ -91,13 +91,14 @@ def screen(run, made, tiles, panel, encoder_name, thresholds, quota=None, centro
     return tuple(pd.concat(parts, ignore_index=True) for parts in (manifests, scores, cuts, reals))
 
 
-def scored(rows, training, name, panel, encoder, centroids, usual):
+def scored(rows, tiles, name, panel, encoder, centroids, usual):
     """What `selection.decide` asks of rows that were made for the class `name`; without a panel the judge's columns say nothing.
 
     Args:
-        training: `data.training` of all classes.
+        tiles: manifest of 00_dataset; likeness is to all that can have been learned from, the rest to labelled training tiles.
         usual: from `typical`.
     """
+    training, learned = data.training(tiles), data.learnable(tiles)
     out = {"sha256": rows["sha256"], "judge": np.nan, "judge_class": "", "judge_rank": 0, "own_source": _own_source(rows, training, name)}
     if panel:
         classes, probabilities = panel[0].classes, np.mean([judge.predict_tiles(rows) for judge in panel], axis=0)  # [B, C]
@@ -112,10 +113,10 @@ def scored(rows, training, name, panel, encoder, centroids, usual):
     out |= dict(zip(("centroid_rank", "centroid", "centroid_margin"), places, strict=True))
     out["realism"] = _realism(feats, reals[labels == name])
     order = np.argsort(-out["judge"], kind="stable")  # of two alike the one the judge likes better stays
-    for space, (views, real) in spaces(rows, training, encoder).items():
+    for space, (views, real) in spaces(rows, learned, encoder).items():
         similarity, index = scoring.nearest_similarity(views, real)
         twin, twin_of = scoring.twins(views, order)
-        out |= {f"similarity_{space}": similarity.numpy(), f"nearest_{space}": training["tile_id"].to_numpy()[index.numpy()]}
+        out |= {f"similarity_{space}": similarity.numpy(), f"nearest_{space}": learned["tile_id"].to_numpy()[index.numpy()]}
         out |= {f"twin_{space}": twin, f"twin_of_{space}": [rows["tile_id"].iloc[i] if i >= 0 else "" for i in twin_of]}
     return pd.DataFrame(out)
 
@@ -135,7 +136,7 @@ def of_real(tiles, name, panel, encoder, usual):
         usual: from `typical`.
     """
     held = [_judged(tiles, name, panel)] if panel else []
-    return pd.concat([_real(data.training(tiles), name, encoder), usual[0], *held], ignore_index=True)
+    return pd.concat([_real(data.training(tiles), data.learnable(tiles), name, encoder), usual[0], *held], ignore_index=True)
 
 
 def spaces(rows, training, encoder):
@@ -150,15 +151,15 @@ def spaces(rows, training, encoder):
     return {"feature": (alike(views), alike(features.embed(encoder, training))), "picture": (turned, real_outline)}
 
 
-def _real(training, name, encoder):
-    """How real tiles score: likeness to the nearest tile of another case, to any other, to a copy of itself, and contrast."""
+def _real(training, learned, name, encoder):
+    """How real tiles score: likeness to the nearest one of `learned` of another case, to any other, to a copy of itself, and contrast."""
     own = training[training["label"].eq(name)]
     asked = own if len(own) >= selection.ENOUGH else training  # a rare class borrows from all
     asked = asked.sample(min(SAMPLE, len(asked)), random_state=0)
-    views, real = spaces(asked, training, encoder)["feature"]
-    position = training.index.get_indexer(asked.index)
-    cases, real_cases = asked["case_id"].to_numpy(), training["case_id"].to_numpy()
-    copied = features.scaling(features.embed(encoder, training))(features.embed(encoder, asked, codec=KnownCopy()))
+    views, real = spaces(asked, learned, encoder)["feature"]
+    position = learned.index.get_indexer(asked.index)
+    cases, real_cases = asked["case_id"].to_numpy(), learned["case_id"].to_numpy()
+    copied = features.scaling(features.embed(encoder, learned))(features.embed(encoder, asked, codec=KnownCopy()))
     table = pd.DataFrame({"tile_id": asked["tile_id"], "label": asked["label"]})
     table["across_cases"] = scoring.real_similarity(views, real, position, cases, real_cases)
     table["anywhere"] = scoring.real_similarity(views, real, position)

@@ -214,6 +214,11 @@ def training(tiles, class_name=None):
     return rows if class_name is None else rows[rows["label"].eq(class_name)]
 
 
+def learnable(tiles):
+    """Rows that a generator can have learned from, and so have copied: real training tiles, with a label or without."""
+    return tiles[tiles["split"].eq("train") & tiles["use"].ne("withheld") & tiles["source"].eq("real")]
+
+
 def used(made, status="kept", per_class=0):
     """The synthetic rows that an arm trains on: those of this status ("all" for any), and of each class at most `per_class` (0: all).
 

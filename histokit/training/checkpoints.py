@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 import torch
 
 from histokit.core import files
+from histokit.runs import places
 
 VERSION = 1
 LAST = "checkpoint.safetensors"  # of a training folder; the file that resuming begins with
@@ -166,14 +167,16 @@ def shared(run, known, steps):
     What sees no label is the same for other draws of the labels, and for other shares of them.
 
     Args:
-        known: the identity given to `loop.fit`, with all that the result follows from but steps and seed.
+        known: the identity given to `loop.fit`, with all that the result follows from but steps, seed and code;
+            what another version trained is left.
     """
     folder = run.path("logs", "training", LAST).parent
     wanted = json.loads(json.dumps(known | {"steps": steps, "seed": run.seed}, default=str))
     others = () if (folder / LAST).exists() else sorted((files.root() / "outputs").glob(f"*/{run.step}/logs/training/{LAST}"))
     for path in others:
-        facts = {key: json.loads(value) for key, value in files.read_metadata(path).items()}
-        if facts["step"] == steps and wanted.items() <= facts["identity"].items():
+        facts, other = ({key: json.loads(value) for key, value in files.read_metadata(path).items()}, places.read(path.parents[2]))
+        same_code = other is not None and all(other["key"].get(name) == run.record["key"].get(name) for name in ("code", "modules"))
+        if same_code and facts["step"] == steps and wanted.items() <= facts["identity"].items():
             adopt(path.parent, folder)
             print(f"  trained in {path.relative_to(files.root() / 'outputs').parts[0]} already, on the same pictures in the same way")
             break

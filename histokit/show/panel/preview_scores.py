@@ -95,7 +95,7 @@ class PreviewScores:
             rows = self._rows(images, jobs, Path(folder))
             for name, own in rows.groupby("label", sort=False):
                 usual, cuts = self._real(name, training, encoder)
-                scores = screening.scored(own.reset_index(drop=True), training, name, panel, encoder, centroids, usual)
+                scores = screening.scored(own.reset_index(drop=True), self.tiles, name, panel, encoder, centroids, usual)
                 decided, cut = selection.decide(scores, cuts, name), dict(zip(cuts["name"], cuts["cut"], strict=True))
                 part = decided.assign(judge=scores["judge"], first=scores["judge_rank"].eq(1), judge_least=cut["judge_p"])
                 part = part.assign(nearest=scores["similarity_feature"], nearest_tile=scores["nearest_feature"], copy=cut["copy"])

@@ -6,7 +6,7 @@ of picture hashes travels with the weights, so that anyone can check which tiles
 
 import json
 import re
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -98,14 +98,14 @@ def gather(sources, roots=None, seed=0, split="train", run=None):
             whose first group is the case: tiles without labels, as many as there are.
         roots: name of a description's file, without its suffix -> folder of its tiles, in place of its root.
         split: `train`, or `val` for held-out tiles of the datasets, one in fifty of the tiles without labels, and newly drawn pictures.
-        run: current Run, whose 00_dataset says which tiles and cases are kept back from training: they are left out wherever they are
-            found. Needed for `step`.
+        run: current Run, whose 00_dataset says what is kept back from training. Its tiles are left out of every source, pixel by pixel;
+            a recompressed one, or its neighbour, is known by its case, so by `case_pattern`. Needed for `step`.
 
     Raises:
         ValueError: an unknown setting, a toy class whose role is tail, more tiles than memory holds, or what `pictures` refuses.
     """
     held, parts, out = split != "train", [], Corpus()
-    kept_back = _kept_back(run)
+    kept_back = _kept_back(run, held)
     for name, settings in sources.items():
         kind = next((key for key in SETTINGS if key and key in settings), "")
         if unknown := set(settings) - SETTINGS[kind]:
@@ -113,11 +113,13 @@ def gather(sources, roots=None, seed=0, split="train", run=None):
         if kind == "step":
             part = _of_step(name, settings["step"], run, split, settings.get("labelled", False))
         elif kind:
-            part = _loose(name, kind, settings, held, kept_back)
+            part = _loose(name, kind, settings, held, kept_back, run)
         elif name in ("toy", "looks"):
             part = _drawn(name, settings, seed, held)
         else:
             part = _tiles(name, settings, roots or {}, split)
+        part.table["weight"] = 1.0
+        part = _without(name, part, kept_back)
         part.table["weight"] = settings.get("weight", 1.0) / max(1, len(part.table))
         parts.append(part)
     out.images = pictures.Joined(part.images for part in parts)
@@ -125,6 +127,9 @@ def gather(sources, roots=None, seed=0, split="train", run=None):
     out.table = pd.concat([part.table for part in parts], ignore_index=True)[COLUMNS]
     out.table["weight"] /= out.table["weight"].sum()
     out.left_out = [line for part in parts for line in part.left_out]
+    if not len(out.images):
+        what = "to validate on: give the study validation cases, or a source of two cases or more" if held else "to learn from"
+        raise ValueError(f"the sources {', '.join(sources)} hold no picture {what}")
     return out
 
 
@@ -139,12 +144,13 @@ def _in_memory(name, found):
 # ---------------------------------------------------------------------------------------------- tiles that nobody labelled
 
 
-def _kept_back(run):
-    """(sha256 of files, cases) of the tiles that this experiment's 00_dataset keeps from training; empty without one."""
+def _kept_back(run, held):
+    """Rows of the tiles that this experiment's 00_dataset keeps from training or, of `held`, from validation; none without one."""
     if run is None or places.find(run.experiment, "00_dataset", "") is None:
-        return pd.DataFrame(columns=["path", "case_id", "split", "use"])
+        return pd.DataFrame(columns=["path", "case_id", "sha256", "profile"])
     tiles = data.load(run)
-    return tiles[(tiles["split"].isin(["val", "test"]) | tiles["use"].eq("withheld")) & tiles["source"].eq("real")]
+    apart = tiles["split"].isin(["test"] if held else ["val", "test"]) | tiles["use"].eq("withheld")
+    return tiles[apart & tiles["source"].eq("real")]
 
 
 def _of_step(name, step, run, split, labelled):
@@ -152,12 +158,17 @@ def _of_step(name, step, run, split, labelled):
     if run is None:
         raise ValueError(f"source {name!r} reads the step {step}, and there is no run to read it in")
     tiles = data.load(run, step=step, dataset_step=step)
-    rows = tiles[tiles["split"].eq(split) & tiles["use"].ne("withheld") & tiles["source"].eq("real")].reset_index(drop=True)
-    rows = rows[rows["use"].eq("labelled")].reset_index(drop=True) if labelled else rows
-    found, label = _Rows(rows), rows["label"] if labelled else ""
-    hashes = [pixels_hash(found[i]) for i in range(len(found))]
-    table = pd.DataFrame({"source": name, "label": label, "tile": rows["file_name"], "pixels_sha256": hashes, "case": rows["case_id"]})
-    return Corpus(found, [("",)] * len(rows), table.astype("str"))
+    real = data.learnable(tiles)
+    if labelled:
+        real = real[real["use"].eq("labelled")]
+    val = tiles[tiles["split"].eq("val") & tiles["use"].ne("withheld") & tiles["source"].eq("real")]
+    if not len(val):  # a study without validation cases lends some of its training cases
+        apart = real["case_id"].isin(_held_cases(real["case_id"]))
+        real, val = real[~apart], real[apart]
+    rows = (val if split == "val" else real).reset_index(drop=True)
+    table = pd.DataFrame({"source": name, "label": rows["label"] if labelled else "", "tile": rows["file_name"], "case": rows["case_id"]})
+    table["pixels_sha256"] = _pixel_hashes(rows)
+    return Corpus(_Rows(rows), [("",)] * len(rows), table.astype("str"))
 
 
 class _Rows:
@@ -173,27 +184,35 @@ class _Rows:
         return np.asarray(decode.rgb(self.paths[i], profile=self.profiles[i])[0])
 
 
-def _loose(name, kind, settings, held, kept_back):
-    """Pictures of a folder or of shards, without those that `kept_back` holds, by picture or by case."""
+def _without(name, part, kept_back):
+    """A part of the corpus without pictures that are kept back from training, byte for byte of their pixels, and a sentence on them."""
+    known = part.table["pixels_sha256"].isin(_kept_hashes(kept_back))
+    if known.any():
+        first = part.table["tile"][known].iloc[0]
+        said = f"{name}: {known.sum():,} tiles are left out, validation, test or withheld tiles of this experiment (first: {first!r})."
+        part = replace(part.part(~known), left_out=[*part.left_out, said])
+    return part
+
+
+def _loose(name, kind, settings, held, kept_back, run):
+    """Pictures of a folder or of shards, without those of cases that `kept_back` holds."""
     place = files.root() / Path(settings[kind]).expanduser()
     found = pictures.Folder(place) if kind == "folder" else pictures.Shards(place)
+    if run is not None:
+        run.listing(place, ("*.tar",) if kind == "shards" else tuple(f"*{suffix}" for suffix in decode.SUFFIXES))
     table = pictures.survey(found, settings.get("unreadable", "stop"))
     names = found.names.iloc[table["row"]].reset_index(drop=True)
     case = _cases(name, names, settings.get("case_pattern", ""))
-    known = table["pixels_sha256"].isin(set(_pixel_hashes(kept_back)))
-    same_case = case.isin(set(kept_back["case_id"].astype("str"))) if settings.get("case_pattern") else known & False
-    said = [
-        f"{name}: {mask.sum():,} tiles are left out, {why} (first: {names[mask].iloc[0]!r})."
-        for mask, why in ((known, "validation, test or withheld tiles of this experiment"), (same_case & ~known, "of cases kept back here"))
-        if mask.any()
-    ]
-    apart = case.isin(_held_cases(case[~known & ~same_case]))
-    rows = np.flatnonzero(~known & ~same_case & (apart if held else ~apart))
+    same = case.isin(set(kept_back["case_id"].astype("str"))) if settings.get("case_pattern") else pd.Series(False, index=case.index)
+    said = f"{name}: {same.sum():,} tiles are left out, of cases kept back here (first: {names[same].iloc[0]!r})." if same.any() else ""
+    apart = case.isin(_held_cases(case[~same]))
+    rows = np.flatnonzero(~same & (apart if held else ~apart))
     rest = pd.DataFrame({"source": name, "label": "", "tile": names.iloc[rows], "case": case.iloc[rows]})
     rest["pixels_sha256"] = table["pixels_sha256"].iloc[rows]
     if not len(rows) and not held:
-        raise ValueError(f"source {name!r}: no tile of {place} is left to learn from. " + " ".join(said))
-    return Corpus(pictures.Some(found, table["row"].iloc[rows]), [("",)] * len(rows), rest.reset_index(drop=True), [] if held else said)
+        raise ValueError(f"source {name!r}: no tile of {place} is left to learn from. {said}")
+    told = [said] if said and not held else []
+    return Corpus(pictures.Some(found, table["row"].iloc[rows]), [("",)] * len(rows), rest.reset_index(drop=True), told)
 
 
 def _held_cases(case):
@@ -217,14 +236,18 @@ def _cases(name, names, pattern):
 
 
 def _pixel_hashes(rows):
-    """sha256 of the pixels of manifest rows, remembered by the contents of their files."""
-    if not len(rows):
-        return []
+    """sha256 of the pixels of manifest rows as they are read here, remembered by the contents of their files."""
     path = files.cache("surveys") / f"{files.digest(VERSION, decode.VERSION, rows['sha256'].tolist(), rows['profile'].tolist())}.json"
     if not path.is_file():
         found = _Rows(rows)
-        files.write_json(path, [pixels_hash(found[i]) for i in range(len(found))])
+        with ThreadPoolExecutor(8) as pool:
+            files.write_json(path, list(pool.map(lambda i: pixels_hash(found[i]), range(len(found)))))
     return files.read_json(path)
+
+
+def _kept_hashes(rows):
+    """sha256 of the pixels of manifest rows, by their colour profile and as they are stored: another may read them the other way."""
+    return {sha for honour in (True, False) for sha in _pixel_hashes(rows.assign(profile=honour))} if len(rows) else set()
 
 
 # ---------------------------------------------------------------------------------------------- labelled and invented tiles

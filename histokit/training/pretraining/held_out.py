@@ -67,7 +67,7 @@ def denoising_error(model, held, context, seed):
 
     def validate():
         errors = [
-            losses.diffusion_errors(model.unet, model.scheduler, z[part], context(few.rows[part]), timesteps[part], noise[part])
+            losses.diffusion_errors(model.unet, model.scheduler, z[part], context(few.rows[part.numpy()]), timesteps[part], noise[part])
             for part in torch.arange(len(z)).split(32)
         ]
         return few.mean(torch.cat(errors).cpu())

@@ -28,8 +28,8 @@ class LatentShards:
         identity: hash of its weights; latents of another autoencoder are never read.
         corpus: `corpus.Corpus`.
         draws: how often the training will ask for a latent; no more views are encoded than that.
-        budget_gb: disk that these latents may take. Where one view of each picture does not fit, as many pictures as do are used, chosen by
-            their hashes; `said` tells.
+        budget_gb: disk that these latents may take. Where one view of each picture does not fit, each source lends as many of its pictures
+            as it is drawn, chosen by their hashes; `said` tells.
     """
 
     def __init__(self, vae, identity, corpus, px, draws, seed=0, budget_gb=BUDGET_GB):
@@ -39,9 +39,13 @@ class LatentShards:
         room = int(budget_gb * 1e9 / (4 * np.prod(self.shape)))
         self.table, self.images, self.said = corpus.table, corpus.images, []
         if room < len(self.images):
-            rows = np.sort(np.argsort(self.table["pixels_sha256"].to_numpy(), kind="stable")[:room])
+            rows = _lent(self.table, room)
+            told = f"{len(rows):,} of {len(self.images):,} pictures are used: their latents fill {budget_gb:g} GB"
+            self.said = [f"{told}. `latents_gb` gives them more."]
             self.images, self.table = pictures.Some(self.images, rows), self.table.iloc[rows].reset_index(drop=True)
-            self.said = [f"{room:,} of {len(corpus.images):,} pictures are used: more latents do not fit into {budget_gb:g} GB."]
+            self.table["weight"] *= corpus.table.groupby("source")["weight"].sum()[self.table["source"]].to_numpy() / (
+                self.table.groupby("source")["weight"].transform("sum").to_numpy()
+            )  # a source keeps its share of the draws
         self.views = int(np.clip(min(draws // max(1, len(self.images)), room // max(1, len(self.images))), 1, MOST))
         self.device = next(vae.parameters()).device
         arithmetic = [self.device.type, machine.threads()] if self.device.type == "cpu" else [self.device.type]
@@ -105,6 +109,18 @@ class LatentShards:
     def _view(self, number):
         rng = np.random.default_rng(files.seed(self.seed, number))
         return ldm.view(self.images[number % len(self.images)], self.px, rng, least=LEAST)
+
+
+def _lent(table, room):
+    """Rows of `room` pictures at most: of each source its share of the draws, or all it has where that is less, by hash."""
+    share, size = table.groupby("source")["weight"].sum(), table.groupby("source").size()
+    lent, left = dict.fromkeys(size.index, 0), room
+    for name in size.index[np.argsort((size / share).to_numpy(), kind="stable")]:  # the one with fewest for its share first
+        rest = share[[other for other in size.index if not lent[other]]].sum()
+        lent[name] = min(int(size[name]), int(left * share[name] / rest))
+        left -= lent[name]
+    order = table.sort_values("pixels_sha256", kind="stable").groupby("source").cumcount().reindex(table.index)
+    return np.flatnonzero(order < table["source"].map(lent))
 
 
 def batches(cache, scaling, batch_size, seed):

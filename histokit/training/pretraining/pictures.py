@@ -19,6 +19,7 @@ from histokit.tiles import decode
 from histokit.tiles.contamination import pixels_hash
 
 VERSION = 1
+PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
 BLOCK = 512  # bytes of a tar header, and of the zeros that end a shard
 CHUNK = 2048  # pictures surveyed at a time
 SAID = 10  # unreadable files that an error names
@@ -76,7 +77,7 @@ class Shards:
     def __init__(self, place):
         place = Path(place)
         self.shards = [place] if place.is_file() else sorted(place.glob("*.tar"))
-        packed = sorted(path for ending in ("tar.gz", "tgz", "tar.zst", "tar.xz") for path in place.glob(f"*.{ending}"))
+        packed = [path for path in ([place] if place.is_file() else sorted(place.glob("*"))) if path.name.endswith(PACKED)]
         if packed:
             raise ValueError(f"{packed[0]} is compressed, so that nothing in it can be read without all before it; unpack it to a .tar")
         if not self.shards:

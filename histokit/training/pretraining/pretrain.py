@@ -8,16 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 
 from histokit.core import files, machine
 from histokit.diffusion import backbone, pretrained
-from histokit.tiles.contamination import LIST
-from histokit.training import adversarial, unconditional
+from histokit.training import adversarial, lineage, unconditional
 from histokit.training.pretraining import decoder, held_out, latent_shards, ldm, prior, representation, sample_quality
-from histokit.vision import classifiers, encoders
+from histokit.vision import encoders
 
 VERSION = 4
 WORDS = (  # so that a class no one has trained on still has words of its own; SD's vocabulary would have them
@@ -27,6 +25,15 @@ WORDS = (  # so that a class no one has trained on still has words of its own; S
     "epithelium fibres muscle fat mucin necrosis debris blood vessel inflammation lymphocytes plasma cells goblet grade low high mild "
     "severe pale dark pink purple blue large small round oval many few dense loose light skin centre scanner group"
 )
+
+
+TAKES = {  # what is for some parts alone
+    "autoencoder": {"init", "network", "critic", "pieces"},
+    "decoder": {"init", "classifier", "pieces"},
+    "diffusion": {"init", "autoencoder"},
+    "prior": {"init", "autoencoder", "network", "loss"},
+    "encoder": {"objective"},
+}
 
 
 @dataclass
@@ -44,7 +51,8 @@ class Task:
 def task(
     part, run, seen, held, *,
     tile_px, widths, batch_size, lr, steps=0, objective="", network="", loss="l2", critic=None, distance=None, classifier="",
-    autoencoder=None, init=None, pieces=0, device="cpu",
+    autoencoder=None, init=None, pieces=0,
+    latents_gb=latent_shards.BUDGET_GB, device="cpu",
 ):  # fmt: skip
     """The Task of a part: `autoencoder`, `decoder`, `diffusion`, `prior` or `encoder` (with an `objective`).
 
@@ -58,11 +66,17 @@ def task(
         network: sizes of a prior or an autoencoder from random weights, see `unconditional.PRESETS`; `loss`: a prior's error, l1 or l2.
         critic: settings of an autoencoder's critic, see `adversarial.Settings`; empty trains it on errors alone. `distance`: perceptual.
         classifier: step of 06 with one arm that must still name a decoder's labelled pictures rightly; empty for errors alone.
+        latents_gb: disk for the latents of a prior.
         pieces: first updates of an autoencoder or decoder that see quarters of the views, see `ldm.picture_batches`.
     """
     options = {"tile_px": tile_px, "batch_size": batch_size, "lr": lr, "device": device}
-    if pieces and part not in ("autoencoder", "decoder"):
-        raise ValueError(f"`pieces` is for an autoencoder, which has no layout to learn; part {part} sees whole views, leave it 0")
+    given = {"objective": objective, "network": network, "critic": critic, "classifier": classifier, "pieces": pieces}
+    given |= {"autoencoder": autoencoder, "init": init, "loss": loss if loss != "l2" else ""}
+    for name, value in given.items():
+        if value and part in TAKES and name not in TAKES[part]:
+            raise ValueError(f"part {part} takes no `{name}`, it is for {' and '.join(p for p in TAKES if name in TAKES[p])}; leave it out")
+    if pieces and classifier:
+        raise ValueError("a classifier names whole tiles, and `pieces` shows quarters of them; leave one of the two out")
     if part == "decoder":
         return _decoder(run, seen, held, init=init, pieces=pieces, classifier=classifier, **options)
     if part == "autoencoder":
@@ -71,30 +85,11 @@ def task(
     if part == "diffusion":
         return _diffusion(run, seen, held, widths=widths, autoencoder=autoencoder, init=init, **options)
     if part == "prior":
-        return _prior(run, seen, held, network=network, loss=loss, steps=steps, autoencoder=autoencoder, init=init, **options)
+        how = {"network": network, "loss": loss, "steps": steps, "latents_gb": latents_gb}
+        return _prior(run, seen, held, autoencoder=autoencoder, init=init, **how, **options)
     if part == "encoder":
-        if init:
-            raise ValueError("an encoder starts from random weights; leave `init` empty")
         return _encoder(run, seen, held, objective=objective, dim=widths[0], **options)
-    raise ValueError(f"part {part!r} is unknown; use autoencoder, decoder, diffusion, prior or encoder")
-
-
-def origin(run, name):
-    """Folder of the finished step `name`, else of the base of that name; None where there is no name."""
-    return pretrained.locate(run.base(name)) if name else None
-
-
-def learned(corpus, *origins):
-    """The list for trained_on.csv: this corpus, and what the bases it goes on from (folders, None left out) have seen before."""
-    before = [files.read_table(folder / LIST) for folder in origins if folder and (folder / LIST).is_file()]
-    return pd.concat([corpus.listed(), *before], ignore_index=True).drop_duplicates("pixels_sha256", ignore_index=True)
-
-
-def identity(seen, held, origins, **settings):
-    """What a training depends on, for `loop.fit` and `checkpoints.shared`: its pictures, the weights it goes on from, its settings."""
-    tiles = [one.table[["pixels_sha256", "weight"]].to_numpy().tolist() for one in (seen, held)]
-    weights = [[files.sha256(path) for path in sorted(folder.rglob("*.safetensors"))] for folder in origins.values() if folder]
-    return {"pictures": files.digest(tiles), "origins": files.digest(weights), "version": VERSION, **settings}
+    raise ValueError(f"part {part!r} is unknown; use {', '.join(TAKES)}")
 
 
 def _on(device, module):
@@ -151,9 +146,7 @@ def _decoder(run, seen, held, *, tile_px, batch_size, lr, device, init, pieces, 
         return facts
 
     lost = decoder.errors  # by decibels the softest step would be the best
-    watching = (
-        classifiers.load(classifiers.trained(run.parent(classifier), classifier, role="classifier")[0], device) if classifier else None
-    )
+    watching = lineage.classifier(run, classifier, device) if classifier else None
     targets = decoder.targets(seen, watching.classes) if watching else None
     players = [decoder.player(vae, lr, watching)]
     return _round_trip(run, seen, held, vae, players, lost, finish, tile_px, batch_size, init, pieces, 0.99, targets)
@@ -217,6 +210,7 @@ def _diffusion(run, seen, held, *, tile_px, widths, batch_size, lr, device, auto
     if init:
         base = backbone.load(str(init), device).need("unet", "text_encoder", "tokenizer")
         model.unet, model.text_encoder = (part.requires_grad_(True).train() for part in (base.unet, base.text_encoder))
+        model.unet.register_to_config(sample_size=model.latent_px)
         model.tokenizer, model.scheduler = base.tokenizer, base.scheduler
         model.tokenizer.save_pretrained(run.path("tokenizer"))
     else:
@@ -260,16 +254,16 @@ def _plain_attention(unet):
                 module.set_processor(AttnProcessor())
 
 
-def _prior(run, seen, held, *, tile_px, network, loss, batch_size, lr, steps, device, autoencoder, init):
+def _prior(run, seen, held, *, tile_px, network, loss, batch_size, lr, steps, latents_gb, device, autoencoder, init):
     model = prior.model(run, network=network, autoencoder=autoencoder, init=init, tile_px=tile_px, device=device)
-    cache, scale = prior.latents(run, model, seen, steps * batch_size, fit=not init)
+    cache, scale = prior.latents(run, model, seen, steps * batch_size, latents_gb, fit=not init)
     _plain_attention(_on(device, model.unet))
     return Task(
         players=[unconditional.player(model, lr, loss)],
         batches=latent_shards.batches(cache, model.scaling, batch_size, files.seed(run.seed, "prior")),
         validate=held_out.denoising_error(model, held, lambda rows: unconditional.silence(model, len(rows)), run.seed),
         sheet=prior.sheet(model, run.seed),
-        finish=lambda: prior.finish(run, model, autoencoder or init, _save) | scale,
+        finish=lambda: prior.finish(run, model, init or autoencoder, _save) | scale,
         settings={"autocast": machine.bfloat16(device), "ema": 0.9999, "weight_decay": 1e-2, "schedule": "one_cycle"},
     )
 
@@ -284,15 +278,6 @@ def _views(run, model, seen, tile_px, most=8):
         files.write_tensors(path, {"mean": mean, "logvar": logvar, "source": torch.from_numpy(source)})
     held = files.read_tensors(path)
     return held["mean"], held["logvar"], held["source"].numpy()
-
-
-def updates(origin, part):
-    """Optimiser updates that the `part` of a base or a finished run in folder `origin` has had; 0 where nothing says so."""
-    if origin is None:
-        return 0
-    if (origin / "mini.json").exists():
-        return files.read_json(origin / "mini.json").get(part, {}).get("updates", 0)
-    return files.read_json(origin / "results.json").get("updates", 0) if (origin / "results.json").exists() else 0
 
 
 # ---------------------------------------------------------------------------------------------- encoder
@@ -312,7 +297,7 @@ def _encoder(run, seen, held, *, objective, tile_px, dim, batch_size, lr, device
         head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 64)) if not names else nn.Linear(dim, len(names))
         head.to(device)
     few = held_out.BySource(held, tile_px, per_source=1000)
-    of_held = [names.index(held.labels[i]) for i in few.rows] if names else []
+    of_held = [names.index(label) for label in np.array(held.labels)[few.rows]] if names else []
     player = representation.supervised_player(encoder, head, lr) if names else representation.contrastive_player(encoder, head, lr)
 
     pairs = representation.view_pairs(held.images, held.weights, tile_px, min(batch_size, len(held.images)), files.seed(run.seed, "held"))
@@ -335,10 +320,11 @@ def _encoder(run, seen, held, *, objective, tile_px, dim, batch_size, lr, device
         with torch.no_grad():
             z = nn.functional.normalize(torch.cat([encoder(x.to(device)) for x in few.images.split(32)]), dim=-1)
         nearest = (z @ z.T).fill_diagonal_(-1).argmax(-1).cpu().numpy()
-        kinds = np.array([held.labels[i] for i in few.rows])
-        agree = kinds[nearest] == kinds
-        of = {name: float(agree[few.names == name].mean()) for name in few.share}
-        return {"nearest_neighbour_agreement": float(agree.mean()), "agreement_of": of, "held_out_tiles": len(kinds), "classes": names}
+        kinds = np.array(held.labels)[few.rows]
+        agree, known = kinds[nearest] == kinds, kinds != ""
+        of = {name: float(agree[known & (few.names == name)].mean()) for name in few.share if (known & (few.names == name)).any()}
+        found = {"nearest_neighbour_agreement": float(agree[known].mean()) if known.any() else None, "agreement_of": of}
+        return found | {"held_out_tiles": int(known.sum()), "classes": names}
 
     return Task(
         players=[player],

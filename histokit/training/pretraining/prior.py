@@ -12,7 +12,8 @@ from histokit.training import unconditional
 from histokit.training.pretraining import held_out, latent_shards, sample_quality
 
 VERSION = 1
-OFF = 0.05  # by which the deviation of scaled latents may differ from 1 in a model that is trained from random weights
+OFF = 0.05  # by which the deviation of scaled latents may differ from 1 before it is said of a base that goes on
+SD_SCALE = 0.18215  # what diffusers takes where an autoencoder's settings say nothing
 SHOWN = 16  # samples of a sheet
 
 
@@ -23,6 +24,8 @@ def model(run, *, network, autoencoder, init, tile_px, device):
             "part prior goes on from the base named in `init`, or starts one of the sizes of `network` on the latents of `autoencoder`; "
             "give one of the two"
         )
+    if init and autoencoder:
+        raise ValueError("a prior that goes on from `init` knows the latents of that base's own autoencoder; leave `autoencoder` out")
     if network and not autoencoder:
         raise ValueError("a prior from random weights learns the latents of an autoencoder; name a step or a base that has one")
     found = backbone.load(str(init or autoencoder), device).need("vae")
@@ -30,11 +33,12 @@ def model(run, *, network, autoencoder, init, tile_px, device):
     if network:
         found.tokenizer = found.text_encoder = None
         found.unet, found.scheduler = unconditional.fresh(network, found, run.seed)
-    found.need("unet", "scheduler").unet.requires_grad_(True).train().to(device)
+    found.need("unet", "scheduler").unet.register_to_config(sample_size=found.latent_px)  # what its size is read from
+    found.unet.requires_grad_(True).train().to(device)
     return found
 
 
-def latents(run, found, corpus, draws, fit, say=print):
+def latents(run, found, corpus, draws, budget_gb, fit, say=print):
     """The corpus' latents on disk; sets the scale of a model that is trained from random weights.
 
     SD's own scale holds for SD's pictures. The factor is 1 over the deviation of these latents, over `latent_shards.CALIBRATION` views or
@@ -43,16 +47,17 @@ def latents(run, found, corpus, draws, fit, say=print):
     Args:
         fit: whether the scale is to be measured; a model that goes on keeps the one that its UNet knows.
     """
-    cache = latent_shards.LatentShards(found.vae, found.identity["vae"], corpus, found.tile_px, draws, run.seed)
+    cache = latent_shards.LatentShards(found.vae, found.identity["vae"], corpus, found.tile_px, draws, run.seed, budget_gb)
     for line in cache.said:
         say(line)
+    say(f"{len(cache):,} latents, {cache.views} views of a picture; what is not there yet is encoded")
     cache.fill()
     deviation, count = cache.deviation()
     if fit:
         found.vae.register_to_config(scaling_factor=1 / deviation)
     elif abs(deviation * found.scaling - 1) > OFF:
         say(f"Scaled latents of these tiles deviate by {deviation * found.scaling:.2f}, where 1 is what the base was trained for.")
-    return cache, {"latent_deviation": deviation * found.scaling, "calibrated_on": count}
+    return cache, {"latent_deviation": deviation, "scaling_factor": found.scaling, "calibrated_on": count}
 
 
 def sheet(found, seed):
@@ -74,6 +79,7 @@ def finish(run, found, origin, save):
             files.link(path, run.path(name, path.name))
     config = run.path("vae", "config.json")
     settings = files.read_json(config)
-    config.unlink()  # a link: what it leads to stays as it is
-    files.write_json(config, settings | {"scaling_factor": found.scaling})
+    if settings.get("scaling_factor", SD_SCALE) != found.scaling:  # else it is the same autoencoder, to the byte
+        config.unlink()  # a link: what it leads to stays as it is
+        files.write_json(config, settings | {"scaling_factor": found.scaling})
     return {"unet_parameters": sum(p.numel() for p in found.unet.parameters()), "hears_text": found.hears}

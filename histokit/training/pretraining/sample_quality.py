@@ -38,13 +38,13 @@ def fidelity(folder, held, count, seed=0, device="cpu", spaces=("colour-texture"
         tiles after their round trip), untrained (100 samples), floor (real tiles of other cases), n tiles a side, and nearer: how many
         times nearer to the floor the samples are than those of the untrained UNet; a sample below the floor counts as on it.
     """
-    real = held.table["source"].str.endswith(".yaml")
+    real = ~held.table["source"].isin(["toy", "looks"])
     held = held.part(real) if real.any() else held
     model = backbone.load(str(folder), device)
     rng = np.random.default_rng(files.seed(seed, "fidelity"))
     prompts = [held.captions[i][0] for i in rng.choice(len(held.images), count)]
     guidance = GUIDANCE if any(prompts) else 1.0  # of tiles without a word the model says nothing to be guided by
-    real, _ = held_out.whole_tiles(held, model.tile_px, 10_000)
+    real, rows = held_out.whole_tiles(held, model.tile_px, 10_000)
     again = ldm.reconstruct(model.vae, real.to(device)).cpu()
     drawn = {"samples": sample(model, prompts, seed, guidance), "autoencoder": _pixels(again)}
     with torch.random.fork_rng(devices=[]):
@@ -58,7 +58,7 @@ def fidelity(folder, held, count, seed=0, device="cpu", spaces=("colour-texture"
         of_real = encoder(_pixels(real)).numpy()
         found = {}
         for name, images in drawn.items():
-            kid, floor, n = distributions.kid_beside_floor(of_real, encoder(images).numpy(), held.cases)
+            kid, floor, n = distributions.kid_beside_floor(of_real, encoder(images).numpy(), held.table["case"].iloc[rows].tolist())
             found |= {name: float(1000 * kid.mean())} | ({"floor": float(1000 * floor.mean()), "n": n} if name == "samples" else {})
         excess = max(found["samples"] - found["floor"], 0.0)
         facts["kid"][space] = found | {"nearer": (found["untrained"] - found["floor"]) / excess if excess else float("inf")}
