@@ -111,3 +111,13 @@ def test_recall_and_curves_of_many_arms_stay_on_a_page(n):
     ax = arm_plots.arm_curves(history)
     means = [line for line in ax.lines if line.get_label() in arms]
     assert len({str(line.get_color()) for line in means}) == n, "an arm has a colour of its own"
+
+
+def test_the_acceptance_curve_counts_from_the_nearest_tile_outwards():
+    scores = pd.DataFrame({"label": "a", "centroid": [0.3, 0.1, 0.2, 0.4], "centroid_rank": [2, 1, 1, 1]})
+    scores["status"] = ["rejected", "kept", "rejected", "kept"]
+    ax = distribution_plots.acceptance_curve(scores)
+    kept, own = ax.get_lines()
+    np.testing.assert_allclose(kept.get_ydata(), [1, 1 / 2, 1 / 3, 2 / 4])
+    np.testing.assert_allclose(own.get_ydata(), [1, 1, 2 / 3, 3 / 4])
+    assert kept.get_xdata()[-1] == 1

@@ -587,3 +587,37 @@ def test_a_panel_records_nothing(study):
     read = panel_of(study)
     read(squares.tile("blue", 5000)[None], pd.DataFrame({"class": ["blue"], "tile_id": [""]}))
     assert {parent["step"] for parent in read.run.record["parents"]} == {"00_dataset"}
+
+
+def test_a_copy_of_a_tile_without_a_label_is_a_copy_too(study):
+    """A prior learns from tiles that nobody labelled, so these can be copied as well."""
+    path = next((study / "outputs" / "exp" / "00_dataset").glob("manifest.csv"))
+    table = files.read_table(path)
+    loose = table["file_name"].eq("train/blue/5.png")
+    table.loc[loose, "use"], table.loc[loose, "label"] = "unlabelled", "tissue"
+    path.unlink()
+    files.write_table(path, table)
+    copy = patterned("blue", 205)  # as `squares.dataset` drew it
+    _, (manifest, scores, _, _) = screen([copy, patterned("blue", 9001), patterned("blue", 9002)])
+    assert scores["nearest_picture"].iloc[0] == "train/blue/5.png" and scores["similarity_picture"].iloc[0] > 0.999
+    assert manifest["status"].iloc[0] == "quarantined"
+
+
+def test_variance_is_that_of_numpy_over_features_of_length_one():
+    feats = np.random.default_rng(0).normal(size=(30, 5))
+    unit = feats / np.linalg.norm(feats, axis=1, keepdims=True)
+    assert scoring.variance(3 * feats) == pytest.approx(unit.var(axis=0, ddof=1).sum())
+    assert scoring.variance(np.ones((4, 3))) == pytest.approx(0) and np.isnan(scoring.variance(feats[:1]))
+
+
+def test_a_set_that_repeats_its_centre_is_said_to_be_less_varied_than_real_tiles(study):
+    alike = [patterned("blue", 9001) for _ in range(4)]
+    varied = [patterned("blue", 9100 + i) for i in range(4)]
+    shares = {}
+    for step, made in (("same", alike), ("other", varied)):
+        run, (manifest, *_) = screen(made, step=step)
+        table = screening.variances(run, manifest.assign(status="kept"), data.load(run), "colour-texture")
+        assert table["class"].tolist() == ["blue"] and table["tiles"].tolist() == [4] and table["real"].tolist() == [8]
+        shares[step] = float(table["kept"].iloc[0])
+        run.finish({})
+    assert shares["same"] == pytest.approx(0, abs=1e-9) and 0.3 < shares["other"] < 3

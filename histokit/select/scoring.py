@@ -121,6 +121,14 @@ def to_centroids(feats, real_feats, real_labels, asked, metric="unit"):
     return 1 + (distance < distance[:, [own]]).sum(1), distance[:, own], margin
 
 
+def variance(feats):
+    """Total variance of features [N, D] brought to length 1, unbiased, in [0, 1]; what is kept by nearness has little. NaN below two."""
+    if len(feats) < 2:
+        return float("nan")
+    unit = F.normalize(torch.as_tensor(np.asarray(feats, np.float64)), dim=-1)
+    return float((unit - unit.mean(dim=0)).square().sum() / (len(unit) - 1))
+
+
 def rank_of(probabilities, asked):
     """Place [B] of class `asked` (label id) in each row of probabilities [B, C]: 1 where it is the likeliest."""
     probabilities = np.asarray(probabilities)

@@ -139,6 +139,21 @@ def of_real(tiles, name, panel, encoder, usual):
     return pd.concat([_real(data.training(tiles), data.learnable(tiles), name, encoder), usual[0], *held], ignore_index=True)
 
 
+def variances(run, manifest, tiles, encoder_name):
+    """How varied a class's tiles are beside real training tiles of it, in the space that likeness is measured in.
+
+    Returns:
+        DataFrame class, made, kept (shares of the real tiles' variance; 1 is as varied), tiles (how many kept), real (how many).
+    """
+    encoder, training, rows = features.load(encoder_name, run.device), data.training(tiles), []
+    alike = features.scaling(features.embed(encoder, training))
+    for name, made in manifest.groupby("label", sort=False):
+        kept, real = made[made["status"].eq("kept")], training[training["label"].eq(name)]
+        of = [scoring.variance(alike(features.embed(encoder, part))) if len(part) else np.nan for part in (made, kept, real)]
+        rows.append({"class": name, "made": of[0] / of[2], "kept": of[1] / of[2], "tiles": len(kept), "real": len(real)})
+    return pd.DataFrame(rows, columns=["class", "made", "kept", "tiles", "real"])
+
+
 def spaces(rows, training, encoder):
     """{space: (eight views of each row [B, 8, D], training tiles [N, D])}: what the encoder sees, and the picture's outline."""
     alike = features.scaling(features.embed(encoder, training))

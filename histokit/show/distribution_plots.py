@@ -153,6 +153,28 @@ def score_histograms(scores, real, cuts, title="Scores of the synthetic tiles, a
 # ---- 07_evaluate
 
 
+def acceptance_curve(scores, title="Taken so far, from the tile nearest to its class's mean outwards", ax=None):
+    """How many tiles a selection by nearness takes: of the nearest ones, up to each share of all, the share that was kept.
+
+    A line that stays high says that what is made is near its class and passes; dashed, how many of them lie nearest to their own class.
+
+    Args:
+        scores: the table of `screening.screen`: label, centroid, centroid_rank, status.
+    """
+    ax = ax or new_axes(6.4, 3.2)
+    for i, (name, rows) in enumerate(scores.groupby("label", sort=False)):
+        rows = rows.sort_values("centroid", kind="stable")
+        n = np.arange(1, len(rows) + 1)
+        kept, own = (np.cumsum(column.to_numpy()) / n for column in (rows["status"].eq("kept"), rows["centroid_rank"].eq(1)))
+        ax.plot(n / len(rows), kept, color=nth_colour(i), lw=1.6, label=f"{name}: kept ({kept[-1]:.0%} of {len(rows)})")
+        ax.plot(n / len(rows), own, color=nth_colour(i), lw=1, ls="--", label=f"{name}: nearest to its class ({own[-1]:.0%})")
+    ax.set(xlabel="share of the tiles, nearest first", ylabel="share of these taken", xlim=(0, 1), ylim=(0, 1.02))
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_title(title, loc="left", fontsize=10)
+    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return ax
+
+
 def umap_scatter(real, real_labels, synthetic, synthetic_labels, classes, title="Real tiles, synthetic ones laid on top", ax=None):
     """A map of real tiles [N, 2] (dots) with synthetic ones [M, 2] (crosses) laid on it; a picture, not a metric, and it says so.
 
