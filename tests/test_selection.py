@@ -15,7 +15,7 @@ from histokit import runs
 from histokit.arms import comparison, trials
 from histokit.core import files
 from histokit.runs import selection_reasons
-from histokit.select import reviews, scoring, screening, selection
+from histokit.select import guide_check, reviews, scoring, screening, selection
 from histokit.show.panel import preview_scores
 from histokit.tiles import augment, data
 from histokit.vision import classifiers, encoders, features
@@ -601,6 +601,22 @@ def test_a_copy_of_a_tile_without_a_label_is_a_copy_too(study):
     _, (manifest, scores, _, _) = screen([copy, patterned("blue", 9001), patterned("blue", 9002)])
     assert scores["nearest_picture"].iloc[0] == "train/blue/5.png" and scores["similarity_picture"].iloc[0] > 0.999
     assert manifest["status"].iloc[0] == "quarantined"
+
+
+def test_the_classifier_that_watched_a_decoder_cannot_judge_what_it_drew(root):
+    def finished(step, parents=(), **parameters):
+        run = runs.start(experiment="exp", step=step, **parameters)
+        for parent in parents:
+            run.parent(parent)
+        run.finish({})
+
+    finished("aux")
+    finished("adapted", ["aux"], part="decoder", classifier="aux")
+    finished("made", ["adapted"])
+    run = runs.start(experiment="exp", step="keep")
+    guide_check.refuse_watcher(run, "made", "judge")
+    with pytest.raises(ValueError, match="aux watched while adapted trained the decoder of these tiles"):
+        guide_check.refuse_watcher(run, "made", "aux")
 
 
 def test_variance_is_that_of_numpy_over_features_of_length_one():

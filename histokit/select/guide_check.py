@@ -9,6 +9,7 @@ import json
 import numpy as np
 import pandas as pd
 
+from histokit.core import files
 from histokit.generate import synthetic
 from histokit.metrics import stats
 from histokit.runs import places, selection_reasons
@@ -33,6 +34,28 @@ def refuse(panel, made, name):
     steered = {json.loads(row["settings"])["guide"] for row in made[is_guided(made)].to_dict("records")}
     if steered & {classifiers.identity(judge) for judge in panel}:
         raise ValueError(f"{name} steered these tiles, so it cannot judge them; name another classifier, of another encoder")
+
+
+def refuse_watcher(run, source, judge):
+    """Raise ValueError where the decoder that drew these tiles was trained to please the judge's step (20_pretrain, `classifier`).
+
+    Args:
+        run: current Run, of which `source` is a parent.
+        source: step that made the tiles.
+        judge: step of the judge.
+    """
+    todo, seen = list(run.parents(source).values()), set()
+    while todo:
+        folder = todo.pop()
+        record = places.read(folder) if folder not in seen else None
+        seen.add(folder)
+        if record is None:
+            continue
+        if record["parameters"].get("part") == "decoder" and record["parameters"].get("classifier") == judge:
+            raise ValueError(
+                f"{judge} watched while {record['step']} trained the decoder of these tiles, so it cannot judge them; name another"
+            )
+        todo += [files.root() / name for request in record["parents"] for name in request["found"]]
 
 
 def judged(made, panel, decisions):

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from histokit.core import files, machine
+from histokit.core import files, machine, progress
 from histokit.training.pretraining import ldm, pictures
 
 VERSION = 1
@@ -56,14 +56,16 @@ class LatentShards:
     def __len__(self):
         return self.views * len(self.images)
 
-    def fill(self, batch_size=16, tick=None):
-        """Encodes what is missing, shard by shard; one that is there is whole. `tick(done, total)` after each."""
+    def fill(self, batch_size=16):
+        """Encodes what is missing, shard by shard, and shows how far it is; one that is there is whole."""
         shards = -(-len(self) // ROWS)
-        for shard in range(shards):
-            if not self._path(shard).is_file():
-                self._encode(shard, batch_size)
-            if tick is not None:
-                tick(min(len(self), (shard + 1) * ROWS), len(self))
+        missing = [shard for shard in range(shards) if not self._path(shard).is_file()]
+        show, clock = progress.Progress(len(missing) * ROWS), progress.Clock([])
+        for count, shard in enumerate(missing, start=1):
+            self._encode(shard, batch_size)
+            show({"step": count * ROWS, **clock.tick(ROWS)}, None)
+        if missing:
+            show.end(f"{len(missing) * ROWS:,} latents encoded")
         files.prune("latent_shards", 2 * BUDGET_GB, keep=[self._path(shard) for shard in range(shards)])
         return self
 
