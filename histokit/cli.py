@@ -34,7 +34,7 @@ def parser():
         sub.set_defaults(call=call)
         return sub
 
-    for add in (_add_recipe, _add_study, _add_experiment, _add_selection, _add_history):
+    for add in (_add_recipe, _add_study, _add_experiment, _add_selection, _add_history, _add_join):
         add(command)
     return top
 
@@ -120,6 +120,19 @@ def _add_selection(command):
     send.add_argument("-o", "--output", default="", metavar="FOLDER", help="new folder; exports/<experiment> by default")
     send.add_argument("--classes", nargs="+", default=[], metavar="CLASS", help="keep to these classes")
     send.add_argument("--accept-uncalibrated", action="store_true", help="also where copies cannot be told from chance; the card says so")
+
+
+def _add_join(command):
+    """What a launcher of several processes calls."""
+    one = command("join", _join, "one of several processes of a 20_pretrain run: accelerate launch --num_processes N -m histokit join RUN")
+    one.add_argument("run", help="folder of the open run, for example outputs/histodiffusion/prior")
+
+
+def _join(arguments):
+    from histokit.fidelity import perceptual
+    from histokit.training import data_parallel
+
+    data_parallel.join(arguments.run, lambda weights, device: perceptual.load(weights, device, slopes=True))
 
 
 def _add_history(command):

@@ -7,12 +7,12 @@ import torch
 from folders import class_folders, described, save, texture
 from tiny import tiny_model, write_hub_layout
 
-from histokit.core import files
+from histokit.core import files, machine
 from histokit.diffusion import backbone, losses, sampling
 from histokit.engine import batch, replicates
 from histokit.runs import recipe
 from histokit.tiles import data
-from histokit.training import checkpoints, loop, unconditional
+from histokit.training import checkpoints, data_parallel, loop, unconditional
 from histokit.training.pretraining import corpus, decoder, latent_shards, pretrain, prior
 from histokit.vision import latent_classifiers
 
@@ -30,6 +30,8 @@ steps:
       lr: 1e-3
   - scratch:
       {run: 20_pretrain, part: prior, autoencoder: tiny, network: mini, loss: l1, steps: 2, batch_size: 2, sources: {a: {step: 00_dataset}}}
+  - together:
+      {run: 20_pretrain, part: prior, init: tiny, sources: {own: {step: 00_dataset}}, steps: 3, batch_size: 4, lr: 1e-3, processes: 2}
   - 21_latent_classifier: {base_model: prior, steps: 2, batch_size: 4}
   - aux: {run: 06_classifier, arms: {aux: {}}, seeds: 1, steps: 10, batch_size: 4, encoder: mini-ssl}
   - adapted:
@@ -128,6 +130,26 @@ def test_one_from_random_weights_has_its_own_scale_and_no_text(out, study):
     assert backbone.load(str(study / "tiny")).scaling == 0.5, "the base it was made from keeps its own"
     image = sampling.sample(model, [""], [torch.Generator().manual_seed(0)], guidance_scale=1.0, num_inference_steps=2)
     assert image.shape == (1, 32, 32, 3)
+
+
+def test_two_processes_train_it_from_the_notebook(out, study, monkeypatch):
+    """The launcher's two processes leave the weights that one has after the same micro-batches."""
+    book = files.read_json(out / "together" / "20_pretrain.ipynb")
+    assert not [o for cell in book["cells"] for o in cell.get("outputs", []) if o["output_type"] == "error"]
+    record = files.read_json(out / "together" / "run.json")
+    run = data_parallel.Joined(out / "together", "cpu")
+    task, _ = data_parallel.prepared(run, record["parameters"], *data_parallel.corpora(run, record["parameters"]))
+    threads = machine.threads()
+    machine.use_threads(1)  # as each of two on two cores
+    try:
+        loop.fit(task.players, task.batches, 3, 0, accumulate=2, **task.settings)
+    finally:
+        machine.use_threads(threads)
+    held = files.read_tensors(out / "together" / "logs" / "training" / checkpoints.LAST)
+    for i, p in enumerate(task.players[0].params):
+        torch.testing.assert_close(held[f"prior.{i}.ema"], p.detach(), rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="3 processes cannot share a batch of 4"):
+        data_parallel.prepared(run, record["parameters"] | {"processes": 3}, None, None)
 
 
 def test_another_draw_of_the_labels_does_not_train_it_again(out, study):

@@ -6,7 +6,7 @@ What a class is comes in later, from a small classifier in the same latents (21_
 
 import torch
 
-from histokit.core import files
+from histokit.core import files, machine
 from histokit.diffusion import backbone
 from histokit.training import unconditional
 from histokit.training.pretraining import held_out, latent_shards, sample_quality
@@ -51,7 +51,12 @@ def latents(run, found, corpus, draws, budget_gb, fit, say=print):
     for line in cache.said:
         say(line)
     say(f"{len(cache):,} latents, {cache.views} views of a picture; what is not there yet is encoded")
+    first, processes = machine.place()
+    if processes > 1 and first:
+        torch.distributed.barrier()  # the first process encodes, the others read
     cache.fill()
+    if processes > 1 and not first:
+        torch.distributed.barrier()
     deviation, count = cache.deviation()
     if fit:
         found.vae.register_to_config(scaling_factor=1 / deviation)
