@@ -176,7 +176,7 @@ def _pretrain(p, c, job, found):
 
     draws, n = p["steps"] * p["batch_size"], c.train + c.loose
     views = n * max(1, min(latent_shards.MOST, draws // max(1, n)))
-    looked = 2 * p["steps"] / 250 * min(48, c.held / 3) / 3  # validations, without a backward pass
+    looked = p["steps"] / max(50, min(250, p["steps"] // 5)) * min(48, c.held / 3) / 3  # validations, without a backward pass
     sheets = 6 * 16  # five sheets and the one before the first update
     units = Counter({"train": draws + looked, "denoise": 20 * sheets, "code": views + sheets, "read": 2 * n + views, "seconds": FIGURES})
     return units + Counter({"latents": views, "bytes": 1e8, "files": 12})

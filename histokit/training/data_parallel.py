@@ -63,7 +63,7 @@ def fit(run, given, task, known):
         launch(run.folder, processes)
     return loop.fit(
         task.players, task.batches, steps, given["seed"], folder=folder, identity=known, accumulate=processes, validate=task.validate,
-        validate_every=250, sheet=task.sheet, sheet_every=max(250, steps // 5), **task.settings,
+        validate_every=max(50, min(250, steps // 5)), sheet=task.sheet, sheet_every=max(250, steps // 5), **task.settings,
     )  # fmt: skip
 
 
