@@ -231,6 +231,41 @@ def test_the_levels_of_noise_are_those_of_the_walk(model):
     assert sampling.level(model.scheduler, 0) == pytest.approx(float(model.scheduler.alphas_cumprod[0]))
 
 
+def test_a_tile_is_also_learned_in_the_stains_of_cases_without_a_label(root):
+    rng = np.random.default_rng(0)
+    stains = {"a": (200, 90, 150), "b": (120, 60, 160), "c": (150, 70, 90), "white": (250, 250, 250)}
+    rows = []
+    for case, colour in stains.items():
+        shade = rng.uniform(0.3, 1, (32, 32, 1)) if case != "white" else np.ones((32, 32, 1))
+        tint = np.where((rng.random((32, 32, 1)) < 0.4) & (case != "white"), [[[1.0, 0.7, 1.2]]], [[[1.0, 1.0, 1.0]]])
+        path = files.write_png(
+            root / f"{case}.png", (255 - (255 - np.array(colour) * np.minimum(tint, 1)) * shade).clip(0, 255).astype(np.uint8)
+        )
+        facts = {
+            "tile_id": case,
+            "label": "x" if case in "a white" else "tissue",
+            "case_id": case,
+            "path": str(path),
+            "sha256": files.sha256(path),
+        }
+        rows.append(
+            facts | {"tile_px": 32, "fit": "resize", "mpp": 0.5, "width": 32, "height": 32, "mask": "", "profile": True, "source": "real"}
+        )
+    every = pd.DataFrame(rows)
+    learn = every[every["label"].eq("x")]
+    found = latent_classifier.restained(learn, every, 5, 0)
+    assert found["tile_id"].tolist() == ["a", "white", "a", "a"], (
+        "in the stain of b and of c, once each; white has none to give or to change"
+    )
+    pixels = data.pixels(found[found["tile_id"].eq("a")]).astype(float)
+    assert set(found["label"]) == {"x"} and found["path"].nunique() == 4
+    means = pixels.mean(axis=(1, 2))
+    assert np.abs(means[1:] - means[0]).max(axis=1).min() > 5, "another stain"
+    grey = pixels.mean(axis=3).reshape(3, -1)
+    assert np.corrcoef(grey)[0].min() > 0.9, "the same picture"
+    assert latent_classifier.restained(learn, every, 0, 0) is learn
+
+
 def test_what_is_shown_of_it(model, tiles):
     learn, held = (tiles[tiles["split"].eq(split)] for split in ("train", "val"))
     found = latent_classifier.counts(learn, held, [*squares.CLASSES, "pink"])

@@ -185,7 +185,8 @@ def _pretrain(p, c, job, found):
 def _latent_classifier(p, c, job, found):
     seen, val, size = p["steps"] * p["batch_size"], c.held // 3, LATENT_SIZE.get(p["network"], LATENT_SIZE["base"])
     looked = (10 + 4) * 10 * val / 3  # ten validations of ten bins, and the curve; without a backward pass
-    units = Counter({"code": 8 * c.train + val, "latents": 8 * c.train + val})
+    learned = c.train * (1 + p["restained"])
+    units = Counter({"code": 8 * learned + val, "latents": 8 * learned + val, "read": 3 * learned * bool(p["restained"])})
     units["train"] = LATENT_STEP * size / LATENT_SIZE["mini"] * (seen + looked)
     return units + Counter({"read": c.train + val, "seconds": FIGURES, "bytes": 24 * size, "files": 6})  # weights, average, two moments
 

@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from histokit.core import files
 from histokit.diffusion import latents
+from histokit.tiles import staining
 from histokit.training import loop
 from histokit.vision import latent_classifiers
 
-VERSION = 1
+VERSION = 2
 NOISE = ("uniform", "none")
 SAMPLERS = ("balanced", "natural")
 BINS = 10  # of the noise schedule, by which a classifier is judged
@@ -39,6 +40,24 @@ def batches(cache, targets, batch_size, seed, sampler="balanced"):
         return {"latents": cache.sample(rows.tolist(), generator), "targets": targets[rows]}
 
     return batch
+
+
+def restained(learn, donors, copies, seed):
+    """`learn`, and each of its tiles `copies` times in the stain of another case (Macenko), which its label does not follow from.
+
+    A few labelled cases have a few stains, and a classifier that steers by stain paints instead of drawing. Tiles without a label lend
+    theirs, which costs nobody anything. A case with too little tissue to know its stain stays as it is.
+
+    Args:
+        learn: manifest rows of labelled training tiles; `donors`: rows whose cases lend their stains, see `data.learnable`.
+    """
+    if not copies:
+        return learn
+    paint, rows = staining.Restainer(donors), []
+    for _, row in learn.iterrows():
+        worn = dict.fromkeys(paint.donor(row, turn, seed, "latent classifier") for turn in range(copies))
+        rows += [paint.written(row, case) for case in worn if case]
+    return pd.concat([learn, pd.DataFrame(rows, columns=learn.columns)], ignore_index=True)
 
 
 def loss(classifier, scheduler, noise="uniform", prior=None):
