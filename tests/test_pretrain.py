@@ -27,8 +27,9 @@ steps:
   - diffusion: {run: 20_pretrain, part: diffusion, autoencoder: autoencoder, widths: [16, 32], steps: 4, batch_size: 2, lr: 1e-3}
   - further: {run: 20_pretrain, part: diffusion, init: diffusion, steps: 1, batch_size: 2, lr: 1e-12}
   - sup: {run: 20_pretrain, part: encoder, objective: supervised, widths: [32], steps: 4, batch_size: 2, lr: 1e-3}
+  - ssl: {run: 20_pretrain, part: encoder, objective: contrastive, init: mini, steps: 1, batch_size: 2, lr: 1e-12}
 """
-STEPS = ("autoencoder", "longer", "decoder", "diffusion", "further", "sup")
+STEPS = ("autoencoder", "longer", "decoder", "diffusion", "further", "sup", "ssl")
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +98,9 @@ def test_every_source_has_its_say_in_a_validation_as_it_is_drawn():
 
 def test_settings_of_another_part_are_refused(trained):
     settings = {"tile_px": 128, "widths": [16], "batch_size": 1, "lr": 1}
-    with pytest.raises(ValueError, match="part encoder takes no `init`, it is for autoencoder and decoder and diffusion and prior"):
-        pretrain.task("encoder", None, None, None, init=trained / "autoencoder", **settings)
+    with pytest.raises(ValueError, match="has no ssl.safetensors, the encoder of objective contrastive"):
+        run = SimpleNamespace(seed=0)
+        pretrain.task("encoder", run, None, None, objective="contrastive", init=trained / "autoencoder", **settings)
     with pytest.raises(ValueError, match="part diffusion takes no `pieces`, it is for autoencoder and decoder"):
         pretrain.task("diffusion", None, None, None, autoencoder=trained / "autoencoder", pieces=3, **settings)
     with pytest.raises(ValueError, match="name a step or a base that has one"):
@@ -113,6 +115,14 @@ def test_an_origin_is_a_step_a_base_or_a_folder(trained, monkeypatch):
     assert lineage.origin(run, "mini") == pretrained.MINI and run.base("mini") == "mini" and run.base("") == ""
     assert run.base("diffusion") == "outputs/base/diffusion", "below the root, as an adapter's card names it"
     assert lineage.origin(run, "outputs/base/diffusion") == trained / "diffusion"
+
+
+def test_an_encoder_goes_on_from_minis(trained):
+    old, new = (encoders.load(name) for name in ("mini-ssl", f"cnn@{trained / 'ssl' / 'ssl.safetensors'}"))
+    for a, b in zip(old.net.parameters(), new.net.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    seen = set(files.read_table(trained / "ssl" / "trained_on.csv")["pixels_sha256"])
+    assert seen > set(files.read_table(pretrained.MINI / "trained_on.csv")["pixels_sha256"]), "what mini has seen counts as seen"
 
 
 def test_the_encoder_it_made_is_loaded_by_its_file(trained):

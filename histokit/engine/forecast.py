@@ -136,7 +136,8 @@ def _made(step, found, c, class_name=""):
 
 def _selection(p, c, job, found):
     made = _made(p["source"], found, c, job.class_name if job.known else c.tail[0] if c.tail else "")
-    seen = Counter({("see", p["encoder"]): 8 * made + c.tail_train / max(1, len(c.tail)), ("real", p["encoder"]): c.train})
+    eye = _eye(p["encoder"], found)
+    seen = Counter({("see", eye): 8 * made + c.tail_train / max(1, len(c.tail)), ("real", eye): c.train + c.loose})
     return seen + Counter({"read": 2 * made, "seconds": FIGURES, "bytes": 2000 * made + 1e6})
 
 
@@ -297,7 +298,8 @@ def _asked(found):
     asked = []
     for p in (job.parameters for job in found if job.notebook.stem in RULES):
         arms = {name: {**(arm or {}), "encoder": _eye((arm or {}).get("encoder", ""), found)} for name, arm in p.get("arms", {}).items()}
-        asked.append(p | {"base_model": starts.get(p.get("base_model"), p.get("base_model"))} | ({"arms": arms} if arms else {}))
+        own = {"encoder": _eye(p["encoder"], found)} if p.get("encoder") else {}
+        asked.append(p | {"base_model": starts.get(p.get("base_model"), p.get("base_model"))} | ({"arms": arms} if arms else {}) | own)
     return asked
 
 

@@ -32,7 +32,7 @@ TAKES = {  # what is for some parts alone
     "decoder": {"init", "classifier", "pieces"},
     "diffusion": {"init", "autoencoder"},
     "prior": {"init", "autoencoder", "network", "loss"},
-    "encoder": {"objective"},
+    "encoder": {"init", "objective"},
 }
 
 
@@ -88,7 +88,7 @@ def task(
         how = {"network": network, "loss": loss, "steps": steps, "latents_gb": latents_gb}
         return _prior(run, seen, held, autoencoder=autoencoder, init=init, **how, **options)
     if part == "encoder":
-        return _encoder(run, seen, held, objective=objective, dim=widths[0], **options)
+        return _encoder(run, seen, held, objective=objective, dim=widths[0], init=init, **options)
     raise ValueError(f"part {part!r} is unknown; use {', '.join(TAKES)}")
 
 
@@ -283,7 +283,15 @@ def _views(run, model, seen, tile_px, most=8):
 # ---------------------------------------------------------------------------------------------- encoder
 
 
-def _encoder(run, seen, held, *, objective, tile_px, dim, batch_size, lr, device):
+def _begun(init, objective):
+    """The network of the encoder that the base or step in folder `init` has of this objective, ready to be trained."""
+    path = init / f"{'sup' if objective == 'supervised' else 'ssl'}.safetensors"
+    if not path.is_file():
+        raise ValueError(f"{init} has no {path.name}, the encoder of objective {objective}; name a base or a step that has one, or none")
+    return encoders.load(f"cnn@{path}").net.requires_grad_(True).train()
+
+
+def _encoder(run, seen, held, *, objective, tile_px, dim, batch_size, lr, device, init):
     labels, names = None, []
     if objective not in ("contrastive", "supervised"):
         raise ValueError(f"objective {objective!r} is unknown; an encoder is trained contrastive or supervised")
@@ -293,7 +301,8 @@ def _encoder(run, seen, held, *, objective, tile_px, dim, batch_size, lr, device
         labels = [names.index(label) for label in seen.labels]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(files.seed(run.seed, "encoder", objective))
-        encoder = encoders.SmallCNN(dim).to(device, memory_format=torch.channels_last)  # a quarter faster, on CPUs too
+        encoder = _begun(init, objective) if init else encoders.SmallCNN(dim)
+        encoder, dim = encoder.to(device, memory_format=torch.channels_last), encoder.dim  # a quarter faster, on CPUs too
         head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 64)) if not names else nn.Linear(dim, len(names))
         head.to(device)
     few = held_out.BySource(held, tile_px, per_source=1000)
