@@ -27,9 +27,9 @@ steps:
   - diffusion: {run: 20_pretrain, part: diffusion, autoencoder: autoencoder, widths: [16, 32], steps: 4, batch_size: 2, lr: 1e-3}
   - further: {run: 20_pretrain, part: diffusion, init: diffusion, steps: 1, batch_size: 2, lr: 1e-12}
   - sup: {run: 20_pretrain, part: encoder, objective: supervised, widths: [32], steps: 4, batch_size: 2, lr: 1e-3}
-  - ssl: {run: 20_pretrain, part: encoder, objective: contrastive, init: mini, steps: 1, batch_size: 2, lr: 1e-12}
+  - adapted_ssl: {run: 20_pretrain, part: encoder, objective: contrastive, init: mini, steps: 1, batch_size: 2, lr: 1e-12}
 """
-STEPS = ("autoencoder", "longer", "decoder", "diffusion", "further", "sup", "ssl")
+STEPS = ("autoencoder", "longer", "decoder", "diffusion", "further", "sup", "adapted_ssl")
 
 
 @pytest.fixture(scope="module")
@@ -118,10 +118,10 @@ def test_an_origin_is_a_step_a_base_or_a_folder(trained, monkeypatch):
 
 
 def test_an_encoder_goes_on_from_minis(trained):
-    old, new = (encoders.load(name) for name in ("mini-ssl", f"cnn@{trained / 'ssl' / 'ssl.safetensors'}"))
+    old, new = (encoders.load(name) for name in ("mini-ssl", f"cnn@{trained / 'adapted_ssl' / 'ssl.safetensors'}"))
     for a, b in zip(old.net.parameters(), new.net.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
-    seen = set(files.read_table(trained / "ssl" / "trained_on.csv")["pixels_sha256"])
+    seen = set(files.read_table(trained / "adapted_ssl" / "trained_on.csv")["pixels_sha256"])
     assert seen > set(files.read_table(pretrained.MINI / "trained_on.csv")["pixels_sha256"]), "what mini has seen counts as seen"
 
 
