@@ -113,13 +113,13 @@ def outputs(root, step):
 
 
 def apart(a, b, place=""):
-    """Where two outputs first differ, and how; "" for nowhere. The last digits of a statistic follow from where its arrays lie in memory."""
+    """Where two outputs first differ, and how; "" for nowhere. Last digits of a statistic follow from where its arrays lie in memory."""
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
         return next((odd for key in a if (odd := apart(a[key], b[key], f"{place}/{key}"))), "")
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         return next((odd for i, (x, y) in enumerate(zip(a, b, strict=True)) if (odd := apart(x, y, f"{place}[{i}]"))), "")
     alike = math.isclose(a, b, rel_tol=1e-7, abs_tol=1e-9) if isinstance(a, float) and isinstance(b, float) else a == b
-    return "" if alike or a != a and b != b else f"{place}: {a!r} and {b!r}"
+    return "" if alike or (a != a and b != b) else f"{place}: {a!r} and {b!r}"
 
 
 @pytest.fixture(scope="module")
