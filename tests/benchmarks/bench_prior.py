@@ -96,7 +96,7 @@ def test_guided_sampling_beside_unguided(count=8, steps=20):
     channels, px = model.latent_space["shape"]
     net = latent_classifiers.LatentClassifier(["a", "b"], channels, px, **latent_classifiers.PRESETS["mini"]).to(model.device).eval()
     net.requires_grad_(False)
-    settings = latent_guidance.Settings(scale=8.0)
+    settings = latent_guidance.Settings(class_scale=8.0)
 
     def draw(**options):
         generators = [torch.Generator().manual_seed(k) for k in range(count)]
@@ -119,13 +119,14 @@ def test_memory_does_not_grow_with_the_tiles(root, few=20_000, many=200_000):
     for count in (few, many):
         shard(root / f"tars{count}" / "a.tar", images, count)
         script = f"""
-            import resource, numpy as np
+            import numpy as np
             from histokit.training.pretraining import corpus, pictures
             seen = corpus.gather({{"a": {{"shards": "tars{count}"}}}})
             order = pictures.order(seen.weights, np.zeros(len(seen.images), int), 0, 0)
             for i in order[:2000]:
                 seen.images[i]
-            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+            peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))  # ru_maxrss would be the parent's
+            print(int(peak.split()[1]) / 1024)
         """
         held = []
 
