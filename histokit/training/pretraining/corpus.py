@@ -106,6 +106,7 @@ def gather(sources, roots=None, seed=0, split="train", run=None):
     """
     held, parts, out = split != "train", [], Corpus()
     kept_back = _kept_back(run, held)
+    kept_hashes = _kept_hashes(kept_back)
     for name, settings in sources.items():
         kind = next((key for key in SETTINGS if key and key in settings), "")
         if unknown := set(settings) - SETTINGS[kind]:
@@ -119,7 +120,7 @@ def gather(sources, roots=None, seed=0, split="train", run=None):
         else:
             part = _tiles(name, settings, roots or {}, split)
         part.table["weight"] = 1.0
-        part = _without(name, part, kept_back)
+        part = _without(name, part, kept_hashes)
         part.table["weight"] = settings.get("weight", 1.0) / max(1, len(part.table))
         parts.append(part)
     out.images = pictures.Joined(part.images for part in parts)
@@ -184,9 +185,9 @@ class _Rows:
         return np.asarray(decode.rgb(self.paths[i], profile=self.profiles[i])[0])
 
 
-def _without(name, part, kept_back):
+def _without(name, part, kept_hashes):
     """A part of the corpus without pictures that are kept back from training, byte for byte of their pixels, and a sentence on them."""
-    known = part.table["pixels_sha256"].isin(_kept_hashes(kept_back))
+    known = part.table["pixels_sha256"].isin(kept_hashes)
     if known.any():
         first = part.table["tile"][known].iloc[0]
         said = f"{name}: {known.sum():,} tiles are left out, validation, test or withheld tiles of this experiment (first: {first!r})."
