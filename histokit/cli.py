@@ -119,6 +119,7 @@ def _add_selection(command):
     send.add_argument("run", help="folder of a finished 05_select step, for example outputs/demo/05_select")
     send.add_argument("-o", "--output", default="", metavar="FOLDER", help="new folder; exports/<experiment> by default")
     send.add_argument("--classes", nargs="+", default=[], metavar="CLASS", help="keep to these classes")
+    send.add_argument("--jsonl", action="store_true", help="metadata.jsonl with captions, as trainers of diffusion models read it")
     send.add_argument("--accept-uncalibrated", action="store_true", help="also where copies cannot be told from chance; the card says so")
 
 
@@ -327,14 +328,20 @@ def _without_case(arguments):
 
 def _export(arguments):
     from histokit.core import files
+    from histokit.morphology import exchange, prompt_table
     from histokit.runs import places
     from histokit.select import export
 
     step, outputs = (files.root() / arguments.run).resolve(), (files.root() / "outputs").resolve()
     if outputs not in step.parents:
-        raise ValueError(f"{arguments.run} is not below outputs/; name the folder of a 05_select step")
+        raise ValueError(f"{arguments.run} is not below outputs/; name the folder of a 05_select step, or of a 10_morphology_prompts")
     folder = files.root() / (arguments.output or f"exports/{step.relative_to(outputs).parts[0]}")
-    table = export.export(step, folder, accept_uncalibrated=arguments.accept_uncalibrated, classes=arguments.classes)
+    if (step / prompt_table.TABLES[0]).is_file():
+        table = exchange.write(step, folder)
+        print(f"{len(table)} captioned tiles in {places.relative(folder)}. These are real tiles of patients: do not pass them on")
+        return
+    asked = {"accept_uncalibrated": arguments.accept_uncalibrated, "classes": arguments.classes, "jsonl": arguments.jsonl}
+    table = export.export(step, folder, **asked)
     print(f"{len(table)} tiles of {table['label'].nunique()} classes in {places.relative(folder)}; read its README.md before it goes out")
 
 

@@ -20,6 +20,7 @@ ARM = {
     "status": "kept",  # which of them: kept, rejected, quarantined, or all
     "per_class": 0,  # at most so many per class, the same ones in every larger dose; 0 for all
     "synthetic_share": 1.0,  # of the draws of a class, the share that synthetic tiles have at most
+    "replace": False,  # true: synthetic tiles take the place of the real ones of their class
     "recolour": "none",  # reinhard, macenko: adds `per_class` real tiles of each rare class, in the stain of other cases
     "pseudo": {},  # adds tiles without a label, named by an earlier arm: {"arm": "oversampled", "precision": 0.9, "per_class": 100}
     "real_tiles": 0,  # so many real training tiles of each class that a budget made rare, 0 for the budget's: the curve of real tiles
@@ -41,7 +42,7 @@ ARM = {
     "mode": "",  # "" for the notebook's
     "encoder": "",  # "" for the notebook's
 }
-MADE = ("status", "per_class", "synthetic_share", "labels")  # nothing of it acts without synthetic tiles
+MADE = ("status", "per_class", "synthetic_share", "labels", "replace")  # nothing of it acts without synthetic tiles
 TRAINING = (*longtail.SETTINGS, "mixture", "decouple", "select_by", "patience", "synthetic_share")  # and of this where nothing is trained
 CHOICES = {
     "status": ("kept", "rejected", "quarantined", "all"),
@@ -77,6 +78,8 @@ def settle(arms, mode="linear", encoder="mini-sup"):
         for key, choices in CHOICES.items():
             if arm[key] not in choices:
                 raise ValueError(f"arm {name!r}: {key} is {arm[key]!r}; {_nearest(str(arm[key]), choices)}")
+        if not isinstance(arm["replace"], bool):
+            raise ValueError(f"arm {name!r}: replace is {arm['replace']!r}; expected true or false")
         for key, none in {"per_class": "0 for all", "real_tiles": "0 for the budget's", "patience": "0 for never"}.items():
             if isinstance(arm[key], bool) or not isinstance(arm[key], int) or arm[key] < 0:
                 raise ValueError(f"arm {name!r}: {key} is {arm[key]!r}; expected a whole number, {none}")
@@ -139,6 +142,7 @@ def assemble(run, tiles, arms):
         if arm["synthetic"]:
             made = data.used(data.load(run, step=arm["synthetic"]), arm["status"], arm["per_class"])
             _check_origin(made, held_out, set(dataset.classes), arm["synthetic"])
+            real = real[~real["label"].isin(made["label"])] if arm["replace"] else real
         elif arm["recolour"] != "none":
             most = max(other["per_class"] for other in arms.values() if other["recolour"] == arm["recolour"])
             if arm["recolour"] not in painted:
@@ -245,6 +249,7 @@ def described(arms, baseline=""):
         "per_class": "{} a class",
         "synthetic_share": "at most {:.0%} of a class's draws synthetic",
         "labels": "labels {}",
+        "replace": "in the place of real tiles",
         "recolour": "recoloured, {}",
         "pseudo": "and unlabelled tiles named by {0[arm]}",
         "real_tiles": "{} real tiles",

@@ -19,6 +19,7 @@ VERSION = 2
 MOST_MERGED = 2**27  # numbers in the weights that carry a LoRA, up to which they are copied while it is merged: half a GiB
 CARD = "adapter.json"
 LORA = "pytorch_lora_weights.safetensors"  # the name stock diffusers looks for
+UNET = "unet/diffusion_pytorch_model.safetensors"  # where stock diffusers looks for a whole UNet
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 TARGETS = {
     "attention": ATTENTION,
@@ -63,6 +64,14 @@ def _inject(model, config):
         p.data = p.data.to(model.device, torch.float32)
         p.requires_grad_(False)
     return params
+
+
+def all_weights(model):
+    """The parameters of the whole UNet, float32, as a list: half-precision weights make half-precision updates, which do not train."""
+    if getattr(model.need("unet").unet, "peft_config", None):
+        raise ValueError("the model carries a LoRA; adapters.unload(model) first")
+    model.unet.float()
+    return list(model.unet.parameters())
 
 
 @contextmanager
@@ -114,7 +123,7 @@ def save_lora(folder, model):
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
-def save(folder, model, classes, tiles, *, dataset="", tokens=None, lora=False, settings=None):
+def save(folder, model, classes, tiles, *, dataset="", tokens=None, lora=False, unet=False, settings=None):
     """Write a finished adapter: its files and the card that says where it comes from.
 
     Args:
@@ -125,17 +134,23 @@ def save(folder, model, classes, tiles, *, dataset="", tokens=None, lora=False, 
         dataset: name of the dataset; case ids mean the same tissue only within one.
         tokens: {placeholder: [n, D]}; LoRA folders keep the tokens they were trained with.
         lora: write the UNet's LoRA too.
+        unet: write all of the UNet, in half precision, for `UNet2DConditionModel.from_pretrained(folder, subfolder="unet")`.
         settings: whatever a reader may want to know.
     """
     tokens = tokens or {}
     save_tokens(folder, tokens)
     if lora:
         save_lora(folder, model)
+    if unet:
+        model.unet.save_config(Path(folder) / "unet")
+        state = {name: value.detach().half() for name, value in model.unet.state_dict().items()}
+        files.write_tensors(Path(folder) / UNET, state, {"format": "pt"})
     card = {
         "base": {"name": model.name, "identity": model.identity},
         "classes": classes,
         "tokens": {name: {"vectors": len(rows), "width": rows.shape[1]} for name, rows in tokens.items()},
         "lora": bool(lora),
+        **({"unet": True} if unet else {}),
         "training": {
             "dataset": dataset,
             "cases": sorted(set(tiles["case_id"].astype(str))),
@@ -156,10 +171,10 @@ def save_tokens(folder, tokens):
 
 
 def load(model, *folders, tiles=None, dataset=""):
-    """`model` with the tokens and the LoRA of finished 01 or 02 folders, ready to sample.
+    """`model` with the tokens and the LoRA, or the whole UNet, of finished 01 or 02 folders, ready to sample.
 
     Args:
-        model: backbone.Model without a LoRA.
+        model: backbone.Model without a LoRA; a UNet that is put in stays in.
         folders: run folders; a token that two of them share is taken once.
         tiles: this experiment's manifest; an adapter trained on a case or a picture of its val or test part is refused.
         dataset: name of this experiment's dataset.
@@ -187,6 +202,9 @@ def load(model, *folders, tiles=None, dataset=""):
         if card["lora"]:
             _load_lora(model, folder)
             model.adapters.append({"kind": "lora", "folder": str(folder), "sha": files.sha256(folder / LORA)})
+        if card.get("unet"):
+            _load_unet(model, folder)
+            model.adapters.append({"kind": "unet", "folder": str(folder), "sha": files.sha256(folder / UNET)})
     shas = {name: files.sha256(path) for name, (_, path) in tokens.items()}
     said = [text for card in cards.values() for text in _captions(card["settings"])]
     model.adapters.append({"kind": "tokens", "classes": classes, "sha": shas, "captions": said})
@@ -208,7 +226,12 @@ def read_tokens(model, *folders, tiles=None, dataset=""):
 
 
 def unload(model):
-    """Take every adapter out: the UNet's modules, the token table and the tokenizer are as `backbone.load` left them."""
+    """Take every adapter out: the UNet's modules, the token table and the tokenizer are as `backbone.load` left them.
+
+    ValueError for a UNet that was put in as a whole: load the base again.
+    """
+    if any(adapter["kind"] == "unet" for adapter in model.adapters):
+        raise ValueError("all of the UNet was replaced; load the base again")
     if model.unet is not None and getattr(model.unet, "peft_config", None):
         model.unet.unload_lora()
     table = model.text_encoder.get_input_embeddings() if model.text_encoder is not None else None
@@ -229,7 +252,7 @@ def words(model, class_name, term=""):
 
 def shas(model, prompt):
     """(lora_sha, token_sha) of what shapes an image of `prompt`; "" where there is none."""
-    lora = "".join(a["sha"] for a in model.adapters if a["kind"] == "lora")
+    lora = "".join(a["sha"] for a in model.adapters if a["kind"] in ("lora", "unet"))
     known = {name: sha for a in model.adapters if a["kind"] == "tokens" for name, sha in a["sha"].items()}
     used = [known[name] for name in sorted(known) if name in prompt]
     return lora, used[0] if len(used) == 1 else files.digest(used) if used else ""
@@ -269,6 +292,20 @@ def _no_leak(tiles, dataset, card, folder):
             f"{folder} learned from {seen.sum()} tiles or their cases that are {'/'.join(sorted(set(held[seen]['split'])))} here "
             f"(first: case {row['case_id']!r}, tile {row['tile_id']!r}); results would be flattered. Train it again in this experiment"
         )
+
+
+def _load_unet(model, folder):
+    """Puts a UNet that was trained as a whole in the place of the model's; strict, and only where no other adapter is in it."""
+    if any(adapter["kind"] in ("lora", "unet") for adapter in model.adapters):
+        raise ValueError(f"{folder} holds a whole UNet, and the model carries another adapter already; load one of them")
+    state = files.read_tensors(folder / UNET)
+    expected = model.unet.state_dict()
+    odd = sorted(set(expected) ^ set(state)) or [name for name in state if state[name].shape != expected[name].shape]
+    if odd:
+        raise ValueError(
+            f"{folder / UNET} does not fit this UNet: {len(odd)} weights missing, unknown or of another shape, first {odd[0]!r}"
+        )
+    model.unet.load_state_dict({name: value.to(model.device, expected[name].dtype) for name, value in state.items()})
 
 
 def _load_lora(model, folder):

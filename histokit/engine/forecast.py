@@ -80,7 +80,7 @@ def _dataset(p, c, job, found):
 def _adapter(p, c, job, found):
     steps = p["steps"]
     every = settings.pace(steps) | (p.get("options") or {})
-    classes = len(c.tail) if job.class_name == "all" else 1
+    classes = (c.classes if p.get("captions") else len(c.tail)) if job.class_name == "all" else 1
     checks, drawn = (steps / every[name] if every[name] else 0 for name in ("validate_every", "sheet_every"))
     sheets = drawn * settings.SHEET_SAMPLES * classes
     latents = 8 * c.tail_train * classes / max(1, len(c.tail))
@@ -88,6 +88,12 @@ def _adapter(p, c, job, found):
     units["denoise"] = sheets * settings.SHEET_STEPS * 2
     lora = 3 * p.get("rank", 0) / 16  # what is kept, and a checkpoint with two moments
     return units + Counter({"code": latents + sheets, "latents": latents, "loras": lora, "bytes": 1e5 * sheets, "files": 6})
+
+
+def _morphology(p, c, job, found):
+    """The tiles through an encoder, once and kept; k-means of a few hundred tiles many times."""
+    n = c.tail_train if p["classes"] == "tail" else c.train
+    return Counter({("real", _eye(p["encoder"], found)): n, "read": 2 * n, "seconds": 3 * FIGURES, "bytes": 1e6})
 
 
 def _images(p, c, job, found):
@@ -214,6 +220,7 @@ RULES = {
     "06_classifier": _classifiers,
     "07_evaluate": _verdict,
     "08_fidelity": _fidelity,
+    "10_morphology_prompts": _morphology,
     "20_pretrain": _pretrain,
     "21_latent_classifier": _latent_classifier,
 }

@@ -17,7 +17,7 @@ import torch
 
 from histokit.core import files, machine, progress
 from histokit.diffusion import backbone, sampling
-from histokit.generate import latent_guidance, previews, synthetic
+from histokit.generate import latent_guidance, policies, previews, synthetic
 from histokit.generate.latent_guidance import Settings
 from histokit.tiles import data
 from histokit.vision import latent_classifiers
@@ -38,9 +38,12 @@ class Walk:
     broken: int = 0  # step, counted from 1, at which latent or push was not finite; 0 for none
 
 
+OTHERS = ("candidates", "updates", "confidence", "lpips", "captions", "budget")  # parameters of 04 that are no settings of this way
+
+
 def settings_of(asked):
     """Settings from the parameters of 04, a dict; those of other ways are left out."""
-    return Settings.of({name: value for name, value in asked.items() if name not in ("candidates", "updates", "confidence", "lpips")})
+    return Settings.of({name: value for name, value in asked.items() if name not in OTHERS})
 
 
 def warnings(guide, settings):
@@ -162,6 +165,7 @@ def _key(model, guide, row, settings):
 def _told(settings, guide, batch, row, path):
     found = synthetic.facts(path)
     used = files.plain(dataclasses.asdict(settings)) | {"policy": row.policy, "guide": latent_classifiers.identity(guide), "batch": batch}
+    used |= policies.asked_of(row)
     push = float(f"{np.mean(found['ratio']):.4g}") if found["ratio"] else 0.0
     return {"method": "class_guided", "settings": used, "scores": {"guide": found["end"], "push": push}}
 

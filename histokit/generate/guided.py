@@ -16,7 +16,7 @@ import torch
 
 from histokit.core import files, machine, parallel, progress
 from histokit.diffusion import backbone, sampling
-from histokit.generate import guidance, guides, previews, synthetic
+from histokit.generate import guidance, guides, policies, previews, synthetic
 from histokit.tiles import data
 from histokit.vision import classifiers, encoders
 
@@ -26,8 +26,8 @@ SCORES = ("guide", "guide_plain", "draws", "updates", "stop")  # what is known a
 
 
 def settings_of(asked):
-    """guides.Settings from the parameters of 04, a dict; those of other ways, and the file of LPIPS weights, are left out."""
-    return guides.Settings.of({name: value for name, value in asked.items() if name not in ("class_scale", "lpips")})
+    """guides.Settings from the parameters of 04, a dict; what is no setting of this way is left out."""
+    return guides.Settings.of({name: value for name, value in asked.items() if name not in ("class_scale", "lpips", "captions", "budget")})
 
 
 def warnings(guide, settings):
@@ -129,6 +129,7 @@ def _told(settings, guide, batch, row, path):
     found = synthetic.facts(path)
     scores = {name: found[name] for name in SCORES}
     used = files.plain(dataclasses.asdict(settings)) | {"policy": row.policy, "guide": guide.identity, "batch": batch}
+    used |= policies.asked_of(row)
     return {"method": "guided", "settings": used, "scores": scores}
 
 

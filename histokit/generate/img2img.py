@@ -14,7 +14,7 @@ import torch
 
 from histokit.core import files, machine, progress
 from histokit.diffusion import backbone, latents, sampling
-from histokit.generate import previews, synthetic
+from histokit.generate import policies, previews, synthetic
 from histokit.generate.policies import POLICIES, SETTINGS, job_table
 from histokit.tiles import data, decode, staining
 
@@ -173,7 +173,7 @@ def _told(batch, row, path):
     """What the manifest says of one job: how it was made, and how hard its prompt pulled where there was guidance."""
     names = (*SETTINGS, "true_steps", "policy", "stain", "stain_method", "source_class", "source_group", "target_group")
     pull = {name: value for name, value in synthetic.facts(path).items() if name == PULL}
-    settings = {name: getattr(row, name) for name in names} | {"batch": batch}
+    settings = {name: getattr(row, name) for name in names} | {"batch": batch} | policies.asked_of(row)
     return {"method": "img2img" if row.tile_id else "text2img", "settings": settings, "scores": pull}
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from histokit.core import files
 from histokit.diffusion import adapters, prompting, sampling
+from histokit.runs import places
 from histokit.tiles import data, staining
 
 VERSION = 2
@@ -28,9 +29,11 @@ STAINS = {
     "all": "sources in the stains of all other training cases",
 }
 LEAST = 0.6  # strength below which a tile of another class stays too much what it was for its label to come from the words
+NO_PROMPT = -1
 SETTINGS = ("strength", "guidance_scale", "num_inference_steps")
 COLUMNS = [
-    "job", "tile_id", "stain", "stain_method", "source_class", "source_group", "class", "target_group", "prompt", *SETTINGS, "true_steps",
+    "job", "prompt_id",
+    "tile_id", "stain", "stain_method", "source_class", "source_group", "class", "target_group", "prompt", *SETTINGS, "true_steps",
     "number", "seed", "policy", "lora_sha", "token_sha",
 ]  # fmt: skip
 
@@ -55,6 +58,8 @@ def job_table(
     embed=None,
     stains="own",
     stain_method="macenko",
+    prompts=None,
+    captioned=None,
 ):
     """One row per image to make; the first n rows of a class are the same whatever `num_images` is.
 
@@ -72,14 +77,22 @@ def job_table(
         embed: `embed(rows)` -> [n, D], for diverse and nearest.
         stains: see `STAINS`; each time a tile is used it wears the stain of another case, and a {group} in the prompt is the group of
             that case. stain_method: see `staining.METHODS`.
+        prompts: DataFrame prompt_id, label, text, share (of its class's images), as `prompt_table.applied` gives it; their texts take the
+            place of `prompt`. A policy that starts from tiles of the class itself takes those that have the prompt.
+        captioned: Series tile_id -> prompt_id, with `prompts`.
 
     Returns:
-        DataFrame job, tile_id (source), stain (case whose stain it wears, "" for its own), stain_method, source_class, source_group, class,
-        target_group, prompt, strength, guidance_scale, num_inference_steps, true_steps, number, seed, policy, lora_sha, token_sha.
+        DataFrame job, prompt_id (-1 without `prompts`), tile_id (source), stain (case whose stain it wears, "" for its own), stain_method,
+        source_class, source_group, class, target_group, prompt, strength, guidance_scale, num_inference_steps, true_steps, number, seed,
+        policy, lora_sha, token_sha.
     """
     strength = 1.0 if policy == "none" else float(strength)
     transfer = policy == "majority_to_minority" or (policy == "nearest" and bool(minority))
     _check(model, policy, prompt, strength, minority, transfer)
+    if prompts is not None and transfer:
+        raise ValueError(
+            f"policy {policy} from majority to minority names the {{group}} in its prompt; captions have none, use another policy"
+        )
     if strength:
         sampling.schedule(model.scheduler, num_inference_steps, strength)
     real = data.training(tiles)
@@ -90,22 +103,83 @@ def job_table(
         own = real[real["label"].eq(name)]
         count = max(0, fill_to - len(own)) if fill_to else num_images
         pool = _pool(real, own, name, policy, list(head), list(majority), list(minority))
-        order = _order(pool, own, policy, embed, list(minority)) if len(pool) else None
+        orders = _orders(pool, own, policy, embed, list(minority), _of_class(prompts, name), captioned)
         word, wanted = adapters.words(model, name, term), files.shuffled(list(minority), seed, name, "groups")
-        for i in range(count):
-            source = pool.iloc[_turn(order, i, policy, seed, name)] if order is not None else None
-            stain = restain.donor(source, i // len(order), seed, name, cases=donors) if restain else ""
+        for i, (p, turn) in enumerate(_asked(_of_class(prompts, name), count)):
+            order = orders[p.prompt_id if p else NO_PROMPT]
+            source = pool.iloc[_turn(order, turn, policy, seed, name, *([p.prompt_id] if p else []))] if len(order) else None
+            stain = restain.donor(source, turn // len(order), seed, name, cases=donors) if restain else ""
             group = groups[stain] if stain else source["group"] if source is not None else ""
             if transfer and group not in minority:
                 group = wanted[i % len(wanted)]
-            text = prompting.caption(prompt, word, prompting.group_words(group_terms, group)) if prompt or policy != "none" else ""
+            if p:
+                text = p.text
+            else:
+                text = prompting.caption(prompt, word, prompting.group_words(group_terms, group)) if prompt or policy != "none" else ""
             lora_sha, token_sha = adapters.shas(model, text)
             known = {"tile_id": "tile_id", "source_class": "label", "source_group": "group"}  # of the source, "" where there is none
             row = {ours: source[theirs] if source is not None else "" for ours, theirs in known.items()} | settings
             row |= {"job": f"{files.slug(name)}-{i:05d}", "class": name, "target_group": group, "prompt": text, "policy": policy}
-            row |= {"stain": stain, "stain_method": stain_method if stain else "", "number": i, "seed": files.seed(seed, name, i)}
+            row |= {
+                "prompt_id": p.prompt_id if p else NO_PROMPT,
+                "stain": stain,
+                "stain_method": stain_method if stain else "",
+                "number": i,
+                "seed": files.seed(seed, name, i),
+            }
             rows.append(row | {"lora_sha": lora_sha, "token_sha": token_sha})
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def part(jobs, shard, batch):
+    """The jobs of one shard, "k/n": whole batches, so that every image has the neighbours it has when nothing is split."""
+    k, n = places.share(shard)
+    return jobs[jobs["number"] // batch % n == k]
+
+
+def asked_of(row):
+    """What the manifest says of the prompt that a job asked for: nothing where it came from a template."""
+    return {"prompt_id": int(row.prompt_id)} if row.prompt_id != NO_PROMPT else {}
+
+
+def _of_class(prompts, name):
+    """The prompts of one class, as tuples with share; None where prompts are a template. ValueError for a class without a share."""
+    if prompts is None:
+        return None
+    own = [row for row in prompts.itertuples() if row.label == name and row.share > 0]
+    if not own:
+        raise ValueError(f"no prompt of {name!r} is asked for; the captions have {', '.join(sorted(set(prompts['label'])))}")
+    return own
+
+
+def _asked(own, count):
+    """(prompt, how many before it asked for the same) of each image: each the prompt that is most behind its share.
+
+    The divisor method of Sainte-Lague: the first n are the same however many follow, and whole shares are met exactly.
+    """
+    if own is None:
+        yield from ((None, i) for i in range(count))
+        return
+    given = [0] * len(own)
+    for _ in range(count):
+        k = max(range(len(own)), key=lambda k: (own[k].share / (2 * given[k] + 1), -k))
+        yield own[k], given[k]
+        given[k] += 1
+
+
+def _orders(pool, own, policy, embed, minority, asked, captioned):
+    """{prompt_id: indices into the pool in the order of their use}: tiles of the class itself serve the prompt that they have."""
+    every = _order(pool, own, policy, embed, minority) if len(pool) else np.zeros(0, int)
+    if asked is None or policy not in ("same_class", "diverse"):
+        return {p.prompt_id: every for p in asked} if asked else {NO_PROMPT: every}
+    found, has = {}, captioned.reindex(pool["tile_id"]).to_numpy()
+    for p in asked:
+        found[p.prompt_id] = every[has[every] == p.prompt_id]
+        if not len(found[p.prompt_id]):
+            raise ValueError(
+                f"policy {policy} finds no training tile of the prompt {p.text!r}; leave it out of the budget, or policy: none"
+            )
+    return found
 
 
 def _donors(real, policy, stains, method, head):
@@ -198,9 +272,9 @@ def farthest_first(feats, most=2000):
     return np.array(order + sorted(set(range(len(feats))) - set(order)))
 
 
-def _turn(order, i, policy, seed, name):
+def _turn(order, i, policy, seed, *name):
     """Which tile of the pool image i starts from: all in turn, in a new random order each round unless the order means something."""
     lap, place = divmod(i, len(order))
     if policy in ("nearest", "diverse"):
         return order[place]
-    return order[files.shuffled(range(len(order)), seed, name, "sources", lap)[place]]
+    return order[files.shuffled(range(len(order)), seed, *name, "sources", lap)[place]]

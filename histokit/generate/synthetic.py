@@ -20,14 +20,20 @@ KEY, FACTS = "histokit", "histokit:provenance"  # text chunks of a PNG
 
 
 def there(path, key, run):
-    """Whether the picture with this key is at `path`; one in the run that was set aside before (`run.previous`) is linked there."""
+    """Whether the picture with this key is at `path`; one of a shard, or of the run that was set aside before, is linked there."""
     if path.is_file() and _text(path).get(KEY) == key:
         return True
-    old = run.previous / path.relative_to(run.folder) if run.previous else None
-    if old is not None and old.is_file() and _text(old).get(KEY) == key:
-        files.link(old, path)
-        return True
+    for folder in _before(run.folder, run.previous):
+        old = folder / path.relative_to(run.folder)
+        if old.is_file() and _text(old).get(KEY) == key:
+            files.link(old, path)
+            return True
     return False
+
+
+def _before(folder, previous):
+    """Run folders that may hold what this one is to make."""
+    return [*places.shards(folder), *([previous, *places.shards(previous)] if previous else [])]
 
 
 def facts(path):

@@ -14,6 +14,7 @@ from histokit.core import files, locks
 from histokit.runs import keys
 
 RECORD = "run.json"
+SHARDS = "shards"
 REPLICATE = re.compile(r"(.*?)(?:-d([1-9]\d*))?(?:-g(\d+))?", re.DOTALL)  # experiment, draw, generator
 _unseen = ContextVar("unseen", default=())
 
@@ -26,7 +27,22 @@ def folder(experiment, step, class_name="", shard=""):
     path = files.root() / "outputs" / experiment / step
     if class_name:
         path /= class_name if class_name == "all" else files.slug(class_name)
-    return path / "shards" / shard.partition("/")[0] if shard and not shard.endswith("/1") else path
+    k, n = share(shard or "0/1")
+    return path / SHARDS / str(k) if n > 1 else path
+
+
+def share(shard):
+    """(k, n) of "k/n": this process makes the k-th of n parts, counted from 0; ValueError for another text."""
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if not found or not int(found[1]) < int(found[2]):
+        raise ValueError(f"shard is {shard!r}; expected k/n with k from 0 to n - 1, such as 0/4 to 3/4")
+    return int(found[1]), int(found[2])
+
+
+def shards(folder):
+    """Folders of the shards of a run, and the run of a shard: where its pictures may have been made already."""
+    own = folder.parent.parent if folder.parent.name == SHARDS else None
+    return [*sorted((folder / SHARDS).glob("*/")), *([own] if own else [])]
 
 
 def read(folder):

@@ -10,6 +10,7 @@ import datetime
 import functools
 import os
 import platform
+import shutil
 import socket
 import time
 from pathlib import Path
@@ -219,6 +220,7 @@ class Run:
             result = result.drop(columns="path", errors="ignore")  # absolute paths live in memory only
             files.write_table(self.folder / ("manifest.parquet" if len(result) > BIG else "manifest.csv"), result)
         files.sweep(self.folder)
+        shutil.rmtree(self.folder / places.SHARDS, ignore_errors=True)  # gathered: what they made is linked here
         outputs = {}
         for path in places.output_files(self.folder):
             outputs[path.relative_to(self.folder).as_posix()] = {"size": path.stat().st_size, "sha256": files.sha256(path)}

@@ -15,6 +15,7 @@ CODES = {  # code -> its caption, which names no tile; the fields of such a reas
     "blurred": "blurred",  # sharpness, cut
     "centroid": "nearer to another class",  # asked, place, cut
     "realism": "outside the real tiles",  # realism, cut
+    "cluster": "not the form that was asked for",  # asked, seen (clusters)
     "person": "a person's verdict",  # verdict (keep or reject), note ("" for none)
     "quota": "beyond the quota",  # place, by (the score), most (that are kept)
     "earlier": "told by an earlier version",  # text: manifests of earlier versions hold sentences; no selection writes this code
@@ -62,6 +63,8 @@ def sentence(reason):
             return f"centroid: {asked} in place {place:.0f}, cut {cut:.0f}"
         case {"code": "realism", "realism": realism, "cut": cut}:
             return f"realism: {realism:.2f}, cut {cut:.2f}"
+        case {"code": "cluster", "asked": asked, "seen": seen}:
+            return f"cluster: falls into {seen:.0f}, asked for {asked:.0f}"
         case {"code": "person", "verdict": verdict, "note": note}:
             return f"person: {verdict}" + (f", {note}" if note else "")
         case {"code": "quota", "place": place, "by": by, "most": most}:

@@ -4,6 +4,7 @@ The layout is the Hugging Face imagefolder, `datasets.load_dataset("imagefolder"
 folders stay behind; `provenance.trace` finds them again from a picture, where the runs are.
 """
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -19,7 +20,7 @@ METADATA = ["file_name", "label", "synthetic", "method", "prompt", "seed", "mpp"
 FRONT = "---\npretty_name: {name}\nlicense: other\nlicense_name: see-below\ntags: [histopathology, synthetic]\n---\n"
 
 
-def export(step, folder, *, accept_uncalibrated=False, classes=()):
+def export(step, folder, *, accept_uncalibrated=False, classes=(), jsonl=False):
     """Write the kept tiles of a selection into a new folder.
 
     Args:
@@ -27,6 +28,8 @@ def export(step, folder, *, accept_uncalibrated=False, classes=()):
         folder: new; an existing one is refused.
         accept_uncalibrated: also classes for which the copy detector could not be calibrated; the card then says so.
         classes: keep to these.
+        jsonl: metadata.jsonl in the place of metadata.csv, rows {file_name, path, label (id), label_name, text, prompt_idx}, as trainers of
+            diffusion models read captions.
 
     Returns:
         DataFrame as in metadata.csv.
@@ -50,6 +53,8 @@ def export(step, folder, *, accept_uncalibrated=False, classes=()):
     shutil.rmtree(draft, ignore_errors=True)
     try:
         table = _write(rows, draft, record["experiment"])
+        if jsonl:
+            _as_lines(draft, table, rows, dataset)
         files.write_text(draft / "README.md", _card(table, gates, judged_by, dataset, record, accept_uncalibrated))
         os.rename(draft, folder)
     finally:
@@ -99,6 +104,20 @@ def _write(rows, folder, experiment):
     table = pd.DataFrame(out)[METADATA]
     files.write_table(folder / "metadata.csv", table)
     return table
+
+
+def _as_lines(folder, table, rows, dataset):
+    """metadata.jsonl in the place of metadata.csv."""
+    ids = [json.loads(text or "{}").get("prompt_id", -1) for text in rows["settings"]]
+    lines = [
+        json.dumps(
+            {"file_name": row["file_name"], "path": row["file_name"], "label": dataset.label_id(row["label"]), "label_name": row["label"],
+             "text": row["prompt"], "prompt_idx": i, "seed": int(row["seed"]), "sha256": row["sha256"]}, ensure_ascii=False,
+        )
+        for row, i in zip(table.to_dict("records"), ids, strict=True)
+    ]  # fmt: skip
+    files.write_text(folder / "metadata.jsonl", "\n".join(lines) + "\n")
+    (folder / "metadata.csv").unlink()
 
 
 def _card(table, gates, judged_by, dataset, record, accepted):

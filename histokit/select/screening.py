@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from histokit.metrics import distributions
+from histokit.morphology import cluster_fidelity
 from histokit.select import guide_check, reviews, scoring, selection
 from histokit.tiles import augment, data, near_duplicates, staining
 from histokit.vision import classifiers, features, pathology_encoders
@@ -51,7 +52,7 @@ def remarks(panel, encoder):
     return said
 
 
-def screen(run, made, tiles, panel, encoder_name, thresholds, quota=None, centroids="unit"):
+def screen(run, made, tiles, panel, encoder_name, thresholds, quota=None, centroids="unit", clusters=""):
     """Score and judge the tiles of every class in `made`.
 
     Args:
@@ -62,6 +63,7 @@ def screen(run, made, tiles, panel, encoder_name, thresholds, quota=None, centro
         thresholds: see `selection.calibrate`.
         quota: see `selection.limit`.
         centroids: see `scoring.to_centroids`.
+        clusters: step of 10_morphology_prompts that is asked where each tile falls, "" for none.
 
     Returns:
         manifest (the rows with scores, status, reason), scores DataFrame (one row per tile, with class and decision),
@@ -71,11 +73,15 @@ def screen(run, made, tiles, panel, encoder_name, thresholds, quota=None, centro
     encoder, verdicts = features.load(encoder_name, run.device), reviews.of_run(run)
     if place := features.source(encoder_name):
         run.input(place)
+    fallen = cluster_fidelity.placed(run, clusters, made).set_index("tile_id") if clusters and len(made) else None
     manifests, scores, cuts, reals = [], [], [], []
     usual = typical(data.training(tiles)) if len(made) else None
     for name, rows in made.groupby("label", sort=False):
         rows = rows.reset_index(drop=True)
         own = scored(rows, tiles, name, panel, encoder, centroids, usual)
+        if fallen is not None:
+            where = fallen.reindex(rows["tile_id"]).reset_index(drop=True)
+            own = own.assign(cluster_asked=where["asked"], cluster=where["cluster"], cluster_distance=where["distance"])
         real = of_real(tiles, name, panel, encoder, usual)
         table = selection.calibrate(thresholds, real)
         sizes = data.training(tiles)["label"].value_counts()

@@ -16,10 +16,16 @@ from histokit.tiles import near_duplicates
 VERSION = 8  # and of `selection_reasons`
 THRESHOLDS = {
     "judge_rank": 0, "judge_p": 0.0, "copy": 0.0, "duplicate": 0.0, "picture": near_duplicates.THRESHOLD, "contrast": 0.0, "stain": 0.0,
-    "focus": 0.0, "centroid_rank": 0, "realism": 0.0, "judge_source": 0.5,
+    "focus": 0.0, "centroid_rank": 0, "realism": 0.0, "judge_source": 0.5, "cluster": 0,
 }  # fmt: skip
 QUOTAS = ("keep", "ratio", "top_p", "balance")
-RANKS = {"judge": False, "centroid": True, "centroid_margin": False, "realism": False}  # score -> whether less is better
+RANKS = {
+    "judge": False,
+    "centroid": True,
+    "centroid_margin": False,
+    "realism": False,
+    "cluster_distance": True,
+}  # score -> whether less is better
 TYPICAL = 0.99  # share of real tiles that a calibrated cut lets pass
 CAUGHT = 0.95  # share of known copies that it still finds
 PASSED = 0.75  # share of real validation tiles of the class that the judge's cut lets pass
@@ -42,7 +48,8 @@ def calibrate(thresholds, real):
     tiles are to one of another case, and as near as 95 % of known copies are to their originals; a duplicate the same, with any other
     real tile instead. A tile is blank with less than half the contrast of the palest real one, blurred with less than half the
     sharpness of the blurriest real tiles, stained unlike real ones beyond 99 % of them. `centroid_rank` (1: the mean of the asked class
-    must be the nearest) and `realism` (1: inside the ball of a real tile) are shown and cut nothing until somebody asks.
+    must be the nearest) and `realism` (1: inside the ball of a real tile) are shown and cut nothing until somebody asks; so does `cluster`
+    (1: a tile must fall into the cluster that its prompt asked for).
 
     Args:
         thresholds: dict, any of `THRESHOLDS`; an unknown key raises ValueError.
@@ -77,6 +84,7 @@ def calibrate(thresholds, real):
     rows.append(("contrast", given["contrast"] or palest, "set by hand" if given["contrast"] else "half that of the palest real tile"))
     rows += [_typical(name, given[name], real) for name in ("stain", "focus")]
     rows += [(name, given[name], "set by hand" if given[name] else "shown, not asked for") for name in ("centroid_rank", "realism")]
+    rows += [("cluster", given["cluster"], "set by hand")] if given["cluster"] else []
     return pd.DataFrame(rows, columns=["name", "cut", "source"])
 
 
@@ -188,7 +196,8 @@ def decide(scores, cuts, asked, reviews=None):
     Args:
         scores: DataFrame with sha256, judge (probability of the asked class), judge_class, judge_rank, own_source (whether it was made
             from real training tiles of the class alone), contrast, stain, focus, centroid_rank, realism (NaN where unknown, which cuts
-            nothing), and for the spaces "feature" and "picture": similarity_*, nearest_* (a training tile), twin_* (similarity to a better
+            nothing), cluster_asked and cluster where tiles were asked for one, and for the spaces "feature"
+            and "picture": similarity_*, nearest_* (a training tile), twin_* (similarity to a better
             synthetic tile), twin_of_*.
         cuts: from `calibrate`.
         asked: class name the tiles were made for.
@@ -260,6 +269,8 @@ def _found(row, cut, asked, first):
         yield {"code": "centroid", "asked": asked, "place": row["centroid_rank"], "cut": cut["centroid_rank"]}
     if row["realism"] < cut["realism"]:
         yield {"code": "realism", "realism": row["realism"], "cut": cut["realism"]}
+    if cut.get("cluster") and row.get("cluster_asked", -1) not in (-1, row.get("cluster")):
+        yield {"code": "cluster", "asked": row["cluster_asked"], "seen": row["cluster"]}
 
 
 def limit(decisions, scores, quota, real_tiles, most_real=0):
@@ -269,7 +280,7 @@ def limit(decisions, scores, quota, real_tiles, most_real=0):
         decisions: from `decide`, of one class.
         scores: the same tiles; a person's "keep" comes before every score and is never cut.
         quota: {} for no limit; one of {"keep": 50}, {"ratio": 2.0} (synthetic per real training tile), {"top_p": 0.5} (share of those
-            made), {"balance": True} (as many as the largest class has more); and {"by": "judge"}, or centroid, centroid_margin, realism.
+            made), {"balance": True} (as many as the largest class has more); and {"by": "judge"}, or another of `RANKS`.
         real_tiles: real training tiles of the class; most_real: of the largest class.
 
     Raises ValueError for an unknown key or value.
@@ -278,7 +289,7 @@ def limit(decisions, scores, quota, real_tiles, most_real=0):
     by = (quota or {}).get("by", "judge")
     if not quota:
         return decisions
-    if len(asked) != 1 or next(iter(asked)) not in QUOTAS or by not in RANKS:
+    if len(asked) != 1 or next(iter(asked)) not in QUOTAS or by not in RANKS or by not in scores:
         raise ValueError(f"quota is {quota}; expected one of {', '.join(QUOTAS)}, and `by` one of {', '.join(RANKS)}")
     ((kind, value),) = asked.items()
     expected = {"balance": "true", "top_p": "a share from 0 to 1"}.get(kind, "a number from 0 on")

@@ -14,6 +14,7 @@ from histokit.training.settings import HELD_OUT_DRAWS, HOLD_OUT, SHEET_SAMPLES, 
 VERSION = 3
 
 GAP = 4  # white px between the samples of a sheet
+SHEET_PROMPTS = 6  # rows of a sheet, where captions are many
 SMALL = 20  # training tiles below which a class spares none for validation
 
 
@@ -173,7 +174,29 @@ def of_classes(model, tiles, words):
     return tiles[tiles["label"].isin(list(words))]
 
 
-def run(model, name, param_groups, embed, tiles, texts, how, training, *, seed, folder, identity, prompts):
+def captioned(tiles, captions):
+    """The tiles that have a caption of weight above 0; ValueError where none has, or a caption is not text."""
+    drawn = captions[captions["weight"].gt(0)]
+    found = tiles[tiles["tile_id"].isin(drawn["tile_id"])]
+    if found.empty:
+        raise ValueError(f"none of {len(tiles)} training tiles has a caption; were the captions made from this manifest, of these classes?")
+    if empty := drawn.loc[drawn["text"].str.strip().eq(""), "tile_id"].tolist():
+        raise ValueError(f"the caption of tile {empty[0]!r} is empty ({len(empty)} such)")
+    return found
+
+
+def shown(tiles, texts, most=SHEET_PROMPTS):
+    """Captions for a sample sheet: of each class the most usual one, then the second, and so on.
+
+    Args:
+        texts: {tile_id: caption}.
+    """
+    counts = tiles.assign(text=tiles["tile_id"].map(texts)).groupby("label")["text"].value_counts().reset_index()
+    counts["rank"] = counts.groupby("label").cumcount()
+    return counts.sort_values(["rank", "label"], kind="stable")["text"].head(most).tolist()
+
+
+def run(model, name, param_groups, embed, tiles, texts, how, training, *, seed, folder, identity, prompts, drawn=None):
     """Train parameters of a frozen model on tiles under captions; returns the history of `loop.fit`.
 
     Args:
@@ -185,6 +208,7 @@ def run(model, name, param_groups, embed, tiles, texts, how, training, *, seed, 
         folder: where checkpoints and sample sheets go; None keeps none.
         identity: dict of what the result depends on beside base, tiles and settings, for resuming.
         prompts: what the sample sheets show, a row each; none draws no sheet.
+        drawn: Series tile_id -> how often a tile is drawn, in the place of `how.balance`.
     """
     trained = [p for group in param_groups for p in group["params"]]
     for p in trained:
@@ -195,20 +219,28 @@ def run(model, name, param_groups, embed, tiles, texts, how, training, *, seed, 
         error = loss(
             model, embed, caption_dropout=how.caption_dropout, timesteps=how.timesteps, min_snr_gamma=how.min_snr_gamma, kind=how.loss
         )
-        drawn = batches(cache, _captions(learn, texts), weights(learn, how.balance), how.batch_size, seed, strata(learn))
+        captions = _captions(learn, texts)
+        often = weights(learn, how.balance) if drawn is None else _often(learn, drawn)
+        parts = strata(learn) if drawn is None else np.unique([str(text) for text in captions], return_inverse=True)[1]
         validate = None
         if len(held):
             own = latents.Latents(model, held, symmetries=1)
             validate = validation(model, embed, own, _captions(held, texts), seed, kind=how.loss)
         seen = {"base": model.identity, "tiles": files.digest([[row.tile_id, row.sha256] for row in learn.itertuples()])}
+        batch = batches(cache, captions, often, how.batch_size, seed, parts)
         return loop.Training(
-            [loop.Player(name, param_groups, error)], drawn, how.steps, seed, training, folder,
+            [loop.Player(name, param_groups, error)], batch, how.steps, seed, training, folder,
             identity={**seen, **identity, **how.identity()}, autocast=model.arithmetic, validate=validate,
             sheet=sheet(model, prompts, seed) if prompts else None,
         ).run()  # fmt: skip
     finally:
         for p in trained:
             p.requires_grad_(False)
+
+
+def _often(tiles, drawn):
+    often = tiles["tile_id"].map(drawn).to_numpy(float)
+    return often / often.sum()
 
 
 def _captions(tiles, texts):
