@@ -12,7 +12,7 @@ from histokit.morphology import clusters
 VERSION = 1
 SAMPLE = 2000  # tiles that the indices are computed on
 REPEATS = 5  # pairs of subsamples whose clusters are compared
-STABLE = 0.8  # of the most stable k's agreement, below which a k is not taken
+STABLE = 0.8  # of the highest stability, below which a peak is not taken
 
 
 def curve(points, ks, *, seed=0, sample=SAMPLE, repeats=REPEATS):
@@ -93,15 +93,20 @@ def choose(feats, labels, scope, settings, seed=0):
 
 
 def chosen(table, largest):
-    """The k with the lowest S_Dbw among those about as stable as the most stable one; `largest` at most, 1 where there is none.
+    """The largest k that other draws of the tiles agree on, and on more than on one cluster fewer or more; 1 where there is none.
 
-    The silhouette is shown and does not choose: it likes two clusters best, and few words say little about a class.
+    A peak of stability, of `STABLE` of the highest one at least (Ben-Hur et al. 2002, stability as the choice of k). The other two are
+    shown and do not choose: the silhouette likes two best, and S_Dbw falls on past the truth (11 for nine blobs in 16 dimensions).
+
+    Args:
+        table: of `curve`. largest: k at most.
     """
     fit = table[table["k"].le(largest)]
     if fit.empty:
         return 1
-    fit = fit[fit["stability"].ge(STABLE * fit["stability"].max())]
-    return int(fit.loc[fit["s_dbw"].idxmin(), "k"])
+    value = fit["stability"]
+    peak = value.ge(value.shift(1, fill_value=-1)) & value.ge(value.shift(-1, fill_value=-1)) & value.ge(STABLE * value.max())
+    return int(fit.loc[peak, "k"].max())
 
 
 def candidates(n, least=clusters.LEAST, most=40):
