@@ -38,7 +38,7 @@ class Sources:
         lost = [tile for tile in wanted if tile not in rows.index]
         if lost:
             raise ValueError(f"source tile {lost[0]!r} is not in the manifest ({len(lost)} such); make the job table from this manifest")
-        leaks = rows[rows["split"].ne("train") | rows["source"].ne("real") | rows["use"].ne("labelled")]
+        leaks = rows[~rows["tile_id"].isin(data.training(tiles)["tile_id"])]
         if len(leaks):
             first = leaks.iloc[0]
             raise ValueError(

@@ -37,7 +37,7 @@ def write(step, folder):
     dataset = data.read_frozen(home / "00_dataset" / "dataset.json")
     manifest = next(home / "00_dataset" / name for name in ("manifest.csv", "manifest.parquet") if (home / "00_dataset" / name).is_file())
     tiles = data.located(files.read_table(manifest), dataset, home)
-    captions, prompts = (files.read_table(step / name) for name in prompt_table.TABLES)
+    captions, prompts = (files.read_table(step / name).astype({"prompt_id": int}) for name in prompt_table.TABLES)
     table = _table(clusters.load(step), tiles, captions, prompts, dataset)
     draft = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(draft, ignore_errors=True)

@@ -39,7 +39,7 @@ class Called:
         folder = Path(run.parent(step, ""))
         if not (folder / TABLES[0]).is_file():
             raise FileNotFoundError(f"{folder} holds no {TABLES[0]}; name a finished step of 10_morphology_prompts")
-        table, asked = (files.read_table(folder / name) for name in TABLES)
+        table, asked = (files.read_table(folder / name).astype({"prompt_id": int}) for name in TABLES)
         return cls(table, asked, captions.to_learn(asked["text"]))
 
     def classes(self, names, class_name="all"):

@@ -15,7 +15,7 @@ import pandas as pd
 from histokit.core import files
 from histokit.tiles import decode, splits
 from histokit.tiles.decode import to_float, to_uint8
-from histokit.tiles.description import Description, describe, nearest
+from histokit.tiles.description import TISSUE, Description, describe, nearest
 from histokit.tiles.scan import scan
 
 __all__ = [
@@ -209,8 +209,9 @@ def without_memory(manifest):
 
 
 def training(tiles, class_name=None):
-    """Rows to learn from: real, labelled, in train; of one class, or of all."""
-    rows = tiles[tiles["split"].eq("train") & tiles["use"].eq("labelled") & tiles["source"].eq("real")]
+    """Rows to learn from: real, labelled, in train; of one class, or of all. Where nothing has a label, `tissue` is the class of all."""
+    use = "labelled" if tiles["use"].eq("labelled").any() or tiles["label"].ne(TISSUE).any() else "unlabelled"
+    rows = tiles[tiles["split"].eq("train") & tiles["use"].eq(use) & tiles["source"].eq("real")]
     return rows if class_name is None else rows[rows["label"].eq(class_name)]
 
 
