@@ -116,6 +116,8 @@ def test_a_cluster_with_few_tiles_of_a_class_counts_for_the_nearest_that_has_mor
     found = captions.gathered(held, cluster, feats, labels, 10)
     assert found[:60].tolist() == cluster[:60].tolist() and found[65:].tolist() == cluster[65:].tolist()
     assert set(found[60:65]) == {0}  # the only one in which class a has ten
+    (said,) = captions.moved(cluster, found, labels, 10)
+    assert said.startswith("5 of 77 tiles") and "(1 such pairs)" in said and not list(captions.moved(found, found, labels, 10))
     few = captions.gathered(held, cluster, feats, labels, 100)
     assert set(few[np.array(labels) == "a"]) == {0} and set(few[np.array(labels) == "b"]) == {1}
 
@@ -123,7 +125,11 @@ def test_a_cluster_with_few_tiles_of_a_class_counts_for_the_nearest_that_has_mor
 # --- balance ---------------------------------------------------------------------------------------------------------
 
 PROMPTS = pd.DataFrame({"prompt_id": range(5), "label": list("aaabb"), "cluster": [0, 1, 2, 0, 1], "tiles": [60, 20, 3, 30, 10]})
-CAPTIONS = pd.DataFrame({"prompt_id": np.repeat(range(5), PROMPTS["tiles"])}).assign(tile_id=lambda t: [f"t{i}" for i in range(len(t))])
+CAPTIONS = pd.DataFrame({"prompt_id": np.repeat(range(5), PROMPTS["tiles"]), "cluster": np.repeat(PROMPTS["cluster"], PROMPTS["tiles"])})
+CAPTIONS = CAPTIONS.reset_index(drop=True).assign(tile_id=lambda t: [f"t{i}" for i in range(len(t))])
+
+
+FORMS = balance.forms(CAPTIONS, PROMPTS)[1]
 
 
 def drawn(weight):
@@ -132,9 +138,9 @@ def drawn(weight):
 
 
 def test_what_equal_parts_could_keep():
-    table = balance.feasible(PROMPTS, least=1)
+    table = balance.feasible(FORMS, least=1)
     assert table[["n", "tiles_per_prompt", "total", "dropped"]].to_numpy().tolist() == [[1, 30, 60, 3], [2, 10, 40, 1]]
-    assert balance.feasible(PROMPTS)["allowed"].tolist() == [False, True]  # all of the class with fewest
+    assert balance.feasible(FORMS)["allowed"].tolist() == [False, True]  # all of the class with fewest
 
 
 def test_equal_parts_keep_the_largest_prompts_and_as_many_tiles_of_each():
@@ -159,11 +165,18 @@ def test_a_cap_and_a_root_keep_the_small_prompts():
         balance.weights(CAPTIONS, PROMPTS, "even")
 
 
+@pytest.mark.parametrize("mode", balance.MODES)
+def test_captions_of_the_class_alone_are_drawn_as_those_of_its_forms(mode):
+    alone = PROMPTS.drop_duplicates("label").assign(cluster=captions.NONE)
+    plain = CAPTIONS.assign(prompt_id=CAPTIONS["prompt_id"].map({0: 0, 1: 0, 2: 0, 3: 3, 4: 3}))
+    assert np.array_equal(balance.weights(CAPTIONS, PROMPTS, mode), balance.weights(plain, alone, mode))
+
+
 def test_what_is_left_out_is_said():
     table = CAPTIONS.assign(weight=balance.weights(CAPTIONS, PROMPTS, "equal_per_prompt"))
-    said = list(balance.remarks(table, PROMPTS.assign(text=list("vwxyz")), "equal_per_prompt"))
-    assert said[0] == "balance: equal_per_prompt drops 1 of 5 prompts, x." and said[1] == "83 of 123 tiles are left out."
-    assert said[2].startswith("1 of 5 prompts have fewer than 5 tiles (3 in all)")
+    said = list(balance.remarks(table, PROMPTS, "equal_per_prompt"))
+    assert said[0] == "balance: equal_per_prompt drops 1 of 5 forms: a 2." and said[1] == "83 of 123 tiles are left out."
+    assert said[2].startswith("1 of 5 forms have fewer than 5 tiles (3 in all)")
 
 
 # --- budgets ---------------------------------------------------------------------------------------------------------

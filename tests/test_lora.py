@@ -126,3 +126,126 @@ def test_unknown_targets_and_classes_are_named(tiles):
         lora.train(tiny_model(), tiles, TERMS, **QUICK | {"targets": "all"})
     with pytest.raises(ValueError, match="no training tile of pink"):
         lora.train(tiny_model(), tiles, {"pink": "pink"}, **QUICK)
+
+
+# ---------------------------------------------------------------- captions, and all of the UNet
+
+
+def captioned(tiles, **texts):
+    """Captions of a table: the class alone, but for the first tile of each class, which has a word of its own."""
+    table = tiles[["tile_id", "label"]].assign(text="a tile of " + tiles["label"], weight=1.0, cluster=0)
+    first = table.groupby("label").head(1).index
+    table.loc[first, "cluster"] = 1
+    table.loc[first, "text"] += texts.get("first", ", type one")
+    return table.reset_index(drop=True)
+
+
+def test_captions_say_what_tiles_are_called_and_how_often_they_are_drawn(tiles, monkeypatch):
+    drawn = []
+    batches = finetuning.batches
+
+    def spy(*args):
+        batch = batches(*args)
+        return lambda k: drawn.append(batch(k)) or drawn[-1]
+
+    monkeypatch.setattr(finetuning, "batches", spy)
+    table = captioned(tiles)
+    table["weight"] = table["text"].str.contains("type").map({True: 3.0, False: 1.0})
+    table.loc[table["label"].eq("red") & table["weight"].eq(1), "weight"] = 0
+    classes, words, history = lora.train(tiny_model(), tiles, TERMS, captions=table, joint=True, **QUICK | {"steps": 40})
+    said = [text for batch in drawn for text in batch["captions"]]
+    shares = {text: said.count(text) / len(said) for text in set(said)}
+    expected = table.groupby("text")["weight"].sum() / table.loc[table["label"].isin(TERMS), "weight"].sum()
+    assert "a tile of red" not in shares and set(shares) == {"a tile of red, type one", "a tile of blue, type one", "a tile of blue"}
+    assert all(abs(share - expected[text]) < 0.05 for text, share in shares.items())
+    assert words is None and set(classes.values()) == {""}  # captions say it all, so no class gets a token
+    assert history.attrs["rows"][0].startswith("a tile of blue")
+
+
+def test_words_of_captions_that_are_new_are_learned_one_vector_each(tiles):
+    table = captioned(tiles, first=", <hk-form-0>")
+    model = tiny_model()
+    start = learned_tokens.initial_rows(model, "zero", 1)
+    _, words, _ = lora.train(model, tiles, TERMS, captions=table, new_words={"<hk-form-0>": "zero"}, token_lr=0.05, **QUICK | {"steps": 8})
+    assert list(words.counts) == ["<hk-form-0>"] and words.vectors()["<hk-form-0>"].shape == (1, 32)
+    assert not torch.equal(words.vectors()["<hk-form-0>"], start.cpu())
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda table: table.assign(tile_id="other"), "none of 10 training tiles has a caption"),
+        (lambda table: table.assign(weight=0.0), "none of 10 training tiles has a caption"),
+        (lambda table: table.assign(text=" "), "is empty"),
+    ],
+)
+def test_captions_that_are_none_are_refused(tiles, change, expected):
+    with pytest.raises(ValueError, match=expected):
+        lora.train(tiny_model(), tiles, TERMS, captions=change(captioned(tiles)), **QUICK)
+
+
+def test_captions_and_tokens_of_classes_do_not_go_together(tiles):
+    with pytest.raises(ValueError, match="leave `tokens` out"):
+        lora.train(tiny_model(), tiles, TERMS, captions=captioned(tiles), tokens={"blue": ("<hk-blue>", torch.zeros(1, 32))}, **QUICK)
+
+
+def test_full_trains_every_weight_of_the_unet_and_nothing_else(tiles, tmp_path):
+    model = tiny_model()
+    before = {
+        part: {name: value.clone() for name, value in getattr(model, part).state_dict().items()} for part in ("unet", "vae", "text_encoder")
+    }
+    classes, _, history = lora.train(model, tiles, TERMS, mode="full", **QUICK)
+    after = model.unet.state_dict()
+    moved = [not torch.equal(before["unet"][name], after[name]) for name in after]
+    assert sum(moved) > 0.95 * len(moved) and history["loss_full"].notna().all()
+    for part in ("vae", "text_encoder"):
+        assert all(torch.equal(value, before[part][name]) for name, value in getattr(model, part).state_dict().items())
+    adapters.save(tmp_path / "02", model, classes, tiles, unet=True)
+    again = adapters.load(tiny_model(), tmp_path / "02")
+    assert all(torch.equal(value.half(), again.unet.state_dict()[name].half()) for name, value in after.items())
+    lora_sha, _ = adapters.shas(again, "a tile")
+    assert len(lora_sha) == 64
+    with pytest.raises(ValueError, match="load the base again"):
+        adapters.unload(again)
+    with pytest.raises(ValueError, match="another adapter already"):
+        adapters.load(again, tmp_path / "02")
+    with pytest.raises(ValueError, match="was trained on base"):
+        adapters.load(tiny_model(seed=1), tmp_path / "02")
+
+
+def test_a_killed_full_run_ends_as_an_uninterrupted_one(tiles, tmp_path, monkeypatch):
+    def train(folder):
+        model = tiny_model()
+        lora.train(model, tiles, TERMS, mode="full", folder=folder, checkpoint_every=2, ema=0.9, **{**QUICK, "steps": 5})
+        return model.unet.state_dict()
+
+    whole, draw = train(tmp_path / "a"), finetuning.draw
+
+    def dies(*args, count=[0]):  # noqa: B006
+        count[0] += 1
+        if count[0] == 4:
+            raise KeyboardInterrupt
+        return draw(*args)
+
+    monkeypatch.setattr(finetuning, "draw", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "b")
+    monkeypatch.setattr(finetuning, "draw", draw)
+    again = train(tmp_path / "b")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_the_two_arms_of_a_comparison_draw_the_same_tiles_noise_and_steps(tiles, monkeypatch):
+    """Captions differ and nothing else: the same latents, in the same places of the same batches, under the same noise."""
+    seen = []
+    loss = finetuning.losses.diffusion_loss
+
+    def spy(unet, scheduler, z, context, timesteps, noise, **options):
+        seen.append((z.clone(), timesteps.clone(), noise.clone()))
+        return loss(unet, scheduler, z, context, timesteps, noise, **options)
+
+    monkeypatch.setattr(finetuning.losses, "diffusion_loss", spy)
+    for first in (", type one", ""):
+        lora.train(tiny_model(), tiles, TERMS, captions=captioned(tiles, first=first), **QUICK)
+    half = len(seen) // 2
+    assert half and all(torch.equal(a, b) for one, two in zip(seen[:half], seen[half:], strict=True) for a, b in zip(one, two, strict=True))

@@ -54,7 +54,7 @@ shared:
   base_model: tiny
 steps:
   - 00_dataset: {base_model: "", encoder: colour-texture}
-  - 10_morphology_prompts: {encoder: colour-texture, k: 3, junk: false}
+  - 10_morphology_prompts: {encoder: colour-texture, k: 3, junk: false, options: {least: 2}}
   - 02_lora: {class_name: all, captions: 10_morphology_prompts, steps: 2, batch_size: 2, rank: 2}
   - 03_img2img: {class_name: all, captions: 10_morphology_prompts, policy: none, num_images: 3, num_inference_steps: 2}
 """

@@ -126,6 +126,17 @@ def gathered(held, cluster, feats, labels, least):
     return out
 
 
+def moved(cluster, counted, labels, least):
+    """A sentence where tiles count for another cluster than the one they lie in, see `gathered`."""
+    other = np.asarray(cluster) != np.asarray(counted)
+    if other.any():
+        pairs = set(zip(np.asarray(labels)[other].tolist(), np.asarray(cluster)[other].tolist(), strict=True))
+        yield (
+            f"{other.sum()} of {len(other)} tiles lie in a cluster that has fewer than {least} of their class ({len(pairs)} such pairs): "
+            "they count for the nearest that has more. `options: {least: ...}` sets the number."
+        )
+
+
 def table(tiles, cluster, ids, prompts):
     """One row for each tile: tile_id, prompt_id, text, cluster (that it counts for, also where its prompt names none)."""
     text = prompts.set_index("prompt_id")["text"].reindex(ids).to_numpy()

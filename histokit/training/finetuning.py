@@ -4,6 +4,7 @@
 """
 
 import numpy as np
+import pandas as pd
 import torch
 
 from histokit.core import files
@@ -208,7 +209,8 @@ def run(model, name, param_groups, embed, tiles, texts, how, training, *, seed, 
         folder: where checkpoints and sample sheets go; None keeps none.
         identity: dict of what the result depends on beside base, tiles and settings, for resuming.
         prompts: what the sample sheets show, a row each; none draws no sheet.
-        drawn: Series tile_id -> how often a tile is drawn, in the place of `how.balance`.
+        drawn: DataFrame tile_id, weight (how often a tile is drawn), cluster, in the place of `how.balance`; what a tile is called has no
+            say in which are drawn, so that two ways of captioning the same tiles learn from the same batches.
     """
     trained = [p for group in param_groups for p in group["params"]]
     for p in trained:
@@ -220,8 +222,7 @@ def run(model, name, param_groups, embed, tiles, texts, how, training, *, seed, 
             model, embed, caption_dropout=how.caption_dropout, timesteps=how.timesteps, min_snr_gamma=how.min_snr_gamma, kind=how.loss
         )
         captions = _captions(learn, texts)
-        often = weights(learn, how.balance) if drawn is None else _often(learn, drawn)
-        parts = strata(learn) if drawn is None else np.unique([str(text) for text in captions], return_inverse=True)[1]
+        often, parts = (weights(learn, how.balance), strata(learn)) if drawn is None else _as_captioned(learn, drawn)
         validate = None
         if len(held):
             own = latents.Latents(model, held, symmetries=1)
@@ -238,9 +239,12 @@ def run(model, name, param_groups, embed, tiles, texts, how, training, *, seed, 
             p.requires_grad_(False)
 
 
-def _often(tiles, drawn):
-    often = tiles["tile_id"].map(drawn).to_numpy(float)
-    return often / often.sum()
+def _as_captioned(tiles, drawn):
+    """Probability [N] of each tile being drawn, and number [N] of the class and cluster it belongs to."""
+    own = drawn.set_index("tile_id").loc[tiles["tile_id"]]
+    often = own["weight"].to_numpy(float)
+    cells = pd.DataFrame({"label": tiles["label"].to_numpy(), "cluster": own["cluster"].to_numpy()})
+    return often / often.sum(), cells.groupby(["label", "cluster"], sort=True).ngroup().to_numpy()
 
 
 def _captions(tiles, texts):

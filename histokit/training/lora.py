@@ -62,8 +62,8 @@ def train(model, tiles, terms, *, seed, folder=None, tokens=None, captions=None,
         terms: {class name: words for it}: what captions call a class without a token, and what a new token starts from.
         folder: where checkpoints and sample sheets go; None keeps none.
         tokens: {class name: (placeholder, rows [n, D])} learned before (`adapters.read_tokens`); frozen unless `joint`.
-        captions: DataFrame tile_id, text, weight, one row a tile: what tiles are called, in the place of `prompt` and tokens, and how often
-            each is drawn; a tile that has none, or weight 0, is left out.
+        captions: DataFrame tile_id, text, weight, cluster, one row a tile: what tiles are called, in the place of `prompt` and tokens, and
+            how often each is drawn; a tile that has none, or weight 0, is left out.
         new_words: {placeholder: words it starts from} of words in the captions that are to be learned, one vector each.
         options: by name, what `Settings` and `settings.Loop` have; ValueError for another name.
 
@@ -104,7 +104,7 @@ def train(model, tiles, terms, *, seed, folder=None, tokens=None, captions=None,
     rows = finetuning.shown(tiles, of_tile) if of_tile else [prompting.caption(how.prompt, word) for word in called.values()]
     history = finetuning.run(
         model, how.mode, groups, encode if moved else latents.Prompts(model), tiles, texts, how, training, seed=seed, folder=folder,
-        identity=identity, drawn=captions.set_index("tile_id")["weight"] if of_tile else None,
+        identity=identity, drawn=captions if of_tile else None,
         prompts=rows,
     )  # fmt: skip
     history.attrs |= {"rows": rows} if of_tile else {}
