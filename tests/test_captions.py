@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from test_clusters import blobs
 from tiny import tiny_model
 
@@ -69,12 +70,18 @@ def test_a_person_s_words_win_and_the_others_keep_their_number():
     assert [called[clusters.ALL, k] for k in range(3)] == ["zero", "thick walls", "two"]
 
 
-def test_learned_words_start_from_their_number():
+def test_learned_words_start_from_their_number_and_those_of_classes_from_their_words():
     held, _, _ = fitted("per_label", 2)
-    texts = [f"an image, type {word}" for word in captions.words(held, "learned").values()]
-    found = captions.to_learn(texts)
-    assert len(found) == 4 and sorted(found.values()) == ["one", "one", "zero", "zero"]
-    assert captions.to_learn(["a <hk-mucinous-1a2b3c> tile"]) == {}
+    called = captions.words(held, "learned")
+    found = captions.new_words(held, called, TERMS)
+    assert set(found) == set(called.values()) and all(word["vectors"] == 1 for word in found.values())
+    assert sorted(word["start"] for word in found.values()) == ["one", "one", "zero", "zero"]
+    assert captions.new_words(held, captions.words(held, "digits"), TERMS) == {}
+    classes = captions.new_words(held, {}, TERMS, label_vectors=4)
+    assert sorted((word["start"], word["vectors"]) for word in classes.values()) == [("adenoma", 4), ("mucinous carcinoma", 4)]
+    said = captions.class_words(TERMS, 4)
+    assert all(said[name].startswith(f"{TERMS[name]} <hk-class-") and said[name].split()[-1] in classes for name in TERMS)
+    assert captions.class_words(TERMS) == TERMS
 
 
 # --- prompts ---------------------------------------------------------------------------------------------------------
@@ -107,6 +114,19 @@ def test_captions_that_the_text_encoder_cannot_tell_apart_are_refused():
         captions.refuse_alike(model, ["a gland, type one", "A  gland, type ONE"])  # CLIP folds case and spaces
     with pytest.raises(ValueError, match="the text encoder reads 77"):
         captions.refuse_alike(model, ["gland " * 90])
+
+
+def test_captions_that_lie_too_near_each_other_are_told(monkeypatch):
+    """By a second definition, on embeddings that can be checked by eye."""
+    places = {"x zero": [0, 0], "x one": [0, 0.1], "y zero": [3, 0], "y one": [3, 4]}
+    monkeypatch.setattr(captions.backbone, "embed", lambda model, texts: torch.tensor([places[text] for text in texts]).float())
+    table = pd.DataFrame({"label": list("xxyy"), "text": list(places)})
+    found = captions.apart(None, table).set_index("class")["nearest"]
+    usual = np.median([3, 5, np.hypot(3, 0.1), np.hypot(3, 3.9)])
+    assert found.to_dict() == pytest.approx({"x": 0.1 / usual, "y": 4 / usual})
+    (said,) = captions.near(captions.apart(None, table), "digits")
+    assert "in 1 of 2 classes" in said and "x zero | x one" in said
+    assert not list(captions.near(captions.apart(None, table), "learned"))
 
 
 def test_a_cluster_with_few_tiles_of_a_class_counts_for_the_nearest_that_has_more():

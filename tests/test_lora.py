@@ -166,7 +166,15 @@ def test_words_of_captions_that_are_new_are_learned_one_vector_each(tiles):
     table = captioned(tiles, first=", <hk-form-0>")
     model = tiny_model()
     start = learned_tokens.initial_rows(model, "zero", 1)
-    _, words, _ = lora.train(model, tiles, TERMS, captions=table, new_words={"<hk-form-0>": "zero"}, token_lr=0.05, **QUICK | {"steps": 8})
+    _, words, _ = lora.train(
+        model,
+        tiles,
+        TERMS,
+        captions=table,
+        new_words={"<hk-form-0>": {"start": "zero", "vectors": 1}},
+        token_lr=0.05,
+        **QUICK | {"steps": 8},
+    )
     assert list(words.counts) == ["<hk-form-0>"] and words.vectors()["<hk-form-0>"].shape == (1, 32)
     assert not torch.equal(words.vectors()["<hk-form-0>"], start.cpu())
 

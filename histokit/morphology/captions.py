@@ -4,10 +4,9 @@ A prompt is a row {prompt_id, label, cluster, text}; a caption names a tile's pr
 number of a cluster out; letters, digits, a learned word or a person's own words do as well.
 """
 
-import re
-
 import numpy as np
 import pandas as pd
+import torch
 
 from histokit.core import files
 from histokit.diffusion import backbone, learned_tokens, prompting
@@ -20,7 +19,6 @@ STYLES = {
     "learned": "a word of its own, which the fine-tuning learns: <hk-form-21>",
     "descriptors": "a person's words for it, and the number in words where there are none",
 }
-LEARNED = re.compile(r"<hk-form-[a-z0-9-]*\d>")
 NONE = -1  # the cluster of a prompt that names none
 COLUMNS = ["prompt_id", "label", "cluster", "text", "tiles"]
 SMALL = (
@@ -157,7 +155,66 @@ def refuse_alike(model, texts):
         known[key] = text
 
 
-def to_learn(texts):
-    """{placeholder: words its vector starts from} of the words that captions want learned."""
-    found = dict.fromkeys(match.group() for text in texts for match in LEARNED.finditer(text))
-    return {name: number_words(int(name.strip("<>").rpartition("-")[2])) for name in found}
+def new_words(clusters, called, terms, label_vectors=0):
+    """The words that captions want learned: {placeholder: {"start": words its vectors start from, "vectors": how many}}.
+
+    Args:
+        clusters: clusters.Clusters. called: of `words`; a learned word of a cluster is one vector, and starts from its number.
+        terms: {class: words for it}; with `label_vectors` each class gets a word of its own beside these, see `class_words`.
+    """
+    found = {
+        word: {"start": number_words(k), "vectors": 1} for (_, k), word in called.items() if learned_tokens.PLACEHOLDER.fullmatch(word)
+    }
+    return found | {_class_word(name): {"start": term, "vectors": label_vectors} for name, term in terms.items() if label_vectors}
+
+
+def class_words(terms, label_vectors=0):
+    """How captions call each class: its words, and with `label_vectors` a learned word of so many vectors after them."""
+    return {name: f"{term} {_class_word(name)}" if label_vectors else term for name, term in terms.items()}
+
+
+def _class_word(name):
+    return f"<hk-class-{files.slug(name)}>"
+
+
+NEAR = 0.25  # of the usual distance between classes, below which forms of one class are hardly told apart
+
+
+def apart(model, prompts):
+    """How far the text encoder holds captions of one class from each other: nearest pair of a class over the median pair of classes.
+
+    That of mini holds `type two` and `type zero` at a seventh of the distance between its two nearest classes, digits at a twenty-fifth.
+    What is near cannot be learned apart by the denoiser alone, so any other text encoder is to be asked first.
+
+    Args:
+        prompts: of `prompts`; words that are still to be learned are looked at as they start, by number.
+
+    Returns:
+        DataFrame class, nearest (ratio, lower is nearer), pair (the two texts); one row for each class of two prompts or more.
+    """
+    texts = [learned_tokens.PLACEHOLDER.sub("x", text) for text in prompts["text"]]
+    with torch.no_grad():
+        held = backbone.embed(model, texts).flatten(1).float().cpu()
+    far, label = torch.cdist(held, held).numpy(), prompts["label"].to_numpy()
+    between = far[label[:, None] != label[None]]
+    rows, usual = [], float(np.median(between)) if len(between) else float("nan")
+    for name in dict.fromkeys(label):
+        mine = np.flatnonzero(label == name)
+        if len(mine) < 2 or not usual > 0:
+            continue
+        inner = far[np.ix_(mine, mine)] + np.diag(np.full(len(mine), np.inf))
+        i, j = np.unravel_index(inner.argmin(), inner.shape)
+        rows.append({"class": name, "nearest": inner.min() / usual, "pair": " | ".join(prompts["text"].iloc[mine[[i, j]]])})
+    return pd.DataFrame(rows, columns=["class", "nearest", "pair"])
+
+
+def near(found, style):
+    """A sentence where captions of a class are nearer to each other than can be learned, see `apart`."""
+    close = found[found["nearest"].lt(NEAR)]
+    if len(close) and style != "learned":
+        worst = close.loc[close["nearest"].idxmin()]
+        yield (
+            f"THE TEXT ENCODER HARDLY TELLS THESE APART: in {len(close)} of {len(found)} classes two captions lie within {NEAR:.0%} of "
+            f"the distance between classes, the nearest at {worst['nearest']:.1%} ({worst['pair']}). What reads alike is made alike; "
+            "`words: learned` gives every form a word of its own."
+        )

@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 
 from histokit.core import files
-from histokit.morphology import captions, clusters
+from histokit.morphology import clusters
 
 VERSION = 1
 TABLES = "captions.csv", "prompts.csv"
+NEW_WORDS = "new_words.json"
 BUDGETS = {
     "equal": "all prompts of a class equally often",
     "proportional": "as often as the class's real tiles have them",
@@ -29,7 +30,7 @@ class Called:
 
     table: pd.DataFrame | None = None  # tile_id, prompt_id, text, cluster, weight
     prompts: pd.DataFrame | None = None  # prompt_id, label, cluster (-1 where captions name none), text, tiles
-    new_words: dict = field(default_factory=dict)  # placeholder -> words it starts from, of words to be learned
+    new_words: dict = field(default_factory=dict)  # of words to be learned, see `captions.new_words`
 
     @classmethod
     def read(cls, run, step):
@@ -40,7 +41,7 @@ class Called:
         if not (folder / TABLES[0]).is_file():
             raise FileNotFoundError(f"{folder} holds no {TABLES[0]}; name a finished step of 10_morphology_prompts")
         table, asked = (files.read_table(folder / name).astype({"prompt_id": int}) for name in TABLES)
-        return cls(table, asked, captions.to_learn(asked["text"]))
+        return cls(table, asked, files.read_json(folder / NEW_WORDS))
 
     def classes(self, names, class_name="all"):
         """The classes to work on: those that have captions where "all" is asked for, else `names`; ValueError for one without."""

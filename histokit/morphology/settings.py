@@ -16,6 +16,7 @@ class Settings:
         scaling, pca, families, least: see `clusters.fit`.
         ks: numbers of clusters that are tried where `k` is 0; [] tries as many as there are tiles for, see `cluster_number.candidates`.
         junk_rules, junk_most: see `junk_tiles.find`.
+        label_vectors: each class is called by a learned word of so many vectors too, after its own words; 0 leaves it at these.
         total, cap, least_prompts, alpha: see `balance.weights`.
     """
 
@@ -26,6 +27,7 @@ class Settings:
     ks: list = field(default_factory=list)
     junk_rules: dict = field(default_factory=dict)
     junk_most: float = junk_tiles.MOST
+    label_vectors: int = 0
     total: int = 0
     cap: int = 0
     least_prompts: int = 0

@@ -64,7 +64,7 @@ def train(model, tiles, terms, *, seed, folder=None, tokens=None, captions=None,
         tokens: {class name: (placeholder, rows [n, D])} learned before (`adapters.read_tokens`); frozen unless `joint`.
         captions: DataFrame tile_id, text, weight, cluster, one row a tile: what tiles are called, in the place of `prompt` and tokens, and
             how often each is drawn; a tile that has none, or weight 0, is left out.
-        new_words: {placeholder: words it starts from} of words in the captions that are to be learned, one vector each.
+        new_words: {placeholder: {"start": words its vectors start from, "vectors": how many}} of words in captions that are to be learned.
         options: by name, what `Settings` and `settings.Loop` have; ValueError for another name.
 
     Returns:
@@ -79,7 +79,8 @@ def train(model, tiles, terms, *, seed, folder=None, tokens=None, captions=None,
             raise ValueError("captions say what tiles are called, so tokens of classes have no place in them; leave `tokens` out")
     given = {name: held for name, held in (tokens or {}).items() if name in terms}
     classes = {name: given[name][0] if name in given else learned_tokens.placeholder(name) if joint else "" for name in terms}
-    initial = dict(given.values()) | {name: learned_tokens.initial_rows(model, said, 1) for name, said in (new_words or {}).items()}
+    fresh = {name: learned_tokens.initial_rows(model, word["start"], word["vectors"]) for name, word in (new_words or {}).items()}
+    initial = dict(given.values()) | fresh
     if joint:
         initial |= {classes[name]: terms[name] for name in terms if name not in given}
     words = learned_tokens.add_tokens(model, initial, how.n_vectors) if initial else None
