@@ -142,6 +142,13 @@ def test_a_cluster_with_few_tiles_of_a_class_counts_for_the_nearest_that_has_mor
     assert set(few[np.array(labels) == "a"]) == {0} and set(few[np.array(labels) == "b"]) == {1}
 
 
+def test_forms_are_dealt_anew_within_each_class_and_as_often():
+    labels, cluster = ["a"] * 30 + ["b"] * 12, np.array([0] * 20 + [1] * 10 + [2] * 6 + [3] * 6)
+    found = captions.shuffled(cluster, labels, seed=3)
+    assert sorted(found[:30]) == sorted(cluster[:30]) and sorted(found[30:]) == sorted(cluster[30:])
+    assert (found != cluster).any() and np.array_equal(found, captions.shuffled(cluster, labels, seed=3))
+
+
 # --- balance ---------------------------------------------------------------------------------------------------------
 
 PROMPTS = pd.DataFrame({"prompt_id": range(5), "label": list("aaabb"), "cluster": [0, 1, 2, 0, 1], "tiles": [60, 20, 3, 30, 10]})

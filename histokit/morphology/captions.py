@@ -124,6 +124,15 @@ def gathered(held, cluster, feats, labels, least):
     return out
 
 
+def shuffled(cluster, labels, seed=0):
+    """Clusters [N] dealt anew among the tiles of each class: the control of captions, whose words then say nothing of a tile's form."""
+    labels, out = np.asarray(labels, dtype=object), np.array(cluster)
+    for name in dict.fromkeys(labels):
+        mine = np.flatnonzero(labels == name)
+        out[mine] = out[mine][files.shuffled(range(len(mine)), seed, name, "forms")]
+    return out
+
+
 def moved(cluster, counted, labels, least):
     """A sentence where tiles count for another cluster than the one they lie in, see `gathered`."""
     other = np.asarray(cluster) != np.asarray(counted)

@@ -17,6 +17,7 @@ class Settings:
         ks: numbers of clusters that are tried where `k` is 0; [] tries as many as there are tiles for, see `cluster_number.candidates`.
         junk_rules, junk_most: see `junk_tiles.find`.
         label_vectors: each class is called by a learned word of so many vectors too, after its own words; 0 leaves it at these.
+        shuffled: deals the forms of a class anew among its tiles, a control: words that say nothing must not help.
         total, cap, least_prompts, alpha: see `balance.weights`.
     """
 
@@ -28,6 +29,7 @@ class Settings:
     junk_rules: dict = field(default_factory=dict)
     junk_most: float = junk_tiles.MOST
     label_vectors: int = 0
+    shuffled: bool = False
     total: int = 0
     cap: int = 0
     least_prompts: int = 0
