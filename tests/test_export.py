@@ -118,3 +118,15 @@ def test_hugging_face_reads_it_as_an_imagefolder(step, tmp_path):
     export.export(step, tmp_path / "out")
     tiles = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
     assert len(tiles) == 6 and set(tiles["label"]) == {"blue", "red"} and tiles[0]["image"].size == (64, 64)
+
+
+def test_captions_go_along_as_lines_that_datasets_reads(root, tmp_path):
+    from datasets import load_dataset
+
+    step = study({"blue": PASS, "red": PASS}, prompt="a blue tile, type zero", settings=json.dumps({"prompt_id": 4}))
+    export.export(step, tmp_path / "out", jsonl=True)
+    assert not (tmp_path / "out" / "metadata.csv").exists()
+    loaded = load_dataset("imagefolder", data_dir=str(tmp_path / "out"), cache_dir=str(tmp_path / ".hf"))["train"]
+    assert set(loaded["text"]) == {"a blue tile, type zero"} and set(loaded["prompt_idx"]) == {4}
+    ids = dict(zip(loaded["label_name"], loaded["label"], strict=True))
+    assert ids == {"red": 0, "blue": 2}  # the ids of the dataset

@@ -13,7 +13,7 @@ from tiny import tiny_model
 from histokit import runs
 from histokit.core import files
 from histokit.diffusion import adapters, backbone, latents, learned_tokens, sampling
-from histokit.generate import img2img
+from histokit.generate import img2img, policies
 from histokit.tiles import data, staining
 
 TERMS = {"blue": "blue gland"}
@@ -50,6 +50,56 @@ def pixels(rows):
 
 
 # --- the table
+
+
+def prompts(*rows):
+    return pd.DataFrame(rows, columns=["prompt_id", "label", "text", "share"])
+
+
+def test_each_image_asks_for_the_prompt_that_is_most_behind_and_starts_from_a_tile_that_has_it(model, tiles):
+    own = data.training(tiles).query("label == 'blue'").sort_values("tile_id")["tile_id"].tolist()
+    captioned = pd.Series([3, 3, 3, 7, 7, 7], index=own)
+    table = prompts((3, "blue", "dark", 0.75), (7, "blue", "pale", 0.25), (9, "red", "red", 1.0))
+    found = jobs(model, tiles, 8, prompts=table, captioned=captioned)
+    assert found["prompt_id"].value_counts().to_dict() == {3: 6, 7: 2} and found["number"].tolist() == list(range(8))
+    assert found["prompt"].tolist() == found["prompt_id"].map({3: "dark", 7: "pale"}).tolist()
+    assert (found["tile_id"].map(captioned) == found["prompt_id"]).all()
+    assert found.groupby("tile_id").size()[own[:3]].tolist() == [2, 2, 2], "all tiles of a prompt in turn"
+    pd.testing.assert_frame_equal(jobs(model, tiles, 5, prompts=table, captioned=captioned), found.head(5))
+    plain = jobs(model, tiles, 8)
+    assert plain["seed"].tolist() == found["seed"].tolist() and set(plain["prompt_id"]) == {-1}
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "said"),
+    [
+        ([(9, "red", "red", 1.0)], {}, "no prompt of 'blue' is asked for"),
+        ([(3, "blue", "dark", 0.0)], {}, "no prompt of 'blue' is asked for"),
+        ([(5, "blue", "pale", 1.0)], {}, "finds no training tile of the prompt 'pale'"),
+        (
+            [(3, "blue", "dark", 1.0)],
+            {"policy": "majority_to_minority", "minority": ["5"], "prompt": "{label} {group}"},
+            "captions have none",
+        ),
+    ],
+)
+def test_prompts_that_cannot_be_served_are_refused(model, tiles, rows, options, said):
+    own = data.training(tiles).query("label == 'blue'")["tile_id"]
+    with pytest.raises(ValueError, match=said):
+        jobs(model, tiles, 4, prompts=prompts(*rows), captioned=pd.Series(3, index=own), **options)
+
+
+@pytest.mark.parametrize("text", ["2/2", "x", "1/0", "-1/2", "1"])
+def test_a_shard_that_is_none_is_refused(model, tiles, text):
+    with pytest.raises(ValueError, match="expected k/n"):
+        policies.part(jobs(model, tiles, 4), text, 2)
+
+
+def test_shards_are_whole_batches_and_all_of_them_together(model, tiles):
+    table = jobs(model, tiles, 10)
+    parts = [policies.part(table, f"{k}/3", 2) for k in range(3)]
+    assert pd.concat(parts).sort_index().equals(table) and policies.part(table, "0/1", 2).equals(table)
+    assert [sorted(set(part["number"] // 2)) for part in parts] == [[0, 3], [1, 4], [2]]
 
 
 def test_every_use_of_a_tile_wears_the_stain_of_another_case_and_never_one_of_val_or_test(model, tiles):

@@ -291,6 +291,9 @@ GOOD = {
         ({"focus": 1.0}, "rejected", "blurred: sharpness 1.0, cut 2.0"),
         ({"centroid_rank": 2}, "rejected", "centroid: blue in place 2, cut 1"),
         ({"realism": 0.4}, "rejected", "realism: 0.40, cut 0.50"),
+        ({"cluster_asked": 2, "cluster": 0}, "rejected", "cluster: falls into 0, asked for 2"),
+        ({"cluster_asked": 2, "cluster": 2}, "kept", ""),
+        ({"cluster_asked": -1, "cluster": 2}, "kept", ""),  # its prompt named none
         ({"judge": 0.1, "judge_class": "red"}, "rejected", "judge sees red: blue only 0.1, cut 0.2"),
         ({"judge": 0.1}, "rejected", "judge unsure: blue only 0.1, cut 0.2"),
         ({"similarity_feature": 0.99}, "quarantined", "copy of r1: feature 0.990, cut 0.950"),
@@ -312,6 +315,7 @@ def test_every_reject_keeps_its_reason(change, status, reason):
         "focus": 2.0,
         "centroid_rank": 1,
         "realism": 0.5,
+        "cluster": 1,
     }
     found = selection.decide(pd.DataFrame([GOOD | change]), selection.calibrate(given, NONE), "blue").iloc[0]
     assert (found["status"], selection_reasons.said(found["reason"])) == (status, reason)
@@ -434,6 +438,23 @@ def test_planted_faults_are_found_and_named(study):
     sets = comparison.assemble(later, data.load(later), arm)
     assert sets["augmented"]["source"].eq("synthetic").sum() == 6
     assert data.pixels(sets["augmented"].tail(1)).shape == (1, 64, 64, 3)
+
+
+def test_made_tiles_take_the_place_of_the_real_ones_of_their_class(study):
+    run, (manifest, *_) = screen([squares.tile("blue", 4000 + i) for i in range(3)])
+    run.finish(data.without_memory(manifest.assign(status="kept")))
+    later = runs.start(experiment="exp", step="06_classifier")
+    tiles = data.load(later)
+    arms = {"both": {"synthetic": "keep"}, "alone": {"synthetic": "keep", "replace": True}}
+    sets = comparison.assemble(later, tiles, comparison.settle(arms, encoder="colour-texture"))
+    counts = comparison.counts(sets, squares.CLASSES).set_index(["arm", "label"])
+    assert counts.loc[("alone", "blue"), ["real", "synthetic"]].tolist() == [0, 3]
+    for name in ("red", "green"):
+        assert counts.loc[("alone", name), "real"] == counts.loc[("both", name), "real"] > 0
+    with pytest.raises(ValueError, match="replace does nothing in an arm without synthetic tiles"):
+        comparison.settle({"real": {"replace": True}})
+    with pytest.raises(ValueError, match="replace is 1; expected true or false"):
+        comparison.settle({"alone": {"synthetic": "keep", "replace": 1}})
 
 
 def test_everything_rejected_leaves_columns_and_arms_that_say_so(study):
