@@ -411,7 +411,7 @@ TO_COME = {
     "31_segmentation": ["arms: dict = {}", "seeds: int = 1"],
 }
 SHIPPED = {"majority": "majority_to_minority", "logex": "logex", "histodiffusion": "histodiffusion", "mep": "mep"}
-SYSTEMS = {"majority": ("", 12), "logex": ("", 15), "histodiffusion": ("", 16), "mep": ("", 99), "stedm": (STEDM, 6)}
+SYSTEMS = {"majority": ("", 12), "logex": ("", 15), "histodiffusion": ("", 16), "mep": ("", 18), "stedm": (STEDM, 6)}
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

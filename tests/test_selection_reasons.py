@@ -20,6 +20,7 @@ WORDS = [
     ({"code": "blurred", "sharpness": 1.04, "cut": 2.0}, "blurred: sharpness 1.0, cut 2.0"),
     ({"code": "centroid", "asked": "fat", "place": 4, "cut": 2}, "centroid: fat in place 4, cut 2"),
     ({"code": "realism", "realism": 0.412, "cut": 0.5}, "realism: 0.41, cut 0.50"),
+    ({"code": "cluster", "asked": 3, "seen": 11}, "cluster: falls into 11, asked for 3"),
     ({"code": "person", "verdict": "keep", "note": "rare stain; see slide 4"}, "person: keep, rare stain; see slide 4"),
     ({"code": "person", "verdict": "reject", "note": ""}, "person: reject"),
     ({"code": "quota", "place": 7, "by": "judge", "most": 5}, "quota: place 7 by judge, 5 are kept"),

@@ -18,6 +18,7 @@ OTHER = {  # a value that is not the default, for every setting that what is tra
     "steps": 2, "batch_size": 3, "lr": 0.5, "n_vectors": 3, "group_terms": {"a": "dark"}, "balance": "none", "caption_dropout": 0.5,
     "timesteps": "structure",
     "min_snr_gamma": 0.0, "loss": "l1", "hold_out": 0.5, "start": "mean", "fixed_norm": True, "templates": ["a tile of {label}"],
+    "mode": "full",
     "joint": True, "rank": 3, "alpha": 5, "targets": "attention+feedforward", "dora": True, "token_lr": 0.5, "prompt": "a tile of {label}",
     "schedule": "cosine", "warmup": 3, "accumulate": 2, "clip": 0.5, "ema": 0.9, "weight_decay": 0.5,
 }  # fmt: skip

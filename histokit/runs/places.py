@@ -136,10 +136,10 @@ def leftovers(top, parts):
     found = [path for path in sorted(top.glob("*/")) if path.name not in parts and read(path)]
     if "" not in parts and read(top) and not any((top / part).exists() for part in parts):  # it would move with all below it
         found.append(top)
-    return [path for path in found if not _written(path)]
+    return [path for path in found if not written(path)]
 
 
-def _written(folder):
+def written(folder):
     """True while a process writes into this run folder, or a shard of it, or a class below it."""
     holders = [locks.read(path) for path in (folder, *folder.glob("*/"), *folder.glob("shards/*/"))]
     return any(holder and not locks.stale(holder) for holder in holders)
@@ -149,7 +149,7 @@ def retire(folder):
     """Sets a leftover aside; False when somebody began to write there."""
     with locks.alone(folder.parent):
         record = read(folder)
-        if record is None or _written(folder):
+        if record is None or written(folder):
             return False
         set_aside(folder, record.get("run_id"))
         return True

@@ -220,7 +220,8 @@ class Run:
             result = result.drop(columns="path", errors="ignore")  # absolute paths live in memory only
             files.write_table(self.folder / ("manifest.parquet" if len(result) > BIG else "manifest.csv"), result)
         files.sweep(self.folder)
-        shutil.rmtree(self.folder / places.SHARDS, ignore_errors=True)  # gathered: what they made is linked here
+        if not any(places.written(path) for path in (self.folder / places.SHARDS).glob("*/")):
+            shutil.rmtree(self.folder / places.SHARDS, ignore_errors=True)  # gathered: what they made is linked here
         outputs = {}
         for path in places.output_files(self.folder):
             outputs[path.relative_to(self.folder).as_posix()] = {"size": path.stat().st_size, "sha256": files.sha256(path)}

@@ -9,6 +9,7 @@ REMEDIES = {  # most frequent reason against a tile -> what changes it
     "stain": "they are stained unlike real tiles: a lower `strength` or `guidance_scale`",
     "centroid": "their features lie nearer another class: a lower `strength`, or more steps in 02",
     "realism": "they lie far from every real tile: a lower `strength` or `guidance_scale`",
+    "cluster": "they are not the form that was asked for: more steps in 02, `words: learned` in 10, or no `thresholds: {cluster: 1}`",
     "person": "people turned them down: their notes say more than any score",
     "quota": "the quota cut them: raise it where more should be kept",
 }
