@@ -230,7 +230,7 @@ def _doctor(arguments):
 
 
 def _init(arguments):
-    from histokit.tiles import autodescribe
+    from histokit.tiles.ingest import autodescribe
 
     return autodescribe.draft(arguments.folder, arguments.output)
 

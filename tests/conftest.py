@@ -100,7 +100,8 @@ def pytest_collection_modifyitems(items):
 def drafted(root, capsys):
     """`drafted(folder)` -> (what init printed, the rows that 00 would read)."""
 
-    from histokit.tiles import autodescribe, data
+    from histokit.tiles import data
+    from histokit.tiles.ingest import autodescribe
 
     def of(folder, scan=True):
         path = root / "params" / "datasets" / "draft.yaml"

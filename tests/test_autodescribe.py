@@ -2,7 +2,8 @@ import pandas as pd
 import pytest
 from folders import class_folders, save, texture
 
-from histokit.tiles import autodescribe, data
+from histokit.tiles import data
+from histokit.tiles.ingest import autodescribe
 from histokit.tiles.ingest import case_patterns
 
 

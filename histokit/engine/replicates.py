@@ -72,7 +72,7 @@ def _check_draws(recipe):
 
     for id in _datasets(recipe):
         said = recipes.parameters(recipe, recipe.steps[id])
-        if not description.of_step(said).budget and said.get("labelled", 1.0) == 1:
+        if not description.of_step(said).budget and said.get("labelled", 1.0) == 1 and not said.get("annotated"):
             raise recipes.RecipeError(
                 f"{recipe.path}: --draws needs a `budget` ({id} or the description) or `labelled` below 1: otherwise every tile is in use "
                 "with its label, and there is nothing to draw anew"

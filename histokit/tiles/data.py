@@ -24,7 +24,7 @@ __all__ = [
 ]  # fmt: skip
 VERSION = 2
 PLACE = ".root.json"  # where the real tiles lie, beside dataset.json
-MEMORY = ("path", "tile_px", "fit", "profile")  # columns that `load` adds and no file holds
+MEMORY = ("path", "folder", "tile_px", "fit", "profile")  # columns that `load` adds and no file holds
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Dataset:
     follow_links: bool = False  # whether links among the real tiles may lead out of the root
     colour_profile: str = "convert"  # or ignore: how embedded colour profiles are read
     copies: dict = field(default_factory=dict)  # of `audit.settle`: left_out, test, labels
+    layers: dict = field(default_factory=dict)  # tissue in a mask -> its values, the background first, see `masks.Layers`
 
     @property
     def head(self):
@@ -111,6 +112,7 @@ def freeze(run, manifest, described, copies=None):
         licence=described.licence,
         follow_links=described.follow_links,
         colour_profile=described.colour_profile,
+        layers=described.layers,
         copies=dict(copies or {}),
     )
     held = {f.name: getattr(frozen, f.name) for f in fields(Dataset)}
@@ -167,8 +169,8 @@ def load(run, step="00_dataset", class_name=None, dataset_step="00_dataset"):
         dataset_step: id of the 00_dataset step, which knows where real tiles lie.
 
     Returns:
-        DataFrame with four columns more than the file: `path` (absolute, inside its root), `tile_px`, `fit` and `profile`,
-        which `pixels` uses. They are for memory only; `without_memory` takes them off.
+        DataFrame with five columns more than the file: `path` (absolute, inside its root), `folder` (that root), `tile_px`, `fit` and
+        `profile`, which `pixels` uses. They are for memory only; `without_memory` takes them off.
     """
     if class_name:
         folders = [run.parent(step, class_name)]
@@ -193,14 +195,16 @@ def located(manifest, held, experiment):
     Raises:
         ValueError: a row whose file leaves its root; names the row.
     """
-    path = pd.Series("", index=manifest.index, dtype=object)
+    path, folder = (pd.Series("", index=manifest.index, dtype=object) for _ in range(2))
     for name, rows in manifest.groupby("root", sort=False):
         root = files.root() / held.root if name == "data" else files.inside(experiment, name)
+        folder[rows.index] = str(root)
         try:
             path[rows.index] = [str(p) for p in files.inside_all(root, rows["file_name"].tolist(), name == "data" and held.follow_links)]
         except ValueError as error:
             raise ValueError(f"manifest of {experiment.name}, root {name!r}: {error}") from error
-    return manifest.assign(path=path.astype("str"), tile_px=held.tile_px, fit=held.fit, profile=held.colour_profile == "convert")
+    memory = {"path": path.astype("str"), "folder": folder.astype("str"), "tile_px": held.tile_px, "fit": held.fit}
+    return manifest.assign(**memory, profile=held.colour_profile == "convert")
 
 
 def without_memory(manifest):

@@ -45,6 +45,8 @@ class Description:
     colour_profile: str = "convert"  # what to do with a profile (ICC) in a file: bring its colours to sRGB, or `ignore` it
     columns: dict = field(default_factory=dict)  # our name -> column of the table
     mask: str = ""  # template such as masks/{split}/{label}/{stem}.png
+    layers: dict = field(default_factory=dict)  # tissue in a mask -> its values, the background first, see `masks.Layers`
+    partly_annotated: bool = False  # whether tiles may lack the mask that `mask` names
     unlabelled: str = ""  # folder of tiles without a label
     ignore: list = field(default_factory=list)  # folders or labels that are not classes, and patterns of file names such as *_mask.png
     exclude: list = field(default_factory=list)  # single tiles to leave out
@@ -116,6 +118,10 @@ def describe(path, root="", budget=None, tile_px=0):
     _check_levels(described)
     _check_split(described)
     _check_budget(described)
+    if described.layers:
+        from histokit.tiles import masks  # which reads what is described here
+
+        masks.Layers.of(described.layers, f"{path}: `layers`")
     return described
 
 

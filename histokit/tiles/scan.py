@@ -144,9 +144,11 @@ def _from_table(described):
     tables = described.table if isinstance(described.table, (dict, list)) else [described.table]
     tables = tables if isinstance(tables, dict) else {"": tables}
     tables = [(split, path) for split, held in tables.items() for path in (held if isinstance(held, list) else [held])]
-    every = walk.look(described.root, follow=described.follow_links).pictures
-    tiles = [name for name in every if not _left_out(described, name)]
-    names = [tile_names.Names(described.root, some) for some in (tiles, every)]  # of what may be a tile, and of masks as well
+    found = walk.look(described.root, follow=described.follow_links)
+    tiles = [name for name in found.pictures if not _left_out(described, name)]
+    names = [
+        tile_names.Names(described.root, some) for some in (tiles, found.pictures + found.polygons)
+    ]  # of what may be a tile, and of masks as well
     parts = [_one_table(described, path, split, *names) for split, path in tables]
     tiles = pd.concat(parts, ignore_index=True)
     texts = [name for name in tiles if name not in ("mpp", "line")]
@@ -296,9 +298,14 @@ def _masks(described, tiles):
     names = _mask_names(described, tiles)
     paths = files.inside_all(described.root, names, described.follow_links)
     for name, mask, full in zip(tiles["file_name"], names, paths, strict=True):
-        if not os.path.isfile(full):
-            raise ValueError(f"{described.path}: tile {name!r} has no mask {mask!r}; correct `mask`, or `exclude` the tile")
-    return pd.Series(names, index=tiles.index, dtype="str")
+        if not os.path.isfile(full) and not described.partly_annotated:
+            raise ValueError(
+                f"{described.path}: tile {name!r} has no mask {mask!r}; correct `mask`, `exclude` the tile, or say `partly_annotated: true`"
+            )
+    found = [name if os.path.isfile(full) else "" for name, full in zip(names, paths, strict=True)]
+    if not any(found) and len(found):
+        raise ValueError(f"{described.path}: none of {len(found)} tiles has a mask, the first is not at {names[0]!r}; correct `mask`")
+    return pd.Series(found, index=tiles.index, dtype="str")
 
 
 def _mask_names(described, tiles):

@@ -243,6 +243,38 @@ def keep_labels(manifest, share, seed, draw=0):
     return manifest
 
 
+def annotate(manifest, cases, seed, draw=0):
+    """The manifest with masks left to some training cases: the column `annotated` is False for the tiles of all others.
+
+    A hospital annotates slide by slide. Cases are drawn in turn from every class, so that few of them still show what there is, and more
+    cases hold every smaller number of them. The masks stay named, for an upper bound; val and test keep theirs.
+
+    Args:
+        cases: how many training cases keep their masks, 1 or more; 0 leaves the manifest as it is.
+        draw: another number keeps those of other cases.
+
+    Raises ValueError where there are fewer such cases.
+    """
+    if not cases:
+        return manifest
+    drawn = manifest["mask"].fillna("").ne("")
+    train = manifest[drawn & manifest["split"].eq("train") & manifest["use"].ne("withheld")]
+    unit = units(train)
+    there = sorted(set(unit))
+    if not 0 < cases <= len(there):
+        raise ValueError(f"annotated asks for the masks of {cases} training cases, and {len(there)} have any; give 1 to {len(there)}, or 0")
+    rng = np.random.default_rng(files.seed(seed, "annotated", *([draw] if draw else [])))
+    shows = {name: list(rng.permutation(sorted(set(unit[rows])))) for name, rows in sorted(train.groupby("label").groups.items())}
+    names, chosen = list(rng.permutation(sorted(shows))), []
+    while len(chosen) < cases:
+        for name in names:
+            waiting = [case for case in shows[name] if case not in chosen]
+            chosen += waiting[:1]
+    kept = pd.Series(False, index=manifest.index)
+    kept[train.index] = unit.isin(chosen[:cases])
+    return manifest.assign(annotated=drawn & (manifest["split"].ne("train") | kept))
+
+
 def labels_said(manifest):
     """A sentence on training tiles without a label, where there are any beside labelled ones."""
     train = manifest[manifest["split"].eq("train") & manifest["source"].eq("real")]

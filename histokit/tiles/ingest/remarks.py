@@ -187,6 +187,11 @@ def left_out(guess):
     if found.unread:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in found.unread.most_common(6))
         yield f"files that are not read as tiles: {kinds}; export pictures as PNG, TIFF or JPEG of one tile each"
+    if found.polygons:
+        yield (
+            f"{len(found.polygons)} .geojson files hold polygons, such as {found.polygons[0]!r}: name them in `mask`, such as "
+            "'{folder}/{stem}.geojson', and their classes in `layers`"
+        )
     if found.notes:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in found.notes.most_common(6))
         yield f"files that may hold labels and are not read: {kinds}; a CSV with one row a tile (file_name, label, case_id) is"

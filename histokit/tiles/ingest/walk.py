@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from histokit.tiles.decode import SUFFIXES
 
-VERSION = 2
+VERSION = 3
 TABLES = (".csv", ".tsv", ".tab", ".xlsx", ".xls", ".parquet")
 # Folders that systems and programs leave beside files: thumbnails of network disks, recycle bins, what an archive of another system brings.
 LITTER = (
@@ -18,7 +18,7 @@ UNREAD = (".jp2", ".j2k", ".jpx", ".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vm
           ".npy", ".npz", ".h5", ".hdf5", ".mat", ".pt", ".zip", ".tar", ".gz", ".rar", ".7z")  # fmt: skip
 
 
-NOTES = (".json", ".jsonl", ".ndjson", ".geojson", ".xml", ".txt")  # what annotation tools write, and what is not read
+NOTES = (".json", ".jsonl", ".ndjson", ".xml", ".txt")  # what annotation tools write, and what is not read
 
 
 @dataclass
@@ -26,6 +26,7 @@ class Found:
     """Names relative to the root, sorted."""
 
     pictures: list = field(default_factory=list)
+    polygons: list = field(default_factory=list)  # annotations as GeoJSON, masks of the tiles beside them
     tables: list = field(default_factory=list)
     litter: Counter = field(default_factory=Counter)  # folder or kind of file that systems leave -> how many
     unread: Counter = field(default_factory=Counter)  # suffix of files that hold pictures or archives and are not read -> how many
@@ -64,7 +65,7 @@ def look(root, folder="", follow=False):
                     todo.append(name)
             else:
                 _sort(found, name)
-    for names in (found.pictures, found.tables):
+    for names in (found.pictures, found.polygons, found.tables):
         names.sort()
     return found
 
@@ -86,6 +87,8 @@ def _sort(found, name):
         found.pictures.append(name)
     elif lower.endswith(TABLES):
         found.tables.append(name)
+    elif lower.endswith(".geojson"):
+        found.polygons.append(name)
     else:
         suffix = os.path.splitext(lower)[1]
         if suffix in UNREAD:
