@@ -3,8 +3,7 @@ import pytest
 from folders import class_folders, save, texture
 
 from histokit.tiles import data
-from histokit.tiles.ingest import autodescribe
-from histokit.tiles.ingest import case_patterns
+from histokit.tiles.ingest import autodescribe, case_patterns
 
 
 def names(*texts):

@@ -70,11 +70,20 @@ def diffusion_loss(unet, scheduler, latents, context, timesteps, noise, *, min_s
 
 def diffusion_errors(unet, scheduler, latents, context, timesteps, noise, kind="l2"):
     """Denoising error [B] of each latent, unweighted; see `diffusion_loss`. A context of None is for a UNet without text."""
+    asked = () if context is None else (context,)
+    return conditional_errors(lambda *batch: unet(*batch).sample, scheduler, latents, timesteps, noise, asked, unet.parameters(), kind)
+
+
+def conditional_errors(predict, scheduler, latents, timesteps, noise, conditions, parameters, kind="l2"):
+    """Denoising error [B] of `predict(noisy, timesteps, *conditions)`, row by row on the cores there are, see `parallel.rows`.
+
+    Args:
+        conditions: tensors [B, ...]; parameters: of `predict`.
+    """
     noisy = scheduler.add_noise(latents, noise, timesteps)
     v = scheduler.config.prediction_type == "v_prediction"
     target = scheduler.get_velocity(latents, noise, timesteps) if v else noise
-    asked = (noisy, timesteps) if context is None else (noisy, timesteps, context)
-    output = parallel.rows(lambda *batch: unet(*batch).sample, *asked, parameters=unet.parameters())
+    output = parallel.rows(predict, noisy, timesteps, *conditions, parameters=parameters)
     error = output.float() - target
     return (error.abs() if kind == "l1" else error.square()).mean(dim=(1, 2, 3))
 

@@ -6,6 +6,8 @@ to subclass. `sample` puts the parts together: previews, sample sheets and finis
 Nothing here loads a model or reads a file.
 """
 
+import math
+
 import numpy as np
 import torch
 
@@ -102,8 +104,11 @@ def guided(model, cond, uncond=None, guidance_scale=1.0, watch=None):
     return predict
 
 
-def denoise(predict, z, scheduler, timesteps, *, eta=0.0, generators=None, on_step=None, until=None):
+def denoise(predict, z, scheduler, timesteps, *, eta=0.0, generators=None, on_step=None, until=None, order=1):
     """Latents [B, 4, h, w] after DDIM steps at `timesteps`; Song et al. (2021), arXiv:2010.02502, equation 12.
+
+    Of order 2 it is DPM-Solver++ (2M), Lu et al. (2022), arXiv:2211.01095, algorithm 2: each step but the first and the last also follows
+    how the clean latent moved since the step before, and half as many steps come as far.
 
     Args:
         predict: `predict(z, t, i) -> eps` [B, 4, h, w], t a 0-dim int64 tensor, i the index into `timesteps`.
@@ -111,26 +116,35 @@ def denoise(predict, z, scheduler, timesteps, *, eta=0.0, generators=None, on_st
         timesteps: [n] int64, descending, as `schedule` returns them.
         eta: 0 is deterministic, 1 is ancestral; above 0 each image draws from its own of `generators`, but at the schedule's last step.
         on_step: called as `on_step(i, t, z, x0)` after each step, to look on; x0 [B, 4, h, w] is the clean latent predicted at it.
+        order: 1, or 2 without `eta`.
         until: timestep whose noise level the last step goes to, where more steps follow later; None goes to the end of the schedule.
 
     Differentiable in z and in all that `predict` reads; run it under `torch.no_grad()` to sample.
     """
     if eta and generators is None:
         raise ValueError(f"eta {eta} draws noise at every step and needs one generator per image")
+    if order not in (1, 2) or (order == 2 and eta):
+        raise ValueError(f"order is {order} and eta {eta}; use order 1, or 2 with eta 0")
     levels = [level(scheduler, t) for t in timesteps]
     levels.append(float(scheduler.final_alpha_cumprod) if until is None else level(scheduler, until))
+    gain = [math.log(a / (1 - a)) / 2 if a < 1 else math.inf for a in levels]  # half the logarithm of the signal-to-noise ratio
+    before = None
     for i, t in enumerate(timesteps):
         a, a_next = levels[i], levels[i + 1]
         t = t.to(z.device)
         eps = predict(z, t, i)
-        x0 = (z - (1 - a) ** 0.5 * eps) / a**0.5
+        x0 = clean = (z - (1 - a) ** 0.5 * eps) / a**0.5
+        if order == 2 and 0 < i < len(timesteps) - 1:
+            x0 = x0 + (gain[i + 1] - gain[i]) / (gain[i] - gain[i - 1]) / 2 * (x0 - before)
+            eps = (z - a**0.5 * x0) / (1 - a) ** 0.5
+        before = clean
         last = until is None and i == len(timesteps) - 1  # the end of the schedule may lie a little above no noise; what is added stays
         sigma = 0.0 if last else eta * ((1 - a_next) / (1 - a) * (1 - a / a_next)) ** 0.5
         z = a_next**0.5 * x0 + (1 - a_next - sigma**2) ** 0.5 * eps
         if sigma:
             z = z + sigma * noise(generators, z.shape[1:], z.device)
         if on_step is not None:
-            on_step(i, t, z, x0)
+            on_step(i, t, z, clean)
     return z
 
 

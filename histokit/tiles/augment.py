@@ -34,6 +34,23 @@ def random_symmetry(images, generator):
     return torch.stack([symmetry(image, k) for image, k in zip(images, ks, strict=True)])
 
 
+def random_affine(count, generator, share=1.0, scale=(0.8, 1.2), shift=0.1, shear=20.0):
+    """Maps [count, 2, 3] for `warp`: any turn, scale, shift (share of the side) and shear (degrees); the identity but for a `share` of them."""
+    draw = torch.rand(count, 6, generator=generator)
+    turn, lean = 2 * torch.pi * draw[:, 0], torch.deg2rad((2 * draw[:, 1] - 1) * shear).tan()
+    size = 1 / (scale[0] + (scale[1] - scale[0]) * draw[:, 2])
+    cos, sin = turn.cos() * size, turn.sin() * size
+    move = (2 * draw[:, 3:5] - 1) * 2 * shift
+    maps = torch.stack([torch.stack([cos, lean * cos - sin, move[:, 0]], 1), torch.stack([sin, lean * sin + cos, move[:, 1]], 1)], 1)
+    return torch.where((draw[:, 5] < share)[:, None, None], maps, torch.eye(2, 3))
+
+
+def warp(images, maps, mode="bilinear"):
+    """Images [B, C, H, W] under affine maps [B, 2, 3]; beyond the border they are mirrored. `nearest` makes up no value."""
+    grid = torch.nn.functional.affine_grid(maps.to(images), images.shape, align_corners=False)
+    return torch.nn.functional.grid_sample(images, grid, mode, padding_mode="reflection", align_corners=False)
+
+
 def optical_density(images):
     """Optical density, >= 0, of images float in [0, 1]: -log10((255 x + 1) / 256), so white is 0 and black stays finite."""
     return -torch.log10((images.clamp(0, 1) * 255 + 1) / 256)

@@ -156,8 +156,8 @@ def read(path, layers, size=None, name=None):
         raise BadMask(f"{name}: cannot be decoded ({error}); copy it again from its source") from error
     if size is not None and (ids.shape[1], ids.shape[0]) != tuple(size):
         raise BadMask(
-            f"{name}: is {ids.shape[1]} x {ids.shape[0]} px and its tile {size[0]} x {size[1]} px; export masks at the size of the tiles, by "
-            "the nearest pixel"
+            f"{name}: is {ids.shape[1]} x {ids.shape[0]} px and its tile {size[0]} x {size[1]} px; export masks at the size of the tiles, "
+            "by the nearest pixel"
         )
     return ids
 
@@ -281,7 +281,7 @@ def pixels(tiles, layers, tile_px=None):
 
 
 def survey(tiles, layers):
-    """What is drawn in the masks of a manifest, one row a mask: tile_id, split, case_id, problem ("" for none), and the share of each layer.
+    """What the masks of a manifest show, one row a mask: tile_id, split, case_id, problem ("" for none), and the share of each layer.
 
     Every mask is read as training will read it; what cannot be read is named in `problem`, all of it, before anything is trained.
     """
@@ -313,7 +313,8 @@ def said(tiles, found, layers):
     train = tiles[tiles["split"].eq("train") & tiles["mask"].fillna("").ne("")]
     if "annotated" in tiles:
         own = train[has(train)]
-        yield f"Masks of {len(own):,} training tiles of {own['case_id'].nunique():,} cases are used; {len(train) - len(own):,} are held back."
+        cases = own["case_id"].nunique()
+        yield f"Masks of {len(own):,} training tiles of {cases:,} cases are used; {len(train) - len(own):,} are held back."
     bare = tiles["mask"].fillna("").eq("").sum()
     if bare:
         yield f"{bare:,} of {len(tiles):,} tiles have no mask."
