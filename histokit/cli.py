@@ -334,13 +334,13 @@ def _export(arguments):
 
     step, outputs = (files.root() / arguments.run).resolve(), (files.root() / "outputs").resolve()
     if outputs not in step.parents:
-        raise ValueError(f"{arguments.run} is not below outputs/; name the folder of a 05_select step, or of a 10_morphology_prompts")
+        raise ValueError(f"{arguments.run} is not below outputs/; name the folder of a step of 05_select or 10_morphology_prompts")
     folder = files.root() / (arguments.output or f"exports/{step.relative_to(outputs).parts[0]}")
+    asked = {"accept_uncalibrated": arguments.accept_uncalibrated, "classes": arguments.classes, "jsonl": arguments.jsonl}
     if (step / prompt_table.TABLES[0]).is_file():
-        table = exchange.write(step, folder)
+        table = exchange.write(step, folder, **asked)
         print(f"{len(table)} captioned tiles in {places.relative(folder)}. These are real tiles of patients: do not pass them on")
         return
-    asked = {"accept_uncalibrated": arguments.accept_uncalibrated, "classes": arguments.classes, "jsonl": arguments.jsonl}
     table = export.export(step, folder, **asked)
     print(f"{len(table)} tiles of {table['label'].nunique()} classes in {places.relative(folder)}; read its README.md before it goes out")
 

@@ -118,15 +118,17 @@ def test_captions_that_the_text_encoder_cannot_tell_apart_are_refused():
 
 def test_captions_that_lie_too_near_each_other_are_told(monkeypatch):
     """By a second definition, on embeddings that can be checked by eye."""
-    places = {"x zero": [0, 0], "x one": [0, 0.1], "y zero": [3, 0], "y one": [3, 4]}
+    places = {"x zero": [0, 0], "x one": [0, 0.1], "y zero": [3, 0], "y one": [3, 4], "": [0, 2]}
     monkeypatch.setattr(captions.backbone, "embed", lambda model, texts: torch.tensor([places[text] for text in texts]).float())
-    table = pd.DataFrame({"label": list("xxyy"), "text": list(places)})
+    table = pd.DataFrame({"label": list("xxyy"), "text": list(places)[:4]})
     found = captions.apart(None, table).set_index("class")["nearest"]
     usual = np.median([3, 5, np.hypot(3, 0.1), np.hypot(3, 3.9)])
     assert found.to_dict() == pytest.approx({"x": 0.1 / usual, "y": 4 / usual})
     (said,) = captions.near(captions.apart(None, table), "digits")
     assert "in 1 of 2 classes" in said and "x zero | x one" in said
     assert not list(captions.near(captions.apart(None, table), "learned"))
+    alone = captions.apart(None, table.head(2))  # of one class: beside how far they lie from the empty caption
+    assert alone["nearest"].tolist() == pytest.approx([0.1 / 1.95]) and list(captions.near(alone, "digits"))
 
 
 def test_a_cluster_with_few_tiles_of_a_class_counts_for_the_nearest_that_has_more():

@@ -1,5 +1,7 @@
 """Does a made tile fall where it was asked to, and are all forms of a class there? Asked of tiles whose form is planted."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -100,6 +102,48 @@ def test_one_form_over_and_over_is_told_beside_real_tiles(study):
     assert [len(ax.patches) for ax in axes] == [3, 3]
 
 
+def test_real_tiles_passed_off_as_made_are_all_hits_where_small_forms_count_for_larger_ones(root):
+    """A global clustering whose small cells of a class have no prompt: tiles that follow their prompts score 1, not less than chance."""
+    squares.dataset({"train": {"red": 10, "blue": 10}, "val": {"red": 2, "blue": 2}}, classes=["red", "blue"])
+    run = runs.start(experiment="exp", step="10_morphology_prompts")
+    tiles = data.training(data.load(run))
+    encoder = encoders.load("colour-texture")
+    feats, labels = features.embed(encoder, tiles), tiles["label"].tolist()
+    held = clusters.fit(feats, labels, 8, least=1, facts=clusters.encoder_facts(encoder))
+    raw = held.assign(feats, labels).cluster
+    counted = captions.gathered(held, raw, feats, labels, least=4)
+    assert (raw != counted).any()
+    prompts, ids = captions.prompts(labels, counted, lambda label, k: str(k), {"red": "red", "blue": "blue"}, "{label} {cluster}")
+    clusters.save(run.path(), held)
+    files.write_table(run.path("prompts.csv"), prompts)
+    files.write_table(run.path("captions.csv"), captions.table(tiles, counted, ids, prompts).assign(weight=1.0))
+    files.write_json(run.path("new_words.json"), {})
+    run.finish({})
+    look = runs.start(experiment="exp", step="08_fidelity")
+    text = dict(zip(prompts["prompt_id"], prompts["text"], strict=True))
+    passed_off = tiles.assign(prompt=[text[i] for i in ids], root="data")
+    placed = cluster_fidelity.placed(look, "10_morphology_prompts", passed_off)
+    assert placed["hit"].eq(1).all() and placed["cluster"].tolist() == counted.tolist()
+
+
+def test_tiles_made_by_captions_of_other_clusters_are_asked_nothing(study):
+    _, blue = study
+    rows = made([blue.iloc[0]] * 3, [0, 0, 0])
+    record = files.root() / "outputs" / "exp" / "made" / "run.json"
+    run = runs.start(experiment="exp", step="05_select")
+    assert cluster_fidelity.placed(run, "10_morphology_prompts", rows)["asked"].ge(0).all()
+    other = runs.start(experiment="exp", step="other_prompts")
+    held = clusters.load(run.parent("10_morphology_prompts", ""))
+    moved = {key: centroids + 1 for key, centroids in held.centroids.items()}
+    clusters.save(other.path(), dataclasses.replace(held, centroids=moved))
+    other.finish({})
+    told = files.read_json(record)
+    for given, asked in (({"captions": "10_morphology_prompts"}, True), ({"captions": "other_prompts"}, False)):
+        files.write_json(record, told | {"parameters": told["parameters"] | given})
+        placed = cluster_fidelity.placed(run, "10_morphology_prompts", rows)
+        assert placed["asked"].ge(0).all() == asked and placed["hit"].notna().all() == asked
+
+
 def test_without_a_step_nothing_is_asked(study):
     run = runs.start(experiment="exp", step="08_fidelity")
     assert cluster_fidelity.collapse(run, "", data.load(run), {}).empty
@@ -110,6 +154,7 @@ def test_a_budget_and_captions_of_a_finished_step(study):
     run = runs.start(experiment="exp", step="03_img2img", class_name="blue")
     called = prompt_table.Called.read(run, "10_morphology_prompts")
     assert called.classes(["blue"], "blue") == ["blue"] and set(called.classes([], "all")) == {"red", "blue"}
+    assert called.classes(["red"], "all", rare=["red", "green"]) == ["red"]
     with pytest.raises(ValueError, match="no tile of 'green' has a caption"):
         called.classes(["green"], "green")
     settings = prompt_table.applied(run, "10_morphology_prompts", {"budget": {blue.iloc[0]: 3, blue.iloc[1]: 1}, "fill_to": 5})

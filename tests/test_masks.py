@@ -42,6 +42,7 @@ def test_one_mask_says_the_same_in_every_way_it_may_be_written(root):
     rgb = np.zeros((8, 8, 3), np.uint8)
     rgb[ids == 1] = (255, 0, 0)
     coloured = save(root / "rgb.png", rgb)
+    blue = save(root / "blue.png", rgb[..., ::-1])
     objects = save(root / "objects.png", (ids * np.arange(64).reshape(8, 8) * 100).astype(np.uint16))
     bits = root / "bits.png"
     Image.fromarray(ids.astype(bool)).save(bits)
@@ -53,6 +54,8 @@ def test_one_mask_says_the_same_in_every_way_it_may_be_written(root):
         masks.read(root / "palette.png", masks.Layers.of({"other": 0, "gland": 1})),
         masks.read(root / "palette.png", masks.Layers.of({"other": "#000000", "gland": "#ff0000"})),
         masks.read(coloured, masks.Layers.of({"other": "rest", "gland": "#FF0000"})),
+        masks.read(blue, masks.Layers.of({"other": "#000000", "gland": "#0000ff"})),
+        masks.read(bits, masks.Layers.of({"other": "0-127", "gland": "128-255"})),
         masks.read(objects, masks.Layers.of({"other": 0, "gland": "rest"})),
         masks.read(objects, masks.Layers.of({"other": 0, "gland": "1-65535"})),
         masks.read(save(root / "three.png", np.repeat(ids[..., None] * 255, 3, 2)), GLAND),
@@ -73,6 +76,7 @@ def test_one_mask_says_the_same_in_every_way_it_may_be_written(root):
         ({"other": 0, "gland": 70000}, "a colour is written"),
         ({"other": 0, "gland": "9-3"}, "from the lower value to the higher"),
         ({"other": 0, "gland": 0.5}, "expected 255"),
+        ({"other": 0, "gland": "#0000ff"}, "some values are colours and some grey"),
     ],
 )
 def test_layers_that_contradict_themselves_are_refused(layers, said):

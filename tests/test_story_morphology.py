@@ -133,7 +133,12 @@ def test_each_prompt_is_asked_for_equally_often_and_sources_have_it(at):
     prompts = table(at, "10_morphology_prompts", "prompts")
     made = files.read_table(at / "from_enriched" / "all" / "manifest.csv")
     counts = made.groupby(["label", "prompt"]).size()
-    assert set(made["prompt"]) == set(prompts["text"]) and (counts.groupby("label").max() - counts.groupby("label").min()).max() <= 1
+    rare = prompts[prompts["label"].eq("rare")]  # captions are of all classes, and "all" means the rare ones
+    assert (
+        set(made["label"]) == {"rare"}
+        and set(made["prompt"]) == set(rare["text"])
+        and (counts.groupby("label").max() - counts.groupby("label").min()).max() <= 1
+    )
     ids = [json.loads(text)["prompt_id"] for text in made["settings"]]
     assert made["prompt"].tolist() == prompts.set_index("prompt_id").loc[ids, "text"].tolist()
     learned = files.read_table(next((at / "from_learned").glob("*/manifest.csv")))

@@ -24,9 +24,9 @@ class Settings:
     """How style pictures are drawn.
 
     Args:
-        kind: `none` (no style), `augmented` (the tile itself, turned and bent), `nearby` (one tile whose centre lies within `relative_dist`
-            tiles of it on its slide; needs columns x and y), `mp` (`pictures` tiles of its slide), `random` (`pictures` tiles of its patient;
-            for tile folders that know no slide).
+        kind: `none` (no style), `augmented` (the tile itself, turned and bent), `nearby` (one tile whose centre lies within
+            `relative_dist` tiles of it on its slide; needs columns x and y), `mp` (`pictures` tiles of its slide), `random` (`pictures`
+            tiles of its patient; for tile folders that know no slide).
         pictures: n.
         distinct: whether no tile comes twice in a draw, where there are enough.
         relative_dist: of nearby, in tiles, along each axis.

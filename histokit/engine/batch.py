@@ -254,7 +254,7 @@ class _Session:
         if mine and r.target.exists():
             shown = r.job.folder / r.job.notebook.name
             os.replace(r.target, shown)
-        if mine and after["status"] == "done" and not answer:
+        if mine and after["status"] == "done" and (not answer or answer["error"] == "Finished"):
             return Result("done", "", seconds)
         if not answer:
             answer = {"error": "run.json does not say done", "text": "the notebook must end with run.finish(...)", "cell": None}

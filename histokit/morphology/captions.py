@@ -192,6 +192,8 @@ NEAR = 0.25  # of the usual distance between classes, below which forms of one c
 def apart(model, prompts):
     """How far the text encoder holds captions of one class from each other: nearest pair of a class over the median pair of classes.
 
+    Where there is one class alone, over the median distance to the empty caption.
+
     That of mini holds `type two` and `type zero` at a seventh of the distance between its two nearest classes, digits at a twenty-fifth.
     What is near cannot be learned apart by the denoiser alone, so any other text encoder is to be asked first.
 
@@ -203,10 +205,12 @@ def apart(model, prompts):
     """
     texts = [learned_tokens.PLACEHOLDER.sub("x", text) for text in prompts["text"]]
     with torch.no_grad():
-        held = backbone.embed(model, texts).flatten(1).float().cpu()
+        held, empty = (backbone.embed(model, some).flatten(1).float().cpu() for some in (texts, [""]))
     far, label = torch.cdist(held, held).numpy(), prompts["label"].to_numpy()
     between = far[label[:, None] != label[None]]
-    rows, usual = [], float(np.median(between)) if len(between) else float("nan")
+    if not len(between):  # one class: how far its captions lie from the empty one
+        between = torch.cdist(held, empty).numpy()
+    rows, usual = [], float(np.median(between))
     for name in dict.fromkeys(label):
         mine = np.flatnonzero(label == name)
         if len(mine) < 2 or not usual > 0:
@@ -224,6 +228,6 @@ def near(found, style):
         worst = close.loc[close["nearest"].idxmin()]
         yield (
             f"THE TEXT ENCODER HARDLY TELLS THESE APART: in {len(close)} of {len(found)} classes two captions lie within {NEAR:.0%} of "
-            f"the distance between classes, the nearest at {worst['nearest']:.1%} ({worst['pair']}). What reads alike is made alike; "
+            f"what tells classes apart, the nearest at {worst['nearest']:.1%} ({worst['pair']}). What reads alike is made alike; "
             "`words: learned` gives every form a word of its own."
         )

@@ -10,10 +10,11 @@ import pandas as pd
 from histokit.core import files
 from histokit.metrics import distributions, stats
 from histokit.morphology import clusters, prompt_table
+from histokit.runs import places
 from histokit.tiles import data
 from histokit.vision import features
 
-VERSION = 1
+VERSION = 2
 REAL = "real"
 REPEATS = 20  # draws of equally many tiles, of which the mean is shown
 
@@ -21,7 +22,7 @@ REPEATS = 20  # draws of equally many tiles, of which the mean is shown
 def asked(made, prompts):
     """The cluster [N] int that each made tile was asked for; -1 where its prompt is none of the table's or names no cluster.
 
-    By the prompt itself: tiles of a step with other captions have numbers of their own.
+    By the prompt itself; of tiles that were made by captions of other clusters nothing is known, see `placed`.
 
     Args:
         made: manifest rows. prompts: see `prompt_table.Called`.
@@ -40,15 +41,24 @@ def placed(run, step, made):
         DataFrame tile_id, label, asked (-1: no cluster), cluster, distance, margin, hit (1, 0; NaN where none was asked for); the index is
         that of `made`.
     """
-    held, table = clusters.load(run.parent(step, "")), prompt_table.Called.read(run, step).prompts
-    made = made[made["label"].isin(table["label"])]
-    found = clusters.assign_tiles(held, made, run.device)
-    wanted = asked(made, table)
+    held, called = clusters.load(run.parent(step, "")), prompt_table.Called.read(run, step)
+    made = made[made["label"].isin(called.captioned())]
+    found = clusters.assign_tiles(held, made, run.device, called.among())
+    same = {root: _clusters_of(run, root) in ("", clusters.digest(held)) for root in made["root"].unique()}
+    wanted = np.where(made["root"].map(same), asked(made, called.prompts), -1)
     hit = np.where(wanted >= 0, found.cluster == wanted, np.nan)
     return pd.DataFrame(
         {"tile_id": made["tile_id"], "label": made["label"], "asked": wanted, "cluster": found.cluster, "distance": found.distance,
          "margin": found.margin, "hit": hit.astype(float)}, index=made.index,
     )  # fmt: skip
+
+
+def _clusters_of(run, root):
+    """Digest of the clusters that the captions of a generating step are about, "" where nobody knows."""
+    folder = next(iter(run.parents(root).values()), None) if root not in (run.step, "data") else None
+    given = (places.read(folder) or {}).get("parameters", {}) if folder else {}
+    step = given.get("captions") or given.get("options", {}).get("captions", "")
+    return clusters.digest(clusters.load(run.parent(step, ""))) if step else ""
 
 
 def fidelity(placed, captions, tiles):
@@ -88,8 +98,8 @@ def collapse(run, step, tiles, sources, seed=0):
 
     Returns:
         DataFrame class, source, tiles (drawn), clusters (share of those with a real training tile, weighted alike), real_mass (share of the
-        real tiles that lie in a reached cluster), vendi; means over `REPEATS` draws without replacement. 1 and the real tiles' Vendi are
-        the best.
+        real tiles that lie in a reached cluster), vendi; means over `REPEATS` draws. What real tiles reach is drawn with replacement, as a
+        perfect generator would make them: all of ten tiles reach every form of ten tiles, which says nothing. All else is drawn without.
     """
     columns = ["class", "source", "tiles", "clusters", "real_mass", "vendi"]
     if not step:
@@ -99,27 +109,29 @@ def collapse(run, step, tiles, sources, seed=0):
     training = data.training(tiles)
     own = training[training["tile_id"].isin(called.table["tile_id"])]
     rows = []
-    for name in called.classes([]):
+    for name in called.captioned():
         sets = {REAL: own[own["label"].eq(name)], **{source: made[made["label"].eq(name)] for source, made in sources.items()}}
         sets = {source: part for source, part in sets.items() if len(part) >= 2}
         if REAL not in sets or len(sets) < 2:
             continue
         feats = {source: features.embed(encoder, part) for source, part in sets.items()}
-        where = {source: held.assign(feats[source], [name] * len(part)).cluster for source, part in sets.items()}
+        where = {source: held.assign(feats[source], [name] * len(part), called.among()).cluster for source, part in sets.items()}
         mass = pd.Series(where[REAL]).value_counts(normalize=True)
         n = min(map(len, sets.values()))
         for source in sets:
             rng = np.random.default_rng(files.seed(seed, name, "collapse") % 2**32)
-            drawn = [rng.permutation(len(where[source]))[:n] for _ in range(REPEATS)]
+            count = len(where[source])
+            apart = [rng.permutation(count)[:n] for _ in range(REPEATS)]
+            drawn = [rng.integers(count, size=n) for _ in range(REPEATS)] if source == REAL else apart
             reached = [mass.index.isin(where[source][some]) for some in drawn]
             row = {"class": name, "source": source, "tiles": n, "clusters": float(np.mean([r.mean() for r in reached]))}
             row["real_mass"] = float(np.mean([mass.to_numpy()[r].sum() for r in reached]))
-            rows.append(row | {"vendi": float(np.mean([distributions.vendi(held.space(feats[source])[some]) for some in drawn]))})
+            rows.append(row | {"vendi": float(np.mean([distributions.vendi(held.space(feats[source])[some]) for some in apart]))})
     return pd.DataFrame(rows, columns=columns)
 
 
 def remarks(found):
-    """A sentence for each class of `collapse`'s table and source that reaches less than a draw of real tiles does."""
+    """A sentence for each class of `collapse`'s table and source that reaches less than a draw from the real tiles does."""
     for name, part in found.groupby("class", sort=False):
         real = part[part["source"].eq(REAL)].iloc[0]
         for row in part[part["source"].ne(REAL)].itertuples():

@@ -71,12 +71,13 @@ class Clusters:
             raise ValueError(f"no clusters of class {label!r}; there are some of {', '.join(self.centroids)}")
         return key
 
-    def assign(self, feats, labels):
+    def assign(self, feats, labels, among=None):
         """The nearest cluster of each tile, an `Assigned`.
 
         Args:
             feats: [N, D] float, of the encoder that the clusters were fitted on.
-            labels: N class names; asked only where classes have clusters of their own.
+            labels: N class names; asked only where classes have clusters of their own, or with `among`.
+            among: {class: clusters that its tiles may count for}, see `prompt_table.Called.among`; a class that is not in it has all.
         """
         _finite(feats)
         if feats.shape[1] != self.space.components.shape[1]:
@@ -85,9 +86,12 @@ class Clusters:
         cluster = np.zeros(len(points), np.int64)
         distance, margin = np.zeros(len(points)), np.full(len(points), np.nan)
         keys = np.array([self.of(label) for label in labels], dtype=object)
-        for key in dict.fromkeys(keys):
-            mine = np.flatnonzero(keys == key)
-            cluster[mine], distance[mine], margin[mine] = _nearest(points[mine], self.centroids[key])
+        groups = np.array([(label if label in (among or {}) else "") for label in labels], dtype=object)
+        for key, label in dict.fromkeys(zip(keys, groups, strict=True)):
+            mine = np.flatnonzero((keys == key) & (groups == label))
+            some = np.asarray(among[label], int) if label else np.arange(len(self.centroids[key]))
+            near, distance[mine], margin[mine] = _nearest(points[mine], self.centroids[key][some])
+            cluster[mine] = some[near]
         return Assigned(cluster, distance, margin)
 
 
@@ -244,12 +248,12 @@ def encoder_facts(encoder):
     return {"encoder": encoder.name, "encoder_identity": files.digest(encoder.identity)}
 
 
-def assign_tiles(clusters, tiles, device="cpu"):
+def assign_tiles(clusters, tiles, device="cpu", among=None):
     """`Assigned` of manifest rows, by the encoder the clusters were fitted on; ValueError where its weights are others now."""
     encoder = features.load(clusters.facts["encoder"], device)
     if files.digest(encoder.identity) != clusters.facts["encoder_identity"]:
         raise ValueError(f"the clusters were fitted on {encoder.name} with other weights; fit them again, by 10_morphology_prompts")
-    return clusters.assign(features.embed(encoder, tiles), tiles["label"].tolist())
+    return clusters.assign(features.embed(encoder, tiles), tiles["label"].tolist(), among)
 
 
 def examples(held, feats, labels, medoids=5, borders=2):

@@ -20,14 +20,16 @@ VERSION = 1
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
 
-def write(step, folder):
-    """Write a finished 10_morphology_prompts into a new folder; returns the table of all tiles in it.
+def write(step, folder, classes=(), *, jsonl=False, accept_uncalibrated=False):
+    """Write a finished 10_morphology_prompts into a new folder; returns the table of all tiles in it, of some classes or of all.
 
     Training tiles with their captions; validation and test tiles of the captioned classes with those of the nearest cluster that has a
-    prompt of their class, as only clusters fitted on training tiles can say.
+    prompt of their class. The options are of made tiles, and refused.
 
     Raises FileExistsError where the folder is there, FileNotFoundError where the step is not finished or a tile is gone.
     """
+    if jsonl or accept_uncalibrated:
+        raise ValueError("--jsonl and --accept-uncalibrated are about made tiles, and these are captioned real ones")
     if folder.exists():
         raise FileExistsError(f"{folder} exists; name a folder that does not")
     record = places.read(step)
@@ -38,7 +40,14 @@ def write(step, folder):
     manifest = next(home / "00_dataset" / name for name in ("manifest.csv", "manifest.parquet") if (home / "00_dataset" / name).is_file())
     tiles = data.located(files.read_table(manifest), dataset, home)
     captions, prompts = (files.read_table(step / name).astype({"prompt_id": int}) for name in prompt_table.TABLES)
+    if lost := [name for name in classes if name not in set(prompts["label"])]:
+        raise ValueError(f"no tile of {lost[0]!r} has a caption; there are some of {', '.join(dict.fromkeys(prompts['label']))}")
+    if classes:
+        prompts = prompts[prompts["label"].isin(list(classes))]
+        captions = captions[captions["prompt_id"].isin(prompts["prompt_id"])]
     table = _table(clusters.load(step), tiles, captions, prompts, dataset)
+    if table.empty:
+        raise ValueError(f"no tile of {step} is in the manifest of 00 any more; run 10_morphology_prompts again")
     draft = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     try:
@@ -51,15 +60,16 @@ def write(step, folder):
 
 def _table(held, tiles, captions, prompts, dataset):
     """One row a tile, in the columns of the original, with those of ours that say where it comes from."""
-    own = tiles[tiles["label"].isin(prompts["label"]) & tiles["use"].eq("labelled") & tiles["source"].eq("real")]
+    kept = "labelled" if tiles["use"].eq("labelled").any() else "unlabelled"
+    own = tiles[tiles["label"].isin(prompts["label"]) & tiles["use"].eq(kept) & tiles["source"].eq("real")]
     own = own.merge(captions[["tile_id", "prompt_id", "text", "cluster", "weight"]], how="left", on="tile_id")
     later = own["split"].ne("train")
     if later.any():
-        found = clusters.assign_tiles(held, own[later]).cluster
+        among = prompt_table.Called(captions, prompts).among()
+        found = clusters.assign_tiles(held, own[later], among=among).cluster
         for i, cluster in zip(own.index[later], found, strict=True):
             offered = prompts[prompts["label"].eq(own.at[i, "label"])]
-            near = offered[offered["cluster"].isin([cluster, -1])]
-            row = near.iloc[0] if len(near) else offered.loc[offered["tiles"].idxmax()]
+            row = offered[offered["cluster"].isin([cluster, -1])].iloc[0]
             own.loc[i, ["prompt_id", "text", "cluster", "weight"]] = [row["prompt_id"], row["text"], cluster, 1.0]
     own = own[own["text"].notna()]
     ids = own["label"].map(dataset.label_id)

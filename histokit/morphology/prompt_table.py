@@ -43,13 +43,26 @@ class Called:
         table, asked = (files.read_table(folder / name).astype({"prompt_id": int}) for name in TABLES)
         return cls(table, asked, files.read_json(folder / NEW_WORDS))
 
-    def classes(self, names, class_name="all"):
-        """The classes to work on: those that have captions where "all" is asked for, else `names`; ValueError for one without."""
+    def among(self):
+        """{class: clusters its tiles count for}; those of a cluster that holds too few of it count for another, see `captions.gathered`."""
+        label = self.prompts.set_index("prompt_id")["label"]
+        pairs = self.table.assign(label=self.table["prompt_id"].map(label))[["label", "cluster"]].drop_duplicates()
+        return {name: sorted(own["cluster"].astype(int)) for name, own in pairs.groupby("label", sort=False)}
+
+    def captioned(self):
+        """The classes that have captions."""
+        return list(dict.fromkeys(self.prompts["label"]))
+
+    def classes(self, names, class_name="all", rare=()):
+        """The classes to work on: `names`, or where "all" is asked for those that have captions, the rare ones of them if any is.
+
+        Raises ValueError for one without captions.
+        """
         if self.prompts is None:
             return names
-        held = list(dict.fromkeys(self.prompts["label"]))
+        held = self.captioned()
         if class_name == "all":
-            return held
+            return [name for name in held if name in rare] or held
         if lost := [name for name in names if name not in held]:
             raise ValueError(f"no tile of {lost[0]!r} has a caption; there are some of {', '.join(held)}")
         return names
@@ -155,5 +168,7 @@ def _validation(run, step):
     tiles = data.load(run)
     held = clusters.load(run.parent(step, ""))
     rows = tiles[tiles["split"].eq("val") & tiles["use"].eq("labelled") & tiles["source"].eq("real")]
-    rows = rows[rows["label"].isin(Called.read(run, step).classes([]))]
-    return pd.Series(clusters.assign_tiles(held, rows, run.device).cluster, index=rows["tile_id"]) if len(rows) else pd.Series(dtype=int)
+    called = Called.read(run, step)
+    rows = rows[rows["label"].isin(called.captioned())]
+    found = clusters.assign_tiles(held, rows, run.device, called.among()).cluster if len(rows) else []
+    return pd.Series(found, index=rows["tile_id"], dtype=int)

@@ -70,6 +70,10 @@ def start(*, experiment, step, recipe="", class_name="", seed=0, **parameters):
             if resume:
                 files.sweep(place)
             elif (old and "key" in old) or places.output_files(place):
+                if busy := [path.name for path in sorted((place / places.SHARDS).glob("*/")) if places.written(path)]:
+                    raise locks.Locked(
+                        f"{places.relative(place)}: shard {', '.join(busy)} is still being made; wait for it, or stop that process"
+                    )
                 lock.release()
                 places.set_aside(place, (old or {}).get("run_id"))
                 place.mkdir(parents=True)
@@ -82,6 +86,10 @@ def start(*, experiment, step, recipe="", class_name="", seed=0, **parameters):
     run._note_inputs()
     _announce(run, changes if old and not resume else [], resume)
     return run
+
+
+class Finished(Exception):
+    """Ends a page before its last cell, where its run is done; see `Run.end`."""
 
 
 class Run:
@@ -234,6 +242,11 @@ class Run:
         atexit.unregister(self._lock.release)
         took = self.record["wall_s"]
         print(f"done: {places.relative(self.folder)}, {len(outputs)} files, {f'{took / 60:.1f} min' if took > 99 else f'{took:.1f} s'}")
+
+    def end(self, result):
+        """`finish`, and no cell after this one: for a part of a set that leaves the rest of the page to the run of the whole."""
+        self.finish(result)
+        raise Finished("this part is done; a run of shard 0/1 does the rest of the page")
 
     def _note_inputs(self):
         """Records the files and folders that parameters name, and the built-in weights."""

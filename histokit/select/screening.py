@@ -81,7 +81,9 @@ def screen(run, made, tiles, panel, encoder_name, thresholds, quota=None, centro
         own = scored(rows, tiles, name, panel, encoder, centroids, usual)
         if fallen is not None:
             where = fallen.reindex(rows["tile_id"]).reset_index(drop=True)
-            own = own.assign(cluster_asked=where["asked"], cluster=where["cluster"], cluster_distance=where["distance"])
+            own = own.assign(
+                cluster_asked=where["asked"].fillna(-1).astype(int), cluster=where["cluster"], cluster_distance=where["distance"]
+            )
         real = of_real(tiles, name, panel, encoder, usual)
         table = selection.calibrate(thresholds, real)
         sizes = data.training(tiles)["label"].value_counts()

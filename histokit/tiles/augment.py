@@ -35,7 +35,7 @@ def random_symmetry(images, generator):
 
 
 def random_affine(count, generator, share=1.0, scale=(0.8, 1.2), shift=0.1, shear=20.0):
-    """Maps [count, 2, 3] for `warp`: any turn, scale, shift (share of the side) and shear (degrees); the identity but for a `share` of them."""
+    """Maps [count, 2, 3] for `warp`: any turn, scale, shift (of the side) and shear (degrees); the identity but for a `share` of them."""
     draw = torch.rand(count, 6, generator=generator)
     turn, lean = 2 * torch.pi * draw[:, 0], torch.deg2rad((2 * draw[:, 1] - 1) * shear).tan()
     size = 1 / (scale[0] + (scale[1] - scale[0]) * draw[:, 2])

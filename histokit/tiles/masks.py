@@ -32,8 +32,9 @@ class Layers:
 
     Args:
         names: K >= 2 of them.
-        ranges: of each the values of a mask, a tuple of (lowest, highest), both included; colours are 0xRRGGBB.
+        ranges: of each the values of a mask, a tuple of (lowest, highest), both included.
         called: of each the names that polygons of it go by.
+        coloured: whether values are colours, 0xRRGGBB; then none is a grey value.
         rest: id of the layer that takes every other value, None for none.
     """
 
@@ -41,13 +42,14 @@ class Layers:
     ranges: tuple
     called: tuple
     rest: int | None = None
+    coloured: bool = False
 
     @classmethod
     def of(cls, described, where="layers"):
         """From {name: values} of a description; see `_values` for what values may be. ValueError for fewer than two or an overlap."""
         if len(described) < 2:
             raise ValueError(f"{where}: {len(described)} layers ({', '.join(described)}); there are at least a background and one tissue")
-        names, ranges, called, rest = tuple(map(str, described)), [], [], None
+        names, ranges, called, rest, kinds = tuple(map(str, described)), [], [], None, set()
         for k, (name, given) in enumerate(described.items()):
             own, words = [], {str(name)}
             for value in given if isinstance(given, list) else [given]:
@@ -59,6 +61,7 @@ class Layers:
                 elif isinstance(found, str):
                     words.add(found)
                 else:
+                    kinds.add(str(value).startswith("#"))
                     own.append(found)
             for low, high in own:
                 for other, theirs in zip(names, ranges, strict=False):
@@ -66,15 +69,12 @@ class Layers:
                         raise ValueError(f"{where}: value {both[0]} is both {other!r} and {name!r}; each value means one layer")
             ranges.append(tuple(own))
             called.append(frozenset(words))
-        return cls(names, tuple(ranges), tuple(called), rest)
+        if len(kinds) > 1:
+            raise ValueError(f"{where}: some values are colours and some grey values; a mask is one or the other, write '#000000' for 0")
+        return cls(names, tuple(ranges), tuple(called), rest, True in kinds)
 
     def __len__(self):
         return len(self.names)
-
-    @property
-    def coloured(self):
-        """Whether a value is a colour."""
-        return any(high > 0xFFFF for own in self.ranges for _, high in own)
 
     def ids(self, values, name="mask"):
         """uint8 ids of an array of values (int); BadMask names the values that no layer has."""
@@ -163,21 +163,20 @@ def read(path, layers, size=None, name=None):
 
 
 def _numbers(image, layers, name):
-    """int [H, W]: palette places or colours, grey values, or numbers of objects."""
-    if image.mode == "1":
-        image = image.convert("L")
-        one = any(low <= 1 <= high for own in layers.ranges for low, high in own)
-        return np.asarray(image, np.int64) // (255 if one else 1)
-    if image.mode in ("P", "PA") and not layers.coloured:
-        return np.asarray(image.getchannel(0) if image.mode == "PA" else image, np.int64)
-    if image.mode in ("L", "LA", "I") or image.mode.startswith("I;16"):
-        return np.asarray(image.getchannel(0) if image.mode == "LA" else image).astype(np.int64)
-    if image.mode not in ("P", "PA", "RGB", "RGBA"):
-        raise BadMask(f"{name}: has colour mode {image.mode}; save the mask as grey, palette or RGB")
-    rgb = np.asarray(image.convert("RGBA").convert("RGB") if image.mode != "RGB" else image, np.int64)
-    if layers.coloured:
+    """int [H, W]: colours, grey values, places in a palette, or numbers of objects."""
+    kind = image.mode
+    if layers.coloured and kind in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
+        rgb = np.asarray(image.convert("RGBA").convert("RGB"), np.int64)
         return (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
-    if (rgb[..., 0] != rgb[..., 1]).any() or (rgb[..., 1] != rgb[..., 2]).any():
+    if kind == "1":  # no values but 0 and 1, which may be told as 0 and 255
+        named = [any(low <= value <= high for own in layers.ranges for low, high in own) for value in (1, 255)]
+        return np.asarray(image, np.int64) * (1 if named == [True, False] else 255)
+    if kind in ("L", "LA", "P", "PA", "I") or kind.startswith("I;16"):
+        return np.asarray(image.getchannel(0) if kind in ("LA", "PA") else image).astype(np.int64)
+    if kind not in ("RGB", "RGBA"):
+        raise BadMask(f"{name}: has colour mode {kind}; save the mask as grey, palette or RGB")
+    rgb = np.asarray(image, np.int64)[..., :3]
+    if (rgb != rgb[..., :1]).any():
         raise BadMask(f"{name}: is coloured, and `layers` names grey values; write its colours there, such as tumour: '#ff0000'")
     return rgb[..., 0]
 

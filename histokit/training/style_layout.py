@@ -225,7 +225,7 @@ def _error(found, scheduler, z, timesteps, noise, asked, kind):
 
 
 def validation(found, scheduler, cache, layouts, pool, names, seed, *, draws=settings.HELD_OUT_DRAWS, batch_size=8, kind="l2"):
-    """`validate()` -> denoising error of held-out tiles under their layout and the style of their slide, at fixed noise; lower is better."""
+    """`validate()` -> denoising error of held-out tiles, given layout and style of their slide, at fixed noise; lower is better."""
     rows = [i % len(cache) for i in range(max(draws, len(cache)))]
     mean, _ = cache.batch(rows, [0] * len(rows))
     z, layout = mean * cache.model.scaling, layouts.batch(rows, [0] * len(rows))
