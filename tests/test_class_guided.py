@@ -13,7 +13,7 @@ from tiny import tiny_model
 from histokit import runs
 from histokit.core import files
 from histokit.diffusion import backbone, sampling
-from histokit.generate import class_guided, guided, latent_guidance, policies, steering
+from histokit.generate import class_guided, guided, guides, latent_guidance, policies
 from histokit.runs import notebooks
 from histokit.show import plots
 from histokit.tiles import data
@@ -286,9 +286,9 @@ def test_a_guide_of_another_base_is_refused(model, guide, tiles):
 
 
 def test_both_ways_of_the_notebook_answer_to_the_same_names(model, guide, tiles, repository):
-    assert steering.by("pixel") is guided and steering.by("latent") is class_guided
+    assert guides.way("pixel") is guided and guides.way("latent") is class_guided
     with pytest.raises(ValueError, match="pixel .* or latent"):
-        steering.by("pictures")
+        guides.way("pictures")
     asked = {"class_scale": 3.0, "guidance_scale": 1.0, "num_inference_steps": STEPS, "candidates": 2, "updates": 1, "confidence": 0.5}
     settings = class_guided.settings_of(asked | {"interval": [0.0, 0.9], "lpips": "file"})
     assert settings == latent_guidance.Settings(3.0, 1.0, STEPS, interval=(0.0, 0.9))

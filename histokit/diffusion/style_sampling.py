@@ -73,7 +73,7 @@ class Pool:
 
     def __init__(self, tiles, settings, features=None):
         self.settings = settings
-        self.tiles = tiles.reset_index(drop=True)
+        self.tiles = tiles.sort_values("tile_id").reset_index(drop=True)
         if not len(self.tiles):
             raise ValueError("the style pool is empty: no tile of that kind is for training")
         if settings.home == "slide" and self.tiles["slide"].fillna("").eq("").any():

@@ -278,3 +278,13 @@ class Settings:
         """Weights [loss_steps] of the predictions, the last one last; they sum to 1."""
         raw = torch.arange(1, self.loss_steps + 1.0) if self.loss_schedule == "linear" else torch.ones(self.loss_steps)
         return raw / raw.sum()
+
+
+def way(method):
+    """The module that steers by `pixel` (a classifier of pictures) or `latent` (one of noisy latents); both answer to the same names."""
+    from histokit.generate import class_guided, guided
+
+    ways = {"pixel": guided, "latent": class_guided}
+    if method not in ways:
+        raise ValueError(f"method is {method!r}; use pixel (a classifier of pictures, of 06) or latent (one of noisy latents, of 21)")
+    return ways[method]

@@ -270,10 +270,12 @@ def pixels(tiles, layers, tile_px=None):
     tiles = tiles.to_frame().T if isinstance(tiles, pd.Series) else tiles
     side = tile_px or (int(tiles["tile_px"].iloc[0]) if len(tiles) else 0)
     result = np.empty((len(tiles), side, side), np.uint8)
+    made = Layers.of({name: i for i, name in enumerate(layers.names)})  # a made mask holds the ids themselves
     for i, (_, row) in enumerate(tiles.iterrows()):
         if not row["mask"]:
             raise BadMask(f"{row['tile_id']}: has no mask; take the annotated tiles alone (masks.has)")
-        ids = read(path_of(row), layers, (int(row["width"]), int(row["height"])) if row["width"] else None, row["mask"])
+        own = made if row.get("source") == "synthetic" else layers
+        ids = read(path_of(row), own, (int(row["width"]), int(row["height"])) if row["width"] else None, row["mask"])
         fit = "resize" if row.get("source") == "synthetic" else row.get("fit", "resize")
         result[i] = fitted(ids, side, fit, row.get("mpp"), row["mask"])
     return result

@@ -15,6 +15,7 @@ from histokit.tiles import augment, data, masks
 from histokit.training import finetuning, loop, settings
 
 VERSION = 1
+FIRST = 256  # tiles whose styles are looked at before the first update
 FROM_BASE = "base_model"  # network that goes on from the base's own UNet
 
 
@@ -267,6 +268,9 @@ def fit(model, tiles, layers, how, style, training, *, features=None, seed=0, fo
         found.freeze_style()
     scheduler = found.scheduler
     pool = style_sampling.Pool(data.learnable(tiles), style, features)
+    g = torch.Generator().manual_seed(files.seed(seed, "first styles"))
+    some = learn["tile_id"].sample(min(len(learn), FIRST), random_state=0)
+    found.style.settle(pool.style([pool.beside(name, g) for name in some], g).to(model.device))
     cache = latents.Latents(model, learn)
     layouts = Layouts(learn, layers, model.latent_px, model.tile_px)
     validate = None
