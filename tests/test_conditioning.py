@@ -67,8 +67,8 @@ def test_it_begins_as_the_base_that_it_goes_on_from(injection, prediction_type):
 
 def test_a_fresh_network_walks_as_its_unet_does():
     model = tiny_model()
-    how, style, _ = style_layout.Settings.of({"network": "tiny", "sampling": "random", "pictures": 2, "px": 16})
-    found, brought = style_layout.fresh(how, style, model, LAYERS)
+    asked_for = style_layout.Asked.of({"sampling": "random", "pictures": 2, "px": 16}, {"network": "tiny"})
+    found, brought = style_layout.fresh(asked_for.how, asked_for.sampling, model, LAYERS)
     assert brought["copied"] == [] and found.scheduler.config.beta_end == 0.0205
     z, t, layout, v = asked(found, model)
     with torch.no_grad():
@@ -93,7 +93,7 @@ def learn(found, model, steps, frozen=False, pictures=None):
     """A few updates on fixed tensors; returns gradients of the style encoder's parameters at each step."""
     z, _, layout, _ = asked(found, model)
     pictures = torch.randn(3, 2, 3, 16, 16, generator=torch.Generator().manual_seed(1)) if pictures is None else pictures
-    how, _, _ = style_layout.Settings.of({"style_drop": 0.0})
+    how = style_layout.Settings(style_drop=0.0)
     if frozen:
         found.freeze_style()
     batch = {"latents": z, "layout": layout, "style": pictures}
@@ -128,7 +128,7 @@ def test_every_parameter_is_in_one_group_and_moves():
         assert {id(p) for p in groups[0]["params"]} == {id(p) for p in found.unet.parameters()}
         before = {name: p.detach().clone() for name, p in found.named_parameters()}
         z, _, layout, _ = asked(found, model)
-        how, _, _ = style_layout.Settings.of({"style_drop": 0.5})
+        how = style_layout.Settings(style_drop=0.5)
         batch = {"latents": z, "layout": layout, "style": torch.randn(3, 2, 3, 16, 16)}
         loop.fit([loop.Player("x", groups, style_layout.loss(found, found.scheduler, how))], lambda k, held=batch: held, 6, 0)
         still = [name for name, p in found.named_parameters() if torch.equal(before[name], p)]

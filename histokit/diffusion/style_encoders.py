@@ -37,28 +37,30 @@ class Standardised(nn.Module):
 
 
 class TinyCNN(nn.Module):
-    """Mean and deviation of what four halvings see, [B, 3, px, px] to [B, dim]; for processors without a GPU.
+    """What four halvings see, and the colour of the picture beside it: [B, 3, px, px] to [B, dim]; for processors without a GPU.
 
-    These numbers of each layer are what style transfer means by style (Huang & Belongie 2017, arXiv:1703.06868). Nothing is normalised on
-    the way: a group norm over a picture takes away its mean, and with it the stain.
+    Colour goes its own way, as in `Colour`: the group norm that keeps a small network stable takes a picture's mean away, and with it the
+    stain.
     """
 
     def __init__(self, dim, widths=(32, 64, 96, 128)):
         super().__init__()
-        before = (3, *widths[:-1])
-        self.stages = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(before, widths, strict=True))
-        self.standard, self.head = Standardised(2 * (3 + sum(widths))), nn.Linear(2 * (3 + sum(widths)), dim)
+        stages, before = [], 3
+        for width in widths:
+            stages += [nn.Conv2d(before, width, 3, stride=2, padding=1), nn.GroupNorm(8, width), nn.SiLU()]
+            before = width
+        self.stages, self.head = nn.Sequential(*stages), nn.Linear(before, dim)
+        self.colour = Colour(dim)
+
+    @property
+    def standard(self):
+        return self.colour.standard
 
     def features(self, pictures):
-        seen, x = [pictures], pictures
-        for stage in self.stages:
-            x = F.silu(stage(x))
-            seen.append(x)
-        flat = [x.flatten(2) for x in seen]
-        return torch.cat([x.mean(dim=2) for x in flat] + [_deviation(x) for x in flat], dim=1)
+        return self.colour.features(pictures)
 
     def forward(self, pictures):
-        return self.head(self.standard(self.features(pictures)))
+        return self.head(self.stages(pictures).mean(dim=(2, 3))) + self.colour(pictures)
 
 
 def _deviation(x):
@@ -105,8 +107,12 @@ class SwinV2Tiny(nn.Module):
     def __init__(self, dim):
         super().__init__()
         from torchvision.models import swin_v2_t
+        from torchvision.ops import StochasticDepth
 
-        self.network = swin_v2_t(weights=None, stochastic_depth_prob=0.0)
+        self.network = swin_v2_t(weights=None)
+        for part in self.network.modules():
+            if isinstance(part, StochasticDepth):
+                part.p = 0.0
         self.standard, self.head = Standardised(self.network.head.in_features), nn.Linear(self.network.head.in_features, dim)
         self.network.head = nn.Identity()
 

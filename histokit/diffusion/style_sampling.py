@@ -135,6 +135,18 @@ class Pool:
             raise ValueError(f"no tile of {self.settings.home} {home!r} lends its style; there are {len(self.of_home)} that do")
         return self._some(self.of_home[home], generator)
 
+    def of_case(self, case, generator):
+        """Places [n] of tiles of one slide of a case."""
+        homes = sorted(set(self.tiles.loc[self.usable, self.settings.home][self.tiles.loc[self.usable, "case_id"].eq(case)]))
+        if not homes:
+            raise ValueError(f"no tile of case {case!r} lends its style")
+        return self.of(homes[int(torch.randint(len(homes), (1,), generator=generator))], generator)
+
+    @property
+    def cases(self):
+        """Cases that lend a style, sorted."""
+        return sorted(set(self.tiles.loc[self.usable, "case_id"]))
+
     def _near(self, at, other):
         """Whether a tile lies within `relative_dist` of another on its slide, and shares no more of its area than `min_shift` leaves."""
         one, two, how = self.tiles.iloc[at], self.tiles.iloc[other], self.settings

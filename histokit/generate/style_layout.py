@@ -13,12 +13,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from histokit.core import files, machine, progress
+from histokit.core import files, machine, pictures, progress
 from histokit.diffusion import backbone, conditioning, sampling, style_encoders, style_sampling
 from histokit.generate import previews, synthetic
-from histokit.runs import places
 from histokit.tiles import augment, data, masks
-from histokit.vision import features
 
 VERSION = 1
 
@@ -46,9 +44,14 @@ class Settings:
     bent: float = style_sampling.BENT
 
     @classmethod
+    def names(cls):
+        """Names of the settings, and of the one that `style_pairing.lenders` reads."""
+        return (*(field.name for field in dataclasses.fields(cls)), "allow_test_style")
+
+    @classmethod
     def of(cls, asked):
         """From a dict that may hold other names."""
-        return cls(**{name: value for name, value in asked.items() if name in {f.name for f in dataclasses.fields(cls)}})
+        return cls(**{name: value for name, value in asked.items() if name in cls.__dataclass_fields__})
 
     @property
     def walk(self):
@@ -57,14 +60,10 @@ class Settings:
         return {"rescale": own.pop("guidance_rescale"), **{name: value for name, value in own.items() if name != "bent"}}
 
 
-def seen_by(found, run):
-    """`features(rows)` of the frozen encoder a model takes its styles from, None where it sees pictures itself."""
-    if found.config.encoder != "features":
-        return None
-    encoder = features.load(found.facts["encoder"], run.device)
-    if files.digest(encoder.identity) != found.config.encoder_name:
-        raise ValueError(f"the style model learned with {found.facts['encoder']} of other weights; train it again")
-    return lambda rows: features.embed(encoder, rows)
+def refuse_other(found, seen, name):
+    """Raises ValueError where a model took its styles from an encoder of other weights."""
+    if found.config.encoder_name != (seen.identity if seen else ""):
+        raise ValueError(f"{name} learned with the style encoder {found.facts.get('encoder') or found.config.encoder!r}; train it again")
 
 
 # --- making ----------------------------------------------------------------------------------------------------------
@@ -263,7 +262,7 @@ class Previewer:
     def _sources(self, jobs, mask):
         own = data.pixels(self.maker.by_id.loc[[jobs["tile_id"].iloc[0]]].reset_index(), self.maker.model.tile_px)[0]
         style = self.maker.pool.tiles.iloc[[self.maker.pool.place[json.loads(jobs["styles"].iloc[0])[0]]]]
-        return np.concatenate([outlined(own, mask[0]), data.pixels(style, self.maker.model.tile_px)[0]], axis=1)[None]
+        return np.concatenate([pictures.outlined(own, mask[0]), data.pixels(style, self.maker.model.tile_px)[0]], axis=1)[None]
 
     def known(self, layout=0, style=0, seed=None, **changes):
         """The same, where it was drawn before; else None."""
@@ -279,54 +278,44 @@ class Previewer:
         self.maker.model.rest()
 
 
-def outlined(image, mask, colour=(255, 235, 0)):
-    """A copy of a tile uint8 [H, W, 3] with the borders between the layers of its mask [H, W] drawn in."""
-    edge = np.zeros(mask.shape, bool)
-    edge[:-1] |= mask[:-1] != mask[1:]
-    edge[:, :-1] |= mask[:, :-1] != mask[:, 1:]
-    out = image.copy()
-    out[edge] = colour
-    return out
-
-
 # --- what came of it -------------------------------------------------------------------------------------------------
 
 
-def style_fidelity(made, pool, images):
-    """How far made tiles took the colour of their style: correlation and slope, one row a colour channel, and the mean distance.
+@torch.no_grad()
+def vectors(found, pool, tiles, seed=0):
+    """Style vectors [N, dim] of manifest rows, each by a draw of other tiles of its slide, as in training."""
+    found_v = []
+    for name in tiles["tile_id"]:
+        g = torch.Generator().manual_seed(files.seed(seed, "style vectors", name))
+        found_v.append(found.of_style(pool.style([pool.beside(name, g)], g).to(found.null.device))[0].cpu())
+    return torch.stack(found_v).numpy()
 
-    Args:
-        made: manifest rows, `images` uint8 [N, H, W, 3] of them. pool: style_sampling.Pool that has their styles.
 
-    Returns:
-        DataFrame channel, correlation [-1, 1] of mean optical density with that of the style tiles, slope (1: as far as they), distance
-        (mean absolute difference), of_others (the same to styles dealt anew). Better: higher correlation, slope near 1, smaller distance.
-    """
-    own = style_sampling.mean_density(images)
-    density = {}
-    wanted = []
-    for text in made["sources"]:
-        styles = json.loads(text)[1:]
-        for name in styles:
-            if name not in density:
-                density[name] = style_sampling.mean_density(data.pixels(pool.tiles.iloc[[pool.place[name]]], pool.settings.px))[0]
-        wanted.append(np.mean([density[name] for name in styles], axis=0))
-    wanted = np.array(wanted)
-    other = wanted[np.array(files.shuffled(range(len(wanted)), 0, "other styles"))]
-    rows = []
-    for c, channel in enumerate(("red", "green", "blue")):
-        x, y = wanted[:, c], own[:, c]
-        spread = float(x.std())
-        correlation = float(np.corrcoef(x, y)[0, 1]) if len(x) > 2 and spread > 0 and y.std() > 0 else float("nan")
-        slope = float(np.cov(x, y, bias=True)[0, 1] / spread**2) if spread > 0 else float("nan")
-        row = {"channel": channel, "correlation": correlation, "slope": slope, "distance": float(np.abs(x - y).mean())}
-        rows.append(row | {"of_others": float(np.abs(other[:, c] - y).mean())})
+def beside(maker, jobs, made, most=12):
+    """Some finished tiles beside what they were made from: DataFrame layout, style, made (uint8 [H, W, 3]), caption."""
+    rows, chosen = [], np.linspace(0, len(made) - 1, min(most, len(made))).astype(int)
+    for i in chosen:
+        job, px = jobs.iloc[i], maker.model.tile_px
+        own = augment.pixel_symmetry(data.pixels(maker.by_id.loc[[job["tile_id"]]].reset_index(), px), int(job["symmetry"]))[0]
+        mask = maker.mask(job["tile_id"], int(job["symmetry"]))
+        style = data.pixels(maker.pool.tiles.iloc[[maker.pool.place[json.loads(job["styles"])[0]]]], px)[0]
+        picture = pictures.outlined(data.pixels(made.iloc[[i]], px)[0], mask)
+        rows.append(
+            {
+                "layout": pictures.outlined(own, mask),
+                "style": style,
+                "made": picture,
+                "caption": f"{job['class']} in the style of {job['style_home']}",
+            }
+        )
     return pd.DataFrame(rows)
 
 
 def remarks(made, run, said=""):
     """Plain sentences on a finished set."""
     told = [said] if said else []
+    if not len(made):
+        return [*told, "No tile was asked for: the denoiser alone was trained."]
     homes = pd.Series([json.loads(text)["style_home"] for text in made["settings"]])
     layouts = pd.Series([json.loads(text)[0] for text in made["sources"]])
     told.append(f"{len(made):,} tiles with masks: {layouts.nunique():,} layouts in the style of {homes.nunique():,} slides or patients.")
@@ -335,9 +324,11 @@ def remarks(made, run, said=""):
     return told
 
 
-def earlier(run, step):
-    """Folder of the finished 30_style_layout whose model is taken over."""
-    folder = run.parent(step, "")
-    record = places.read(folder) or {}
-    taken = record.get("parameters", {}).get("trained", "")
-    return run.parent(taken, "") if taken and not (folder / f"{conditioning.FILE}.json").is_file() else folder
+def taken_over(run, step, model, seen):
+    """(StyleLayout that an earlier step trained, how its style pictures are drawn), on this base.
+
+    Raises ValueError where it learned in other latents or took its styles from another encoder.
+    """
+    found = conditioning.load(run.parent(step, ""), model, run.device)
+    refuse_other(found, seen, step)
+    return found, style_sampling.Settings(**found.facts["sampling"])

@@ -194,3 +194,19 @@ def umap_scatter(real, real_labels, synthetic, synthetic_labels, classes, title=
     ax.set_title(f"{title}. A picture, not a metric: distances between groups mean little", loc="left", fontsize=10)
     ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return ax
+
+
+def style_followed(table, title="Does a made tile have the colour of its style?", ax=None):
+    """Mean optical density of style and made tiles, a point a tile and channel, with the line on which both are alike.
+
+    Args:
+        table: DataFrame channel, wanted, got; see `style_and_layout.densities`.
+    """
+    ax = ax or new_axes(4.6, 4.2)
+    for colour, (channel, part) in zip(("tab:red", "tab:green", "tab:blue"), table.groupby("channel", sort=False), strict=True):
+        ax.scatter(part["wanted"], part["got"], s=10, alpha=0.6, color=colour, label=channel)
+    ends = [min(table["wanted"].min(), table["got"].min()), max(table["wanted"].max(), table["got"].max())]
+    ax.plot(ends, ends, color="0.5", linewidth=1)
+    ax.set(title=title, xlabel="mean optical density of the style tiles", ylabel="of the made tile")
+    ax.legend(frameon=False)
+    return ax

@@ -88,6 +88,17 @@ def pairs(left, right, captions, title="", ax=None, cols=4):
     return image_grid(np.concatenate([left, gap, right], axis=2), title, captions, cols=cols, ax=ax)
 
 
+def made_in_style(shown, title="Layout | style | made", ax=None):
+    """Rows of three pictures, four rows beside each other: the layout on its own tile, a tile of the style, and what was made.
+
+    Args:
+        shown: DataFrame with columns layout, style, made (uint8 [H, W, 3]) and caption.
+    """
+    cells = [np.concatenate([row.layout, row.style, row.made], axis=1) for row in shown.itertuples()]
+    ax = ax or new_axes(11, 1.35 * -(-len(cells) // 3) + 0.4)
+    return image_grid(np.stack(cells), title, shown["caption"].tolist(), cols=3, ax=ax)
+
+
 def strips(pixels, captions, columns=("real", "source", "synthetic", "nearest training tile"), title="", axes=None):
     """Rows of tiles to be looked at side by side: uint8 [R, K, H, W, 3] with a caption [R][K] each and a heading for each column.
 

@@ -14,7 +14,7 @@ __all__ = ["apply", "tuner"]
 Limits = namedtuple("Limits", "value low high step")
 
 
-def tuner(previewer, run, *, sweep="strength", across="guidance_scale", points=5, readings=None, **sliders):
+def tuner(previewer, run, *, sweep="strength", across="guidance_scale", points=5, readings=None, looks=(), **sliders):
     """Shows one tile and what the settings make of it: a preview at fixed seed beside its source, sliders, a sweep, a button.
 
     Draws once when called, a preview and one row of the sweep, also without a front end. The button writes the values of the sliders
@@ -35,6 +35,7 @@ def tuner(previewer, run, *, sweep="strength", across="guidance_scale", points=5
         points: previews in a row of the sweep.
         readings: readings(images, jobs) -> for each picture `good` (bool), `said` (a sentence) and `rows`, (name, value, what is asked) as
             text; called in idle time where a live front end shows the panel. Its `remark`, if there, is shown beneath. None for none.
+        looks: sliders that choose what is looked at; the button leaves them out.
         sliders: name=(value, min, max, step). A value outside its range widens the range.
     """
     limits = {name: widened(name, Limits(*given)) for name, given in sliders.items()}
@@ -42,7 +43,7 @@ def tuner(previewer, run, *, sweep="strength", across="guidance_scale", points=5
         raise ValueError(f"the sweep goes over {sweep!r}, which is no slider; there is: {', '.join(limits) or 'none'}")
     from histokit.show.panel import slider_panel
 
-    slider_panel.Tuner(previewer, run, limits, sweep, across if across in limits else "", points, readings).show()
+    slider_panel.Tuner(previewer, run, limits, sweep, across if across in limits else "", points, readings, looks=looks).show()
 
 
 def widened(name, limits):

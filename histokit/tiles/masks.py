@@ -73,6 +73,16 @@ class Layers:
             raise ValueError(f"{where}: some values are colours and some grey values; a mask is one or the other, write '#000000' for 0")
         return cls(names, tuple(ranges), tuple(called), rest, True in kinds)
 
+    @classmethod
+    def of_dataset(cls, dataset):
+        """Those of a `data.Dataset`; ValueError where it has none."""
+        if not dataset.layers:
+            raise ValueError(
+                f"the dataset {dataset.name} has no `layers`: say in its description where masks lie (`mask`) and what their values "
+                "show, such as layers: {other: 0, gland: 255}, and run 00 again"
+            )
+        return cls.of(dataset.layers, f"{dataset.name}: `layers`")
+
     def __len__(self):
         return len(self.names)
 
@@ -296,6 +306,11 @@ def survey(tiles, layers):
             told["problem"], shares = str(error), np.full(len(layers), np.nan)
         rows.append(told | dict(zip(layers.names, shares, strict=True)))
     return pd.DataFrame(rows, columns=["tile_id", "split", "case_id", "problem", *layers.names])
+
+
+def foreground(tiles, layers):
+    """Share [N] of each tile of a manifest that is not the first layer, the background."""
+    return np.array([(pixels(row, layers) > 0).mean() for _, row in tiles.iterrows()])
 
 
 def shares(found, layers):

@@ -157,6 +157,26 @@ class Restainer:
         return {**dict(row), **_as_file(path, px)}
 
 
+def restained(learn, donors, copies, *seeds, cases=None):
+    """`learn`, and each of its tiles `copies` times in the stain of another case (Macenko): (rows, place [N] of each in learn, case [N]).
+
+    Rows without a file are of those that hold them in the cache; the case is "" for a tile as it is. A case with too little tissue to know
+    its stain stays as it is.
+
+    Args:
+        learn: manifest rows. donors: rows whose cases lend their stains, see `data.learnable`. cases: which of these may; None for all.
+        seeds: of which stain a tile wears.
+    """
+    rows, places, worn = learn.to_dict("records"), list(range(len(learn))), [""] * len(learn)
+    paint = Restainer(donors)
+    for i, (_, row) in enumerate(learn.iterrows() if copies else ()):
+        for case in filter(None, dict.fromkeys(paint.donor(row, turn, *seeds, cases=cases) for turn in range(copies))):
+            rows.append(paint.written(row, case))
+            places.append(i)
+            worn.append(case)
+    return pd.DataFrame(rows, columns=learn.columns), places, worn
+
+
 def _as_file(path, px):
     """What a manifest says of a square picture that is shown as it is."""
     return {"path": str(path), "fit": "resize", "tile_px": px, "sha256": files.sha256(path), "width": px, "height": px, "mask": ""}

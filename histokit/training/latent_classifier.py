@@ -51,13 +51,7 @@ def restained(learn, donors, copies, seed):
     Args:
         learn: manifest rows of labelled training tiles; `donors`: rows whose cases lend their stains, see `data.learnable`.
     """
-    if not copies:
-        return learn
-    paint, rows = staining.Restainer(donors), []
-    for _, row in learn.iterrows():
-        worn = dict.fromkeys(paint.donor(row, turn, seed, "latent classifier") for turn in range(copies))
-        rows += [paint.written(row, case) for case in worn if case]
-    return pd.concat([learn, pd.DataFrame(rows, columns=learn.columns)], ignore_index=True)
+    return staining.restained(learn, donors, copies, seed, "latent classifier")[0] if copies else learn
 
 
 def loss(classifier, scheduler, noise="uniform", prior=None):

@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass
 import torch
 
 from histokit.core import files
-from histokit.diffusion import backbone, conditioning, latents, losses, style_sampling
-from histokit.tiles import augment, data, masks
+from histokit.diffusion import backbone, conditioning, latents, losses, style_encoders, style_sampling
+from histokit.tiles import augment, data, masks, staining
 from histokit.training import finetuning, loop, settings
 
 VERSION = 1
-FIRST = 256  # tiles whose styles are looked at before the first update
+FIRST = 256  # slides or patients whose styles are looked at before the first update
 FROM_BASE = "base_model"  # network that goes on from the base's own UNet
 
 
@@ -62,6 +62,12 @@ class Settings:
         layout_drop: the same for layouts; 0 never leaves one out.
         loss: l2 or l1 of the denoising error.
         balance: `class` draws tiles of every class alike, `none` every tile.
+        restained: copies of each annotated tile in the stain of other training cases (Macenko), learned under the style of those cases,
+            which nobody need have annotated; a few annotated cases have a few looks, and what a look is cannot be learned from them.
+            0 learns from annotated slides alone, as published.
+        noise_offset: deviation of a constant that is added to the noise of each latent channel. Plain noise has hardly a mean, so that the
+            mean of a noisy latent tells the colour of the picture until almost nothing else is left of it; then nobody needs a style.
+            0 is plain noise, as published.
     """
 
     network: str = FROM_BASE
@@ -77,32 +83,55 @@ class Settings:
     layout_drop: float = 0.0
     loss: str = "l2"
     balance: str = "class"
+    restained: int = 2
+    noise_offset: float = 0.3
 
     def __post_init__(self):
         if self.network != FROM_BASE and self.network not in PRESETS:
             raise ValueError(f"network {self.network!r} is unknown; use {FROM_BASE}, {', '.join(PRESETS)}")
         if self.loss not in ("l1", "l2"):
             raise ValueError(f"loss is {self.loss!r}; use l2 or l1")
+        if self.noise_offset < 0:
+            raise ValueError(f"noise_offset is {self.noise_offset}; expected 0 or more")
         for name in ("style_drop", "layout_drop"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is a share, from 0 to below 1; got {getattr(self, name)}")
 
-    @classmethod
-    def of(cls, given):
-        """(Settings, style_sampling.Settings, settings.Loop) from flat ones (dict); ValueError for a name that none has.
 
-        The kind of style sampling is called `sampling`. One picture is drawn where more make no sense.
+@dataclass(frozen=True)
+class Asked:
+    """All settings of one training, sorted: its own, those of the style pictures, those of the loop."""
+
+    how: Settings
+    sampling: style_sampling.Settings
+    loop: settings.Loop
+    frozen: str = ""  # encoder that takes the place of one that learns, by the name `vision.features` loads it by
+
+    @classmethod
+    def of(cls, style, options=None, spare=()):
+        """From what a notebook says: `style` (dict) and `options`; ValueError for a name that none has.
+
+        `sampling` is the kind of style sampling, `learn: false` a style encoder that stays as it was drawn, and an encoder that is none of
+        `style_encoders.ENCODERS` a frozen one. What the kind makes needless is left out: without style there is no encoder, and `augmented`
+        and `nearby` take one picture.
+
+        Args:
+            spare: names that `options` may hold for others.
         """
-        given = {"kind" if name == "sampling" else name: value for name, value in given.items()}
+        ours = {"sampling": "kind", "learn": "learn_style"}
+        given = {ours.get(name, name): value for name, value in {**(options or {}), **style}.items() if name not in spare}
+        frozen = given.get("encoder", Settings.encoder)
+        if frozen in style_encoders.ENCODERS and frozen != "features":
+            frozen = ""
+        else:
+            given["encoder"] = "features"
         if given.get("kind") == "none":
-            given["aggregation"] = "none"
-        if given.get("kind") in ("none", "augmented", "nearby"):
-            given.setdefault("pictures", 1)
-        elif given.get("kind") == "mp":
-            given = {"pictures": 10, "distinct": False, **given}
-        pace = settings.pace(given.get("steps", cls.steps))
-        own, style, *rest = settings.apart({"ema": 0.999, **pace, **given}, cls, style_sampling.Settings, *settings.PARTS)
-        return own, style, settings.Loop(*rest)
+            given["aggregation"], given["encoder"], frozen = "none", Settings.encoder, ""
+        single = given.get("kind") in ("none", "augmented", "nearby")
+        usual = {"pictures": 1} if single else {"pictures": 10, "distinct": False} if given.get("kind") == "mp" else {}
+        pace = settings.pace(given.get("steps", Settings.steps))
+        how, sampling, *rest = settings.apart({"ema": 0.999, **pace, **usual, **given}, Settings, style_sampling.Settings, *settings.PARTS)
+        return cls(how, sampling, settings.Loop(*rest), frozen)
 
 
 def fresh(how, style, model, layers, features=None, seed=0):
@@ -175,17 +204,24 @@ def validated(tiles):
 class Layouts:
     """Layouts [N, K, h, w] of tiles at the size of their latents, in step with `latents.Latents`."""
 
-    def __init__(self, tiles, layers, px, tile_px):
+    def __init__(self, tiles, layers, px, tile_px, places=None):
+        """places: of which tile each layout is, for tiles that come more than once."""
         parts = (masks.pixels(tiles.iloc[i : i + 64], layers, tile_px) for i in range(0, len(tiles), 64))
-        self.layout = torch.cat([masks.coarser(masks.one_hot(ids, len(layers)), px) for ids in parts])
+        layout = torch.cat([masks.coarser(masks.one_hot(ids, len(layers)), px) for ids in parts])
+        self.layout = layout if places is None else layout[places]
 
     def batch(self, rows, ks):
         """[B, K, h, w] of rows, each in the symmetry of the latents of the same number."""
         return torch.stack([augment.symmetry(self.layout[i], augment.TURN_FIRST[k]) for i, k in zip(rows, ks, strict=True)])
 
 
-def batches(cache, layouts, pool, tiles, how, seed):
-    """`batches(k)` for `loop.fit`: {"latents", "layout", "style"} of the same tiles in the same symmetries, styles drawn anew."""
+def batches(cache, layouts, pool, tiles, cases, how, seed):
+    """`batches(k)` for `loop.fit`: {"latents", "layout", "style"} of the same tiles in the same symmetries, styles drawn anew.
+
+    Args:
+        tiles: rows to learn from, in the order of `cache` and `layouts`.
+        cases: of each the case whose stain it wears, "" for its own, see `staining.restained`.
+    """
     often, parts = finetuning.weights(tiles, how.balance), finetuning.strata(tiles[["label"]])
     names = tiles["tile_id"].tolist()
 
@@ -195,7 +231,8 @@ def batches(cache, layouts, pool, tiles, how, seed):
         ks = torch.randint(cache.symmetries, (len(rows),), generator=generator)
         mean, logvar = cache.batch(rows, ks)
         z = backbone.latents(mean, logvar, cache.model.scaling, generator)
-        style = pool.style([pool.beside(names[i], generator) for i in rows], generator)
+        drawn = [pool.of_case(cases[i], generator) if cases[i] else pool.beside(names[i], generator) for i in rows]
+        style = pool.style(drawn, generator)
         return {"latents": z, "layout": layouts.batch(rows, ks.tolist()), "style": style}
 
     return batch
@@ -210,7 +247,8 @@ def loss(found, scheduler, how):
         gone = torch.rand(len(z), generator=generator) < how.style_drop
         bare = torch.rand(len(z), generator=generator) < how.layout_drop
         drawn = draw(len(z), generator).to(z.device)
-        noise = torch.randn(z.shape, generator=generator).to(z.device)
+        noise = torch.randn(z.shape, generator=generator)
+        noise = (noise + how.noise_offset * torch.randn(*z.shape[:2], 1, 1, generator=generator)).to(z.device)
         layout = torch.where(bare[:, None, None, None], 0.0, batch["layout"]).to(z.device)
         asked = (layout, batch["style"].to(z.device), gone.to(z.device))
         return _error(found, scheduler, z, drawn, noise, asked, how.loss).mean()
@@ -225,7 +263,7 @@ def _error(found, scheduler, z, timesteps, noise, asked, kind):
     return losses.conditional_errors(predict, scheduler, z, timesteps, noise, asked, found.parameters(), kind)
 
 
-def validation(found, scheduler, cache, layouts, pool, names, seed, *, draws=settings.HELD_OUT_DRAWS, batch_size=8, kind="l2"):
+def validation(found, scheduler, cache, layouts, pool, names, how, seed, *, draws=settings.HELD_OUT_DRAWS, batch_size=8):
     """`validate()` -> denoising error of held-out tiles, given layout and style of their slide, at fixed noise; lower is better."""
     rows = [i % len(cache) for i in range(max(draws, len(cache)))]
     mean, _ = cache.batch(rows, [0] * len(rows))
@@ -233,6 +271,7 @@ def validation(found, scheduler, cache, layouts, pool, names, seed, *, draws=set
     generator = torch.Generator().manual_seed(files.seed(seed, "styles held out"))
     style = pool.style([pool.beside(names[i], generator) for i in rows], generator)
     timesteps, noise = losses.fixed_noise(len(rows), z.shape[1:], scheduler, seed)
+    noise = noise + how.noise_offset * torch.randn(*z.shape[:2], 1, 1, generator=generator)
     timesteps = timesteps[torch.randperm(len(rows), generator=torch.Generator().manual_seed(files.seed(seed, "levels")))]
 
     def validate():
@@ -241,27 +280,28 @@ def validation(found, scheduler, cache, layouts, pool, names, seed, *, draws=set
             part = slice(start, start + batch_size)
             here = [x[part].to(cache.model.device) for x in (z, timesteps, noise, layout, style)]
             gone = torch.zeros(len(here[0]), dtype=torch.bool, device=cache.model.device)
-            total += float(_error(found, scheduler, *here[:3], (*here[3:], gone), kind).sum())
+            total += float(_error(found, scheduler, *here[:3], (*here[3:], gone), how.loss).sum())
         return total / len(rows)
 
     return validate
 
 
-def fit(model, tiles, layers, how, style, training, *, features=None, seed=0, folder=None, sheet=None):
+def fit(model, tiles, layers, asked, *, features=None, seed=0, folder=None, sheet=None):
     """Train on annotated tiles; returns (StyleLayout, history of `loop.fit`, what the base brought).
 
     Args:
         model: backbone.Model.
         tiles: manifest; training tiles with a mask are learned from, validation tiles with one choose the step.
         layers: masks.Layers.
-        how, style, training: see `Settings.of`.
-        features: `features(rows)` -> [N, D] with `identity` and `dim`, for style encoder features.
+        asked: see `Asked.of`.
+        features: `features(rows)` -> [N, D] with `identity` and `dim`, for a frozen style encoder.
         folder: where checkpoints go.
         sheet: `sheet(StyleLayout)` -> `sheet(step)` for `loop.fit`, or None.
     """
+    how, style = asked.how, asked.sampling
     learn, held = annotated(tiles), validated(tiles)
     if how.encoder == "features" and features is None:
-        raise ValueError("style encoder features needs a frozen encoder; name one in `style: {encoder: ...}`")
+        raise ValueError("a frozen style encoder was asked for, and none is given")
     found, brought = fresh(how, style, model, layers.names, features, seed)
     found.to(model.device)
     if not how.learn_style:
@@ -269,27 +309,32 @@ def fit(model, tiles, layers, how, style, training, *, features=None, seed=0, fo
     scheduler = found.scheduler
     pool = style_sampling.Pool(data.learnable(tiles), style, features)
     g = torch.Generator().manual_seed(files.seed(seed, "first styles"))
-    some = learn["tile_id"].sample(min(len(learn), FIRST), random_state=0)
-    found.style.settle(pool.style([pool.beside(name, g) for name in some], g).to(model.device))
-    cache = latents.Latents(model, learn)
-    layouts = Layouts(learn, layers, model.latent_px, model.tile_px)
+    found.style.settle(pool.style([pool.of(home, g) for home in pool.homes[:FIRST]], g).to(model.device))
+    copies = how.restained if style.kind in ("random", "mp") else 0
+    rows, places, cases = staining.restained(learn, pool.tiles, copies, seed, "style and layout", cases=pool.cases)
+    cache, layouts = latents.Latents(model, rows), Layouts(learn, layers, model.latent_px, model.tile_px, places)
     validate = None
     if len(held):
         of_val = tiles[tiles["split"].eq("val") & tiles["source"].eq("real")]
         own = latents.Latents(model, held, symmetries=1)
         validate = validation(
             found, scheduler, own, Layouts(held, layers, model.latent_px, model.tile_px), style_sampling.Pool(of_val, style, features),
-            held["tile_id"].tolist(), seed, kind=how.loss,
+            held["tile_id"].tolist(), how, seed,
         )  # fmt: skip
-    known = {"base": model.identity, "tiles": files.digest([[row.tile_id, row.sha256] for row in learn.itertuples()])}
+    known = {"base": model.identity, "tiles": files.digest([[row.tile_id, row.sha256] for row in rows.itertuples()])}
     known |= {"styles": style_sampling.digest(pool), "masks": files.digest(layouts.layout.sum((2, 3)).tolist()), **asdict(how)}
     groups = found.groups(how.lr, how.lr_new if how.network == FROM_BASE else how.lr)
     player = loop.Player("style_layout", groups, loss(found, scheduler, how))
     history = loop.Training(
-        [player], batches(cache, layouts, pool, learn, how, seed), how.steps, seed, training, folder,
+        [player], batches(cache, layouts, pool, rows, cases, how, seed), how.steps, seed, asked.loop, folder,
         identity=known, autocast=model.arithmetic, validate=validate, sheet=sheet(found) if sheet else None,
     ).run()  # fmt: skip
     return found.eval(), history, brought
+
+
+def facts(asked, history):
+    """What `StyleLayout.save` is told: how style pictures are drawn, the frozen encoder, the step that was taken."""
+    return {"sampling": asdict(asked.sampling), "encoder": asked.frozen, "steps": int(history.attrs["step"])}
 
 
 def remarks(learn, held, found, how, brought):

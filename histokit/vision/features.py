@@ -72,6 +72,26 @@ def of_step(run, name):
     return f"cnn@{place}/{found[0].name}"
 
 
+class Frozen:
+    """`frozen(rows)` -> features [N, D] float of manifest rows, by an encoder that learns nothing; from the cache where it has them."""
+
+    def __init__(self, name, device):
+        self.encoder = load(name, device)
+        self.identity, self.dim = files.digest(self.encoder.identity)[:16], self.encoder.dim
+
+    def __call__(self, rows):
+        return np.asarray(embed(self.encoder, rows))
+
+
+def frozen(name, run):
+    """The Frozen of this name, a record of its weights in the run's inputs; None for ""."""
+    if not name:
+        return None
+    if place := source(name):
+        run.input(place)
+    return Frozen(name, run.device)
+
+
 def scaling(feats):
     """The map of features [..., D] that gives these [N, D] mean 0 and deviation 1; a few strong ones make all tiles look alike."""
     mean, std = np.mean(feats, axis=0), np.std(feats, axis=0)

@@ -26,11 +26,13 @@ class Tuner(panel_layout.PanelLayout):
         previewer, run, points, readings: see `widgets.tuner`.
         sliders: {name: widgets.Limits}, checked.
         over: slider along the sweep, "" for none; `across`: slider of its rows, "" for one row.
-        patience: of the preview worker.
+        patience: of the preview worker. looks: sliders that the button leaves out.
     """
 
-    def __init__(self, previewer, run, sliders, over="strength", across="", points=5, readings=None, patience=preview_worker.PATIENCE):
-        self.previewer, self.run, self.limits, self.readings = previewer, run, sliders, readings
+    def __init__(
+        self, previewer, run, sliders, over="strength", across="", points=5, readings=None, patience=preview_worker.PATIENCE, looks=()
+    ):
+        self.previewer, self.run, self.limits, self.readings, self.looks = previewer, run, sliders, readings, tuple(looks)
         self.values, self.tile = {name: sweep.typed(limits, limits.value) for name, limits in sliders.items()}, 0
         began = time.perf_counter()
         self.start = self.drawn = Drawn(previewer(**self.values), dict(self.values), time.perf_counter() - began)
@@ -258,7 +260,8 @@ class Tuner(panel_layout.PanelLayout):
         """Writes the values of the picture into the recipe; returns a sentence and the difference as text, and raises nothing."""
         if self.drawn.values != self.values:
             return f"Nothing was written: there is no picture of {self._say(self.values)}.", ""
-        return self.writer.write(self.drawn.values, self.start.values)
+        drawn, began = ({n: v for n, v in values.items() if n not in self.looks} for values in (self.drawn.values, self.start.values))
+        return self.writer.write(drawn, began)
 
     def _undone(self, _):
         if self.writer.written:
