@@ -68,7 +68,7 @@ def test_colour_follows_the_style_and_shape_the_mask_on_slides_that_nobody_annot
         [style_sampling.mean_density(maker.pool.seen[[maker.pool.place[n] for n in json.loads(s)]]).mean(0) for s in jobs["styles"]]
     )
     got = style_sampling.mean_density(images)
-    assert all(np.corrcoef(wanted[:, c], got[:, c])[0, 1] > 0.5 for c in range(3))
+    assert all(np.corrcoef(wanted[:, c], got[:, c])[0, 1] > 0.6 for c in range(3))
     luminance = images.mean(axis=3)
     dark = luminance < (luminance.max(axis=(1, 2), keepdims=True) + luminance.min(axis=(1, 2), keepdims=True)) / 2
     hit, extra, lost = ((dark & (ids > 0)).sum(), (dark & (ids == 0)).sum(), (~dark & (ids > 0)).sum())
@@ -85,7 +85,7 @@ def test_without_guidance_of_the_style_its_colour_is_not_followed(at):
         [style_sampling.mean_density(maker.pool.seen[[maker.pool.place[n] for n in json.loads(s)]]).mean(0) for s in jobs["styles"]]
     )
     alike = lambda images: np.corrcoef(style_sampling.mean_density(images).ravel(), wanted.ravel())[0, 1]  # noqa: E731
-    assert alike(own) > 0.4 > 0.25 > alike(bare)
+    assert alike(own) > 0.7 > 0.4 > alike(bare)
 
 
 def test_an_image_follows_from_its_own_row(at):
