@@ -87,7 +87,7 @@ def leakage(vectors, foreground, cases, folds=5):
         vectors: [N, D] float, of N style draws. foreground: [N] share of foreground of the tile each was drawn for. cases: [N].
 
     Returns:
-        R2 on held-out cases, at most 1; NaN with fewer than three cases or without any variance.
+        R2 on held-out cases, at most 1; NaN with fewer than eight cases, which tell nothing, or without any variance.
     """
     from sklearn.linear_model import RidgeCV
     from sklearn.model_selection import GroupKFold, cross_val_predict
@@ -96,7 +96,7 @@ def leakage(vectors, foreground, cases, folds=5):
 
     foreground = np.asarray(foreground, float)
     count = min(folds, len(set(cases)))
-    if count < 3 or not foreground.std() > 0:
+    if len(set(cases)) < 8 or not foreground.std() > 0:
         return float("nan")
     model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 4, 13)))
     told = cross_val_predict(model, np.asarray(vectors, float), foreground, groups=np.asarray(cases), cv=GroupKFold(count))
@@ -104,8 +104,8 @@ def leakage(vectors, foreground, cases, folds=5):
 
 
 def remarks(table, leak=float("nan")):
-    """What a reader should know, in sentences."""
-    if len(table) and table["correlation"].notna().any():
+    """What a reader should know, in sentences. table: of `followed`, None where nothing was made."""
+    if table is not None and len(table) and table["correlation"].notna().any():
         yield (
             f"Colour follows the style with correlation {table['correlation'].min():.2f} to {table['correlation'].max():.2f} and slope "
             f"{table['slope'].min():.2f} to {table['slope'].max():.2f} over the channels; the distance to the own style is "

@@ -17,3 +17,50 @@ def iou(tp, fp, fn):
     tp, fp, fn = (np.asarray(n, float) for n in (tp, fp, fn))
     whole = tp + fp + fn
     return np.divide(tp, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+
+
+def counts(drawn, seen, layers):
+    """Pixels right, extra and lost of each tile and layer: tp, fp, fn, each int64 [N, K].
+
+    Args:
+        drawn, seen: uint8 [N, H, W] layer ids of the mask and of a segmenter. layers: K.
+    """
+    drawn, seen = (np.asarray(ids).reshape(len(ids), -1) for ids in (drawn, seen))
+    found = np.empty((3, len(drawn), layers), np.int64)
+    for k in range(layers):
+        one, other = drawn == k, seen == k
+        found[:, :, k] = (one & other).sum(1), (~one & other).sum(1), (one & ~other).sum(1)
+    return tuple(found)
+
+
+def per_patient(tp, fp, fn, patient, measure=dice):
+    """A measure of each patient over all its tiles together, and the patients: [P, ...], [P], NaN for one without any foreground.
+
+    Tiles of a patient are summed first: a tile of ten pixels of gland says little, and counts little.
+
+    Args:
+        tp, fp, fn: [N, ...]. patient: [N].
+        measure: `dice` or `iou`.
+    """
+    names, place = np.unique(np.asarray(patient), return_inverse=True)
+    sums = []
+    for part in (tp, fp, fn):
+        total = np.zeros((len(names), *np.shape(part)[1:]))
+        np.add.at(total, place, np.asarray(part, float))
+        sums.append(total)
+    found = measure(*sums)
+    return np.where(sums[0] + sums[2] > 0, found, np.nan), names  # nothing to find: neither right nor wrong
+
+
+def spread(scores):
+    """What a mean over patients hides, of scores [P, ...] with NaN: mean, SD (ddof 1), minimum, tenth percentile, patients, without any.
+
+    A spread falls as well when every patient gets equally bad: read it beside mean and minimum.
+    """
+    scores = np.asarray(scores, float)
+    known = (~np.isnan(scores)).sum(0)
+    with np.errstate(all="ignore"):
+        return {
+            "mean": np.nanmean(scores, 0), "sd": np.nanstd(scores, 0, ddof=1), "least": np.nanmin(scores, 0),
+            "tenth": np.nanpercentile(scores, 10, axis=0), "patients": known, "without": len(scores) - known,
+        }  # fmt: skip

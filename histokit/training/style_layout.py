@@ -59,7 +59,8 @@ class Settings:
         steps, batch_size: optimiser updates, and tiles an update.
         lr: of what the base brought, and of all where nothing was brought.
         lr_new: of mapper, style encoder and style block.
-        injection, encoder, aggregation: of the style, see `conditioning` and `style_encoders`.
+        injection, encoder, aggregation: of the style, see `conditioning` and `style_encoders`. Published is `bottleneck`; with 85 tiles of
+            eight cases and 300 updates it passed no colour at all, where `time` did.
         learn_style: False keeps the style encoder as it was drawn, as the released code did.
         style_drop: share of styles left out while learning, so that the style can be weighed.
         layout_drop: the same for layouts; 0 never leaves one out.
@@ -77,8 +78,8 @@ class Settings:
     steps: int = 1000
     batch_size: int = 8
     lr: float = 1e-4
-    lr_new: float = 5e-4
-    injection: str = "bottleneck"
+    lr_new: float = 2e-3
+    injection: str = "time"
     encoder: str = "tiny_cnn"
     aggregation: str = "mean"
     learn_style: bool = True
