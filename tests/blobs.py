@@ -1,5 +1,7 @@
 """Dark blobs on coloured ground: the ground's colour is the style of a case, the blobs are the layout. And an exact autoencoder."""
 
+import dataclasses
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from histokit import runs
 from histokit.core import files
 from histokit.diffusion import backbone
 from histokit.tiles import data, masks
@@ -83,3 +86,32 @@ def study(root, cases=14, tiles=5, annotated=6, seed=0):
         layers={"ground": 0, "blob": 255},
     )  # fmt: skip
     return data.located(table, held, root / "outputs" / "exp")
+
+
+def finished(root, experiment="exp", **how):
+    """A finished 00_dataset of `study`; returns its manifest."""
+    tiles = study(root, **how)
+    run = runs.start(experiment=experiment, step="00_dataset")
+    held = data.Dataset(
+        "blobs", ["a", "b"], {"a": "a", "b": "b"}, {"a": "head", "b": "tail"}, PX, "resize", None, str(root / "tiles"), True, {},
+        layers={"ground": 0, "blob": 255},
+    )  # fmt: skip
+    files.write_json(run.path("dataset.json"), dataclasses.asdict(held))
+    run.finish(data.without_memory(tiles))
+    return tiles
+
+
+def made(tiles, step="made", experiment="exp", n=12, right=True):
+    """A finished step of made tiles with masks, in colours of their own; with `right` false each has the mask of none."""
+    rng, run, rows = np.random.default_rng(7), runs.start(experiment=experiment, step=step), []
+    for i in range(n):
+        picture, mask = tile(rng.uniform(70, 230, 3), rng)
+        mask = mask if right else tile((0, 0, 0), rng)[1]
+        for folder, pixels in (("tiles", picture), ("masks", mask // 255)):
+            files.write_png(run.path(folder, f"{i}.png"), pixels)
+        rows.append({"tile_id": f"{step}/{i}", "file_name": f"tiles/{i}.png", "mask": f"masks/{i}.png", "label": "ab"[i % 2]})
+    told = {"root": step, "split": "", "use": "labelled", "case_id": "", "source": "synthetic", "status": "kept", "width": PX, "height": PX}
+    source = tiles.loc[tiles["split"].eq("train"), "tile_id"].iloc[0]
+    table = pd.DataFrame(rows).assign(**told, sources=json.dumps([source]), mpp=1.0, group="", patient="", slide="")
+    table["sha256"] = [files.sha256(run.folder / name) for name in table["file_name"]]
+    run.finish(table)

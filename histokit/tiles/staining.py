@@ -157,8 +157,8 @@ class Restainer:
         return {**dict(row), **_as_file(path, px)}
 
 
-def restained(learn, donors, copies, *seeds, cases=None):
-    """`learn`, and each of its tiles `copies` times in the stain of another case (Macenko): (rows, place [N] of each in learn, case [N]).
+def restained(learn, donors, copies, *seeds, cases=None, method="macenko"):
+    """`learn`, and each of its tiles `copies` times in the stain of another case: (rows, place [N] of each in learn, case [N]).
 
     Rows without a file are of those that hold them in the cache; the case is "" for a tile as it is. A case with too little tissue to know
     its stain stays as it is.
@@ -168,7 +168,7 @@ def restained(learn, donors, copies, *seeds, cases=None):
         seeds: of which stain a tile wears.
     """
     rows, places, worn = learn.to_dict("records"), list(range(len(learn))), [""] * len(learn)
-    paint = Restainer(donors)
+    paint = Restainer(donors, method)
     for i, (_, row) in enumerate(learn.iterrows() if copies else ()):
         for case in filter(None, dict.fromkeys(paint.donor(row, turn, *seeds, cases=cases) for turn in range(copies))):
             rows.append(paint.written(row, case))

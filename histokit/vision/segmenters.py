@@ -87,6 +87,16 @@ class Segmenter(nn.Module):
             found.append(self(pictures).argmax(dim=1).to(torch.uint8).cpu())
         return torch.cat(found).numpy() if found else torch.zeros(0, self.tile_px, self.tile_px, dtype=torch.uint8).numpy()
 
+    @torch.no_grad()
+    def confidence(self, pixels, batch_size=16):
+        """How sure it is of each tile, [N] in (1 / K, 1]: the mean over its pixels of the probability of the likeliest layer."""
+        self.eval()
+        found = []
+        for start in range(0, len(pixels), batch_size):
+            pictures = (decode.to_float(pixels[start : start + batch_size]) / 2 + 0.5).to(self.mean.device)
+            found.append(self(pictures).softmax(dim=1).amax(dim=1).mean(dim=(1, 2)).cpu())
+        return torch.cat(found).numpy() if found else torch.zeros(0).numpy()
+
     def save(self, folder, **facts):
         """Weights, and what it was built from with `facts`, into a folder."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
