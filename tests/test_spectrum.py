@@ -8,7 +8,7 @@ import squares
 from scipy import ndimage
 
 from histokit import runs
-from histokit.evaluate import codec_gap
+from histokit.evaluate import preflight
 from histokit.metrics import spectrum
 from histokit.tiles import data
 
@@ -60,7 +60,7 @@ def test_a_gap_says_what_a_codec_takes(root, monkeypatch):
     tiles = data.load(runs.start(experiment="exp", step="look"))
     noise = np.random.default_rng(0).integers(0, 256, (len(tiles), 32, 32, 3)).astype(np.uint8)
     monkeypatch.setattr(data, "pixels", lambda rows, px=0: noise[: len(rows)])
-    none, soft = (codec_gap.measure(tiles, Blur(size)) for size in (1, 3))
+    none, soft = (preflight.codec_gap(tiles, Blur(size)) for size in (1, 3))
     assert none.contrast == 1 and np.array_equal(none.real, none.coded) and none.said().endswith("real tiles is left.")
     assert soft.contrast < 0.5 and soft.coded[-1] < 0.1 * soft.real[-1] and soft.coded[0] > 0.5 * soft.real[0]
     assert "part: decoder" in soft.said()

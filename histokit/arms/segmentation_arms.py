@@ -299,7 +299,7 @@ class _Trial:
         """One row a tile and layer: what was right, extra and lost."""
         tp, fp, fn = segmentation.counts(drawn, seen, len(self.layers))
         own = self.judged.rows[["tile_id", "case_id", "label", "split"]].assign(arm=self.name, seed=s, gen_seed=self.run.generator_seed)
-        parts = [own.assign(layer=name, tp=tp[:, k], fp=fp[:, k], fn=fn[:, k]) for k, name in enumerate(self.layers.names)]
+        parts = [own.assign(layer=name, layer_id=k, tp=tp[:, k], fp=fp[:, k], fn=fn[:, k]) for k, name in enumerate(self.layers.names)]
         return pd.concat(parts, ignore_index=True)
 
     def _row(self, found, seconds=0.0):

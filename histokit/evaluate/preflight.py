@@ -14,16 +14,19 @@ import pandas as pd
 from histokit.arms import ceilings
 from histokit.core import files
 from histokit.evaluate import wording
-from histokit.metrics import classification, stats
+from histokit.metrics import classification, spectrum, stats
 from histokit.runs import workload
 from histokit.tiles import data, splits, staining
+from histokit.training.pretraining import decoder
 from histokit.vision import features, probes
 
-VERSION = 3
+VERSION = 4
 MORE = workload.HEADROOM  # true tiles a class in the place of made ones
 WEAK = 0.5  # of the mean recall of the other classes, below which a judge is called weak for a class
 PER_CLASS = 100  # training tiles of a class that the judge of the headroom learns from at most
 HEADROOM = ["whose", "through", "added", "tiles", "cases", "before", "difference", "low", "high"]
+SOFT = 0.9  # share of the fine contrast below which a decoder of one's own is worth its minutes
+CODED = 32  # tiles that it is measured on
 DISAGREE = 0.1  # variance of a tile's difference between two arms, mean over six seeds; 0.02 to 0.15 on EBHI-Seg and toy
 ALIKE = 0.2  # correlation of those differences within a case; there -0.3 to 0.5 in a class, median 0.16
 SEEN_BY_COLOUR = 0.5  # of the way from chance to certainty, from which on stain alone explains too much to be passed over
@@ -262,3 +265,48 @@ def headroom_said(found):
         f"Before anything is trained a linear judge finds {100 * first['before']:.0f} % of the rare classes on {first['tiles']} validation "
         f"tiles of {first['cases']} cases{hint}. With {'; '.join(parts)}. A perfect generator could bring about as much."
     ]
+
+
+# --- what the autoencoder takes: every made tile has gone through its decoder, and a soft one gives them away
+
+
+@dataclass(frozen=True)
+class CodecGap:
+    """Power [K] of real tiles and of the same after the autoencoder, by frequency [K] in cycles a pixel."""
+
+    frequency: np.ndarray
+    real: np.ndarray
+    coded: np.ndarray
+    contrast: float  # fine contrast after over before; 1 is as sharp as tissue
+    tiles: int
+    px: tuple  # side at which tiles are seen, and at which the base draws
+
+    def said(self):
+        """What is left, and what helps where that is little."""
+        what = f"After this base's autoencoder {self.contrast:.0%} of the fine contrast of {self.tiles} real tiles is left"
+        if self.contrast >= SOFT:
+            return f"{what}."
+        if self.px[0] > self.px[1]:
+            return (
+                f"{what}: tiles are seen at {self.px[0]} px and the base draws {self.px[1]}, so made ones are enlarged: it may give "
+                f"them away. `tile_px: {self.px[1]}` in 00_dataset shows all tiles at the base's size."
+            )
+        return f"{what}: made tiles will be softer than tissue. 20_pretrain with part: decoder trains its decoder on your tiles."
+
+
+def codec_gap(tiles, codec, seed=0):
+    """What the base's autoencoder takes from real tiles: a CodecGap of up to `CODED` training tiles, spread over the cases.
+
+    Raises ValueError where there is none.
+
+    Args:
+        tiles: frozen manifest with paths.
+        codec: `codecs.VaeRoundTrip`.
+    """
+    rows = splits.spread(data.training(tiles), CODED, seed)
+    if not len(rows):
+        raise ValueError("no training tile to send through the autoencoder")
+    before, after = data.pixels(rows), codec(data.pixels(rows, codec.reads_px))
+    fine = [float(decoder.fine_contrast(data.to_float(part)).mean()) for part in (before, after)]
+    frequency, real = spectrum.radial_power(before)
+    return CodecGap(frequency, real, spectrum.radial_power(after)[1], fine[1] / fine[0], len(rows), (before.shape[1], codec.reads_px))

@@ -49,7 +49,7 @@ def codec_gap(gap, title="What the autoencoder leaves of real tiles", ax=None):
     """Power by spatial frequency of real tiles and of the same after the base's autoencoder, log scales; between them is what is lost.
 
     Args:
-        gap: `codec_gap.Gap`.
+        gap: `preflight.CodecGap`.
     """
     ax = ax or new_axes(6.4, 3.4)
     ax.fill_between(gap.frequency, gap.coded, gap.real, color=DROPPED, alpha=0.15, lw=0)
