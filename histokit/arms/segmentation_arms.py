@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from histokit.arms import fit_segmenter
-from histokit.core import files
+from histokit.core import files, pictures
 from histokit.metrics import segmentation
 from histokit.tiles import data, masks, staining
 from histokit.vision import segmenters
@@ -153,6 +153,34 @@ def real_tiles(tiles, splits, every=False):
     """Real tiles of some splits with a mask; `every` takes the masks that are held back as well."""
     real = tiles[tiles["split"].isin(splits) & tiles["source"].eq("real") & tiles["use"].ne("withheld")]
     return real[real["mask"].fillna("").ne("") if every else masks.has(real)].reset_index(drop=True)
+
+
+def histories(run, arms, seeds):
+    """What validation said while each (arm, seed) was trained: DataFrame arm, seed, step, val_dice."""
+    parts = []
+    for name in arms:
+        for s in range(seeds):
+            path = run.path(name, str(s), "history.csv")
+            if path.is_file() and "val_dice" in (table := files.read_table(path)):
+                parts.append(table[["step", "val_dice"]].dropna().assign(arm=name, seed=s))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["step", "val_dice", "arm", "seed"])
+
+
+def hardest(run, arms, tiles, layers, tile_px, most=4):
+    """Validation tiles that seed 0 of the first arm gets least of, as every arm sees them: DataFrame picture uint8 [H, W, 3], caption."""
+    first = files.read_table(run.path(arms[0], "0", "scores.parquet"))
+    own = first[first["split"].eq("val") & first["layer_id"].gt(0)].groupby("tile_id")[["tp", "fp", "fn"]].sum()
+    own = own[own["tp"] + own["fn"] > 0]
+    worst = segmentation.dice(own["tp"], own["fp"], own["fn"]).argsort(kind="stable")[:most]
+    rows = tiles.set_index("tile_id", drop=False).loc[own.index[worst]].reset_index(drop=True)
+    pixels, ids, shown = data.pixels(rows, tile_px), masks.pixels(rows, layers, tile_px), []
+    for name in arms:
+        seen = segmenters.load(run.path(name, "0", "segmenter.json").parent, run.device).ids(pixels)
+        tp, fp, fn = (part[:, 1:].sum(1) for part in segmentation.counts(ids, seen, len(layers)))
+        for i, picture in enumerate(pictures.outlined(pictures.outlined(pixels, ids), seen, (0, 230, 120))):
+            caption = f"{rows['label'].iloc[i]}, {name}: {segmentation.dice(tp[i], fp[i], fn[i]):.2f}"
+            shown.append({"tile": i, "picture": picture, "caption": caption})
+    return pd.DataFrame(shown).sort_values("tile", kind="stable").reset_index(drop=True)
 
 
 class _Trial:

@@ -48,11 +48,11 @@ def _few(arms, every, most=3):
     return ", ".join(arms[:most]) + (f" and {len(arms) - most} more" if len(arms) > most else "")
 
 
-def arm_curves(history, title="Balanced accuracy on real validation tiles while training", ax=None):
-    """One line per arm (mean over seeds) over thin lines per seed; history: table of `trials.histories`."""
+def arm_curves(history, title="Balanced accuracy on real validation tiles while training", ax=None, score="val_balanced_accuracy"):
+    """One line per arm (mean over seeds) over thin lines per seed; history: table of `trials.histories`, drawn is its column `score`."""
     ax, n = ax or new_axes(8, 3.5), history["arm"].nunique()
     for i, (arm, rows) in enumerate(history.groupby("arm", sort=False)):
-        table = rows.pivot_table(index="step", columns="seed", values="val_balanced_accuracy")
+        table = rows.pivot_table(index="step", columns="seed", values=score)
         if len(table):
             ax.plot(table.index, table, color=nth_colour(i), lw=0.5, alpha=0.4 if n <= 6 else 0.1)
             ax.plot(table.index, table.mean(axis=1), color=nth_colour(i), lw=2 if n <= 6 else 1.2, label=arm)
