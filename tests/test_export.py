@@ -109,7 +109,7 @@ def test_the_command(step, capsys):
     assert cli.main(["export", "outputs/exp/keep"]) == 2
     assert "exists" in capsys.readouterr().err
     assert cli.main(["export", "tiles"]) == 2
-    assert "tiles is not below outputs/; name the folder of a 05_select step" in capsys.readouterr().err
+    assert "tiles is not below outputs/; name the folder of a step of 05_select" in capsys.readouterr().err
 
 
 def test_hugging_face_reads_it_as_an_imagefolder(step, tmp_path):

@@ -177,7 +177,7 @@ def test_weights_of_an_encoder_come_from_a_file_and_of_no_other(root):
 
 @pytest.mark.parametrize(
     ("network", "px", "said"),
-    [("vgg", 64, "segmenter 'vgg' is unknown"), ("small", 36, "to a 8th, and tiles are 36 px"), ("resnet18", 40, "to a 32th")],
+    [("vgg", 64, "segmenter 'vgg' is unknown"), ("small", 36, "to a 16th, and tiles are 36 px"), ("resnet18", 40, "to a 32th")],
 )
 def test_a_segmenter_that_does_not_fit_is_refused(network, px, said):
     with pytest.raises(ValueError, match=said):

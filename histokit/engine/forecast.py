@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from histokit.core import files
-from histokit.engine import jobs, speed
+from histokit.engine import jobs, segmentation_work, speed
 from histokit.runs import workload
 from histokit.training import settings
 
@@ -25,10 +25,7 @@ HOUSEKEEPING = 6  # files of a run folder beside what it is for
 
 @dataclass(frozen=True)
 class Counts:
-    """Real tiles of a dataset: `train` and `held` (val and test), those of rare classes for training, names of rare classes.
-
-    `loose`: training tiles without a label.
-    """
+    """Real tiles of a dataset: to train on, `held` (val and test), of rare classes, their names; `loose`: training tiles with no label."""
 
     train: int
     held: int
@@ -223,6 +220,8 @@ RULES = {
     "10_morphology_prompts": _morphology,
     "20_pretrain": _pretrain,
     "21_latent_classifier": _latent_classifier,
+    "30_style_layout": segmentation_work.style_layout,
+    "31_segmentation": segmentation_work.segmenters,
 }
 
 
