@@ -260,6 +260,33 @@ def test_more_annotated_cases_hold_the_fewer_and_tests_keep_their_masks(annotate
         splits.annotate(tiles, 7, seed=0)
 
 
+def test_where_a_tile_lies_on_its_slide_is_read_from_columns_and_from_names(root):
+    folder, rows = root / "tiles", []
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        for x in (0, 512):
+            save(folder / name / f"S1_x{x}_y1024.png", np.full((8, 8, 3), x // 4 + ord(name), np.uint8))
+            rows.append({"path": f"{name}/S1_x{x}_y1024.png", "label": name, "case_id": name, "split": "train", "left": x, "top": 1024})
+    path = root / "params" / "set.yaml"
+    path.write_text(f"root: {folder}\nclasses: [a, b]\ntile_px: 16\ncase_pattern: '(?P<slide>S1)_x(?P<x>\\d+)_y(?P<y>\\d+)'\n")
+    named = data.scan(data.describe(path))
+    assert named["x"].tolist() == [0, 512, 0, 512] and named["y"].eq(1024).all() and set(named["slide"]) == {"S1"}
+    pd.DataFrame(rows).to_csv(folder / "tiles.csv", index=False)
+    table = f"root: {folder}\ntable: tiles.csv\nclasses: [a, b]\ntile_px: 16\ncolumns: {{file_name: path, x: left, y: top}}\n"
+    path.write_text(table)
+    found = data.scan(data.describe(path))
+    assert found["x"].tolist() == [0, 512, 0, 512]
+    path.write_text(table.replace(", y: top", ""))
+    with pytest.raises(ValueError, match="'x' is read and the other of x and y is not"):
+        data.scan(data.describe(path))
+    pd.DataFrame(rows).assign(left="far").to_csv(folder / "tiles.csv", index=False)
+    path.write_text(table)
+    with pytest.raises(ValueError, match="x of .* is 'far', no number of pixels"):
+        data.scan(data.describe(path))
+    path.write_text(table.replace(", x: left, y: top", ""))
+    assert "x" not in data.scan(data.describe(path))
+
+
 def test_polygons_beside_the_tiles_are_masks_by_template_and_by_column(annotated, root):
     folder = root / "tiles"
     for case in range(8):

@@ -18,7 +18,8 @@ SPLITS = ("train", "val", "test")
 TISSUE = "tissue"  # the one class of tiles without labels
 RESERVED = ("all", "tail", TISSUE)  # words of recipes and manifests, which no class may be called
 FACTS = ("case_id", "patient", "slide", "group")  # what `case_pattern` may name and a table may hold
-COLUMNS = ("file_name", "label", "split", "mask", "mpp", *FACTS)
+AT = ("x", "y")  # upper left corner of a tile on its slide, in px of the tile, where the description says how to read it
+COLUMNS = ("file_name", "label", "split", "mask", "mpp", *FACTS, *AT)
 
 
 @dataclass
@@ -260,7 +261,7 @@ def _check_columns(described, group):
             f"{path}: `label_pattern` is for tiles whose class stands in no table and no folder; leave `table` and `levels` out"
         )
     _check_pattern(path, "label_pattern", described.label_pattern, ("label",), "(?P<label>[^_]+)_")
-    _check_pattern(path, "case_pattern", described.case_pattern, FACTS, "(?P<case_id>[^-]+)-")
+    _check_pattern(path, "case_pattern", described.case_pattern, (*FACTS, *AT), "(?P<case_id>[^-]+)-")
 
 
 def _check_pattern(path, key, pattern, groups, example):

@@ -14,7 +14,7 @@ import pandas as pd
 
 from histokit.core import files
 from histokit.tiles.decode import SUFFIXES
-from histokit.tiles.description import FACTS, TISSUE, found_name, nearest, own_name
+from histokit.tiles.description import AT, FACTS, TISSUE, found_name, nearest, own_name
 from histokit.tiles.ingest import joined_facts, label_tables, levels, table_files, tile_names, walk
 
 VERSION = 2
@@ -45,7 +45,9 @@ def scan(described):
         joined_facts.join(described, tiles, **one)
     _check_classes(described, tiles)
     _fill(described, tiles)
-    return tiles[list(COLUMNS)].sort_values("file_name", ignore_index=True)
+    _read_place(described, tiles)
+    placed = [name for name in AT if name in tiles]
+    return tiles[[*COLUMNS, *placed]].sort_values("file_name", ignore_index=True)
 
 
 def _from_folders(described):
@@ -169,6 +171,7 @@ def _from_table(described):
 def _one_table(described, path, split, names, with_masks):
     columns, table = described.columns, table_files.read(path, described.root, names)
     theirs = {ours: columns.get(ours, ours) for ours in ("file_name", "label", "split", "mask", "mpp", *FACTS)}
+    theirs |= {ours: columns[ours] for ours in AT if ours in columns}  # a table may mean anything else by x
     for ours, name in theirs.items():
         if not _has(table, name) and (ours in columns or ours in ("file_name", "label")):
             if ours == "label" and described.classes == [TISSUE]:
@@ -236,6 +239,20 @@ def _read_pattern(described, tiles):
             )
     for fact in re.compile(described.case_pattern).groupindex:
         tiles[fact] = [match[fact] or "" for match in matches]
+
+
+def _read_place(described, tiles):
+    """Where tiles lie on their slides, as numbers; a cell that is none is named, and one corner without the other."""
+    found = [name for name in AT if name in tiles]
+    if len(found) == 1:
+        raise ValueError(f"{described.path}: {found[0]!r} is read and the other of x and y is not; a place on a slide needs both")
+    for name in found:
+        numbers = pd.to_numeric(tiles[name].replace("", None), errors="coerce")
+        wrong = tiles[name].fillna("").ne("") & numbers.isna()
+        if wrong.any():
+            row = tiles[wrong].iloc[0]
+            raise ValueError(f"{described.path}: {name} of {row['file_name']!r} is {row[name]!r}, no number of pixels")
+        tiles[name] = numbers
 
 
 def _shown(described):
