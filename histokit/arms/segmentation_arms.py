@@ -178,7 +178,7 @@ def hardest(run, arms, tiles, layers, tile_px, most=4):
         seen = segmenters.load(run.path(name, "0", "segmenter.json").parent, run.device).ids(pixels)
         tp, fp, fn = (part[:, 1:].sum(1) for part in segmentation.counts(ids, seen, len(layers)))
         for i, picture in enumerate(pictures.outlined(pictures.outlined(pixels, ids), seen, (0, 230, 120))):
-            caption = f"{rows['label'].iloc[i]}, {name}: {segmentation.dice(tp[i], fp[i], fn[i]):.2f}"
+            caption = f"{rows['label'].iloc[i]}\n{name} {segmentation.dice(tp[i], fp[i], fn[i]):.2f}"
             shown.append({"tile": i, "picture": picture, "caption": caption})
     return pd.DataFrame(shown).sort_values("tile", kind="stable").reset_index(drop=True)
 
