@@ -160,40 +160,57 @@ def test_mode_collapse_is_told_beside_the_other_arm_and_real_tiles(at):
     assert found.groupby("class")["tiles"].nunique().eq(1).all()
 
 
+def started(told, notebook, given, shard):
+    """A worker at a job, and where its answer will lie."""
+    name = str(told / f"{notebook.stem}-{shard.replace('/', 'of')}")
+    job = {"notebook": str(notebook), "target": f"{name}.ipynb", "answer": f"{name}.json", "root": str(told)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "histokit.engine.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        cwd=told, text=True, env=os.environ | {"HISTOKIT_ROOT": str(told), "HISTOKIT_NOTEBOOK": str(notebook)},
+    )  # fmt: skip
+    process.stdin.write(json.dumps(job | {"parameters": given | {"shard": shard}}) + "\n")
+    process.stdin.flush()
+    return process, f"{name}.json"
+
+
+def ended(process, answer):
+    """The answer of a worker; its stdin stays open until then: closed, a job ends."""
+    said = process.stdout.read()
+    assert process.wait() == 0, said
+    return files.read_json(answer)
+
+
 def test_two_processes_make_the_files_of_one(told, at, repository):
     """Shards run side by side, then one run gathers them: pictures, manifest and key as if it had made all itself."""
     home = told / "outputs" / "story-g1"  # a replicate: finds what it does not make in story
     given = files.read_json(at / "from_enriched" / "all" / "run.json")["parameters"] | {"experiment": "story-g1"}
-    notebook = str(repository / "notebooks" / "03_img2img.ipynb")
-
-    def run(shard):
-        name = str(told / shard.replace("/", "of"))
-        job = {"notebook": notebook, "target": f"{name}.ipynb", "answer": f"{name}.json", "root": str(told)}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "histokit.engine.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            cwd=told, text=True, env=os.environ | {"HISTOKIT_ROOT": str(told), "HISTOKIT_NOTEBOOK": notebook},
-        )  # fmt: skip
-        process.stdin.write(json.dumps(job | {"parameters": given | {"shard": shard}}) + "\n")
-        process.stdin.flush()
-        return process, f"{name}.json"
-
-    def ended(process, answer):
-        """Its stdin stays open until then: closed, a job ends."""
-        said = process.stdout.read()
-        assert process.wait() == 0 and files.read_json(answer) == {}, said
-
-    both = [run("0/2"), run("1/2")]
-    for one in both:
-        ended(*one)
+    notebook = repository / "notebooks" / "03_img2img.ipynb"
+    both = [started(told, notebook, given, shard) for shard in ("0/2", "1/2")]
+    assert [ended(*one) for one in both] == [{}, {}]
     place = home / "from_enriched" / "all"
     parts = [files.read_table(place / "shards" / k / "manifest.csv") for k in "01"]
     assert not set(parts[0]["tile_id"]) & set(parts[1]["tile_id"]) and min(map(len, parts)) > 0
-    ended(*run("0/1"))
+    assert ended(*started(told, notebook, given, "0/1")) == {}
     whole = files.read_table(at / "from_enriched" / "all" / "manifest.csv")
     gathered = files.read_table(place / "manifest.csv")
     assert gathered.drop(columns="run_id").equals(whole.drop(columns="run_id"))
     assert not (place / "shards").exists() and places.read(place)["notes"]["images_made"] == 0
     assert places.read(place)["key"] == places.read(at / "from_enriched" / "all")["key"]
+
+
+def test_shards_of_the_clusters_embed_and_the_whole_run_does_the_rest(told, at, repository):
+    given = files.read_json(at / "10_morphology_prompts" / "run.json")["parameters"] | {"experiment": "story-g2"}
+    notebook, place = repository / "notebooks" / "10_morphology_prompts.ipynb", told / "outputs" / "story-g2" / "10_morphology_prompts"
+    both = [started(told, notebook, given, shard) for shard in ("0/2", "1/2")]
+    assert [ended(*one)["error"] for one in both] == ["Finished", "Finished"]
+    parts = [place / "shards" / k for k in "01"]
+    assert all(places.read(part)["status"] == "done" and not (part / "captions.csv").exists() for part in parts)
+    embedded = [files.read_json(part / "results.json")["embedded"] for part in parts]
+    assert min(embedded) > 0 and sum(embedded) == len(table(at, "10_morphology_prompts", "captions"))
+    assert ended(*started(told, notebook, given, "0/1")) == {}
+    for name in ("captions.csv", "prompts.csv", "new_words.json"):
+        assert (place / name).read_bytes() == (at / "10_morphology_prompts" / name).read_bytes()
+    assert places.read(place)["key"] == places.read(at / "10_morphology_prompts")["key"]
 
 
 def test_the_layout_of_the_original_loads_with_datasets(told, at, capsys):
