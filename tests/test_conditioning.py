@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from histokit.diffusion import backbone, conditioning, style_encoders
+from histokit.diffusion import backbone, conditioning, sampling, style_encoders
 from histokit.training import loop, style_layout
 
 LAYERS = ("other", "gland")
@@ -183,7 +183,7 @@ def test_a_base_with_another_autoencoder_is_refused(root):
 
 def walked(found, model, batch=2, **scales):
     z, _, layout, v = asked(found, model, batch)
-    predict = conditioning.guided(found, found.scheduler, layout, v, **scales)
+    predict = sampling.styled(found, found.scheduler, layout, v, **scales)
     with torch.no_grad():
         return predict(z, torch.tensor(400), 0), (z, layout, v)
 
@@ -238,9 +238,9 @@ def test_an_image_does_not_depend_on_its_neighbours():
     _, _, layout, v = asked(found, model, 3)
     gens = lambda: [torch.Generator().manual_seed(k) for k in (3, 4, 5)]  # noqa: E731
     how = {"num_inference_steps": 3, "style_scale": 1.5, "batch": 2}
-    all_three = conditioning.sample(found, model, layout, v, gens(), **how)
-    alone = conditioning.sample(found, model, layout[:1], v[:1], gens()[:1], **how)
-    last = conditioning.sample(found, model, layout[2:], v[2:], gens()[2:], **how)
+    all_three = sampling.sample_styled(found, model, layout, v, gens(), **how)
+    alone = sampling.sample_styled(found, model, layout[:1], v[:1], gens()[:1], **how)
+    last = sampling.sample_styled(found, model, layout[2:], v[2:], gens()[2:], **how)
     assert all_three.shape == (3, 32, 32, 3) and all_three.dtype == np.uint8
     assert (all_three[0] == alone[0]).all() and (all_three[2] == last[0]).all()
 

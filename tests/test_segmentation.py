@@ -37,9 +37,6 @@ def test_a_patient_is_its_tiles_together_and_one_without_foreground_has_no_score
     assert scores[:, 1].tolist() == pytest.approx([24 / 26, float("nan"), 16 / 24], nan_ok=True)
     ious, _ = segmentation.per_patient(tp, fp, fn, ["a", "a", "b", "b", "c"], segmentation.iou)
     assert ious[:, 1].tolist() == pytest.approx([12 / 14, float("nan"), 8 / 16], nan_ok=True)
-    told = segmentation.spread(scores[:, 1])
-    assert told["patients"] == 2 and told["without"] == 1 and told["least"] == pytest.approx(16 / 24)
-    assert told["mean"] == pytest.approx((24 / 26 + 16 / 24) / 2) and told["sd"] == pytest.approx(np.std([24 / 26, 16 / 24], ddof=1))
 
 
 def test_the_loss_is_cross_entropy_and_dice_of_the_foreground():

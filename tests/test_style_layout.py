@@ -144,8 +144,8 @@ def test_only_annotated_training_tiles_are_learned_from(root):
     tiles = blobs.study(root)
     learn = training.annotated(tiles)
     assert set(learn["split"]) == {"train"} and learn["case_id"].nunique() == 6 and masks.has(learn).all()
-    assert training.annotated(tiles, every=True)["case_id"].nunique() == 8  # the upper bound
-    assert set(training.validated(tiles)["split"]) == {"val"}
+    assert masks.annotated(tiles, "train", every=True)["case_id"].nunique() == 8  # the upper bound
+    assert set(masks.annotated(tiles, "val")["split"]) == {"val"}
     with pytest.raises(ValueError, match="no training tile has a mask"):
         training.annotated(tiles.assign(mask=""))
 
@@ -212,7 +212,7 @@ def test_who_lends_a_style_is_as_asked_and_never_for_testing(root):
     rows, said = style_pairing.lenders(tiles, "test", allowed=True)
     assert set(rows["split"]) == {"test"} and said.startswith("TRANSDUCTIVE")
     with pytest.raises(ValueError, match="for val and not"):
-        style_pairing.job_table(training.validated(tiles), None, 1)
+        style_pairing.job_table(masks.annotated(tiles, "val"), None, 1)
     with pytest.raises(ValueError, match="no training tile is there to lend"):
         style_pairing.lenders(tiles.assign(annotated=True), "unannotated")
 

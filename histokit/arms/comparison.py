@@ -62,22 +62,32 @@ CHOICES = {
 }
 
 
-def settle(arms, mode="linear", encoder="mini-sup"):
-    """{name: full settings} of arms as a recipe writes them; ValueError names a wrong key or value and the nearest right one."""
+def checked(arms, known, choices):
+    """(name, settings over their defaults) of each arm; ValueError names a wrong name, key or value and the nearest right one.
+
+    Args:
+        known: {setting: default}. choices: {setting: values it may have}, "" where the default is.
+    """
     if not arms:
         raise ValueError("no arm to train: give arms such as {real: {}, augmented: {synthetic: 05_select}}")
-    settled = {}
     for name, given in arms.items():
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name == "logs":
             raise ValueError(f"arm {name!r} becomes a folder name: letters, digits, dot, dash and underscore only, and not logs")
         for key in given or {}:
-            if key not in ARM:
-                raise ValueError(f"arm {name!r} has no setting {key!r}; {_nearest(key, ARM)}")
-        arm = {**ARM, **(given or {})}
+            if key not in known:
+                raise ValueError(f"arm {name!r} has no setting {key!r}; {_nearest(key, known)}")
+        arm = {**known, **(given or {})}
+        for key, values in choices.items():
+            if arm[key] not in values and arm[key] != known[key]:
+                raise ValueError(f"arm {name!r}: {key} is {arm[key]!r}; {_nearest(str(arm[key]), values)}")
+        yield name, arm
+
+
+def settle(arms, mode="linear", encoder="mini-sup"):
+    """{name: full settings} of arms as a recipe writes them; ValueError names a wrong key or value and the nearest right one."""
+    settled = {}
+    for name, arm in checked(arms, ARM, CHOICES):
         arm["mode"], arm["encoder"] = arm["mode"] or mode, arm["encoder"] or encoder
-        for key, choices in CHOICES.items():
-            if arm[key] not in choices:
-                raise ValueError(f"arm {name!r}: {key} is {arm[key]!r}; {_nearest(str(arm[key]), choices)}")
         if not isinstance(arm["replace"], bool):
             raise ValueError(f"arm {name!r}: replace is {arm['replace']!r}; expected true or false")
         for key, none in {"per_class": "0 for all", "real_tiles": "0 for the budget's", "patience": "0 for never"}.items():

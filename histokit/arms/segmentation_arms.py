@@ -5,14 +5,13 @@ what stands beside the annotated tiles. `fit_segmenter` trains one.
 """
 
 import json
-import re
 import time
 
 import numpy as np
 import pandas as pd
 import torch
 
-from histokit.arms import fit_segmenter
+from histokit.arms import comparison, fit_segmenter
 from histokit.core import files, pictures
 from histokit.metrics import segmentation
 from histokit.tiles import data, masks, staining
@@ -43,21 +42,8 @@ HELD = 2**31  # bytes of pixels and masks that an arm holds in memory; more is r
 
 def settle(arms):
     """{name: full settings} of arms as a recipe writes them; ValueError names a wrong key or value and the nearest right one."""
-    from histokit.runs.recipe import nearest
-
-    if not arms:
-        raise ValueError("no arm to train: give arms such as {real: {}, augmented: {synthetic: 30_style_layout}}")
     settled = {}
-    for name, given in arms.items():
-        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name == "logs":
-            raise ValueError(f"arm {name!r} becomes a folder name: letters, digits, dot, dash and underscore only, and not logs")
-        for key in given or {}:
-            if key not in ARM:
-                raise ValueError(f"arm {name!r} has no setting {key!r}{nearest(key, ARM)}")
-        arm = {**ARM, **(given or {})}
-        for key, choices in CHOICES.items():
-            if arm[key] not in choices:
-                raise ValueError(f"arm {name!r}: {key} is {arm[key]!r}{nearest(str(arm[key]), choices)}")
+    for name, arm in comparison.checked(arms, ARM, CHOICES):
         beside = [key for key in ("synthetic", "recolour", "pseudo") if arm[key] not in ("", "none", {})]
         if len(beside) > 1:
             raise ValueError(f"arm {name!r}: {' and '.join(beside)} both stand beside the annotated tiles; one alone can be compared")
@@ -69,7 +55,7 @@ def settle(arms):
                 )
             arm["pseudo"] = pseudo
         if not beside:
-            idle = next((key for key in ("status", "per_class", "share", "masks") if key in (given or {})), "")
+            idle = next((key for key in ("status", "per_class", "share", "masks") if key in (arms[name] or {})), "")
             if idle:
                 raise ValueError(f"arm {name!r}: {idle} does nothing where nothing stands beside the annotated tiles; leave it out")
             arm["share"] = 0.0
@@ -137,7 +123,7 @@ def train(run, arms, tiles, dataset, *, seeds, network="small", weights="", how=
         network, weights: see `segmenters.Segmenter`. how: fit_segmenter.Settings.
     """
     layers, how, rows = masks.Layers.of_dataset(dataset), how or fit_segmenter.Settings(), []
-    held = real_tiles(tiles, ("val", "test"))
+    held = masks.annotated(tiles, "val", "test")
     judged = Tiles(held, layers, dataset.tile_px)
     for name, arm in arms.items():
         trial = _Trial(run, name, arm, tiles, dataset, layers, judged, network, weights, how)
@@ -147,12 +133,6 @@ def train(run, arms, tiles, dataset, *, seeds, network="small", weights="", how=
                 say(f"{name}, seed {s}")
             rows.append({**(found or trial.train(s)), "reused": found is not None})
     return pd.DataFrame(rows)
-
-
-def real_tiles(tiles, splits, every=False):
-    """Real tiles of some splits with a mask; `every` takes the masks that are held back as well."""
-    real = tiles[tiles["split"].isin(splits) & tiles["source"].eq("real") & tiles["use"].ne("withheld")]
-    return real[real["mask"].fillna("").ne("") if every else masks.has(real)].reset_index(drop=True)
 
 
 def histories(run, arms, seeds):
@@ -190,7 +170,7 @@ class _Trial:
         self.run, self.name, self.arm, self.tiles, self.dataset, self.layers = run, name, arm, tiles, dataset, layers
         self.judged, self.network, self.weights, self.how, self.loaded = judged, network, weights, how, None
         every = arm["real"] == "all"
-        self.real = real_tiles(tiles, ("train",), every) if arm["real"] != "none" else tiles.head(0)
+        self.real = masks.annotated(tiles, "train", every=every) if arm["real"] != "none" else tiles.head(0)
         self.beside, self.places = tiles.head(0), None
         if arm["synthetic"]:
             self.beside = self._made()
@@ -229,15 +209,12 @@ class _Trial:
                 raise ValueError(f"{row.tile_id} was made from {sorted(seen)[0]!r}, which is not for training; make such tiles again")
         return rows
 
-    def _folder(self, s):
-        return self.run.path(self.name, str(s), "segmenter.json").parent
+    def _folder(self, s, arm=""):
+        return self.run.path(arm or self.name, str(s), "segmenter.json").parent
 
     def _pair(self, s):
-        beside = self._folder_of(self.arm["pseudo"]["arm"], s) if self.arm["pseudo"] else None
+        beside = self._folder(s, self.arm["pseudo"]["arm"]) if self.arm["pseudo"] else None
         return files.digest(self.key, s, files.read_json(beside / "segmenter.json")["key"] if beside else "")
-
-    def _folder_of(self, arm, s):
-        return self.run.path(arm, str(s), "segmenter.json").parent
 
     def finished(self, s):
         """The row of a finished pair with the same key, here or in the run before; None otherwise."""
@@ -268,7 +245,7 @@ class _Trial:
 
     def _pseudo(self, s, beside):
         """The tiles that the earlier arm is sure enough of, with what it sees on them."""
-        teacher = segmenters.load(self._folder_of(self.arm["pseudo"]["arm"], s), self.run.device)
+        teacher = segmenters.load(self._folder(s, self.arm["pseudo"]["arm"]), self.run.device)
         pixels = beside._pixels(beside.rows)
         ids, sure = teacher.ids(pixels), teacher.confidence(pixels)
         kept = np.flatnonzero(sure >= self.arm["pseudo"]["confidence"])

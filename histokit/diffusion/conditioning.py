@@ -9,13 +9,12 @@ trained, and what generates, is in `training.style_layout` and `generate.style_l
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from histokit.core import files, parallel
-from histokit.diffusion import backbone, sampling, style_encoders
+from histokit.core import files
+from histokit.diffusion import backbone, style_encoders
 from histokit.tiles import masks
 
 VERSION = 1
@@ -209,8 +208,11 @@ def load(folder, model=None, device="cpu"):
         found.load_state_dict(files.read_tensors(place.with_suffix(".safetensors")), strict=True)
     except (TypeError, RuntimeError) as error:
         raise ValueError(f"{folder}: weights and config are not of one model ({error}); train that step again") from error
-    if model is not None:
-        refuse_stranger(found, space_of(model), str(folder))
+    space = space_of(model) if model is not None else {}
+    for what, theirs in space.items():
+        ours = found.config.latent_space.get(what, theirs)
+        if files.plain(ours) != files.plain(theirs):
+            raise ValueError(f"{folder}: it learned with {what} {ours!r}, the base has {theirs!r}; use the base it was trained on")
     found.facts = held["facts"]
     return found.requires_grad_(False).eval().to(device)
 
@@ -220,14 +222,14 @@ def space_of(model):
     return {name: value for name, value in model.latent_space.items() if name != "schedule"}
 
 
-def refuse_stranger(found, space, name):
-    """Raises ValueError where latents and their scale are not those that `found` learned in."""
-    for what, ours in found.config.latent_space.items():
-        if files.plain(ours) != files.plain(space.get(what)):
-            raise ValueError(f"{name}: it learned with {what} {ours!r}, the base has {space.get(what)!r}; use the base it was trained on")
-
-
 # --- from a base -----------------------------------------------------------------------------------------------------
+
+
+def begun(config, seed):
+    """A StyleLayout with random weights that follow from a seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(files.seed(seed, "style layout"))
+        return StyleLayout(config)
 
 
 def started(model, config, seed):
@@ -239,9 +241,7 @@ def started(model, config, seed):
 
     All is copied strictly but for the first convolution, which gets further inputs that count nothing at first.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(files.seed(seed, "style layout"))
-        found = StyleLayout(config)
+    found = begun(config, seed)
     theirs, own = model.unet.state_dict(), found.unet.state_dict()
     odd = [name for name in own if name not in theirs or (theirs[name].shape != own[name].shape and name != "conv_in.weight")]
     if odd or set(theirs) - set(own):
@@ -272,80 +272,6 @@ def of_base(model, mapped=3):
     unet = {"kind": kind, **files.plain(held), "in_channels": held["in_channels"] + mapped}
     noise = {name: value for name, value in files.plain(dict(model.scheduler.config)).items() if not name.startswith("_")}
     return {"unet": unet, "context": context, "scheduler": noise, "latent_space": space_of(model)}
-
-
-# --- guidance --------------------------------------------------------------------------------------------------------
-
-
-def guided(found, scheduler, layout, v, *, style_scale=1.0, layout_scale=1.0, rescale=0.0):
-    """`predict` for `sampling.denoise`: e00 + l (el0 - e00) + s (els - el0), the passes of a step in one call.
-
-    e00 hears neither, el0 the layout, els layout and style. At layout scale 1 this is classifier-free guidance on the style alone, at both
-    1 the conditional prediction, in one pass. Three passes need a model that has learned without layouts (`layout_drop`).
-
-    Args:
-        found: StyleLayout.
-        layout: [B, K, h, w], v: [B, dim].
-        rescale: phi of Lin et al. (2024), arXiv:2305.08891, section 3.4: the share by which the deviation of the guided prediction is
-            brought to that of the conditional one; 0 is textbook guidance.
-    """
-    if layout_scale != 1 and not found.config.layout_drop:
-        raise ValueError(f"layout_scale {layout_scale} weighs the layout, and this model never learned without one; train with layout_drop")
-    if not 0 <= rescale <= 1:
-        raise ValueError(f"guidance_rescale is a share, from 0 to 1; got {rescale}")
-    null, count = found.null.expand(len(v), -1), 1 + (style_scale != 1 or layout_scale != 1) + (layout_scale != 1)
-    layouts = torch.cat([torch.zeros_like(layout), layout, layout][-count:])
-    styles = torch.cat([null, null, v][-count:])
-
-    def predict(z, t, i):
-        x, times = torch.cat([z] * count), t.expand(count * len(z))
-        output = parallel.rows(found, x, times, layouts, styles).to(z.dtype)
-        *without, both = output.chunk(count)
-        if without:
-            guided = without[-1] + style_scale * (both - without[-1])
-            if layout_scale != 1:
-                guided = guided + (layout_scale - 1) * (without[1] - without[0])
-            if rescale:
-                spread = lambda e: e.flatten(1).std(dim=1)[:, None, None, None]  # noqa: E731
-                guided = rescale * guided * spread(both) / spread(guided) + (1 - rescale) * guided
-            both = guided
-        return sampling.noise_predicted(scheduler, both, z, t)
-
-    return predict
-
-
-@torch.no_grad()
-def sample(
-    found, model, layout, v, generators, *, style_scale=1.0, layout_scale=1.0, rescale=0.0, num_inference_steps=20, order=2, eta=0.0,
-    batch=None, on_step=None,
-):  # fmt: skip
-    """Images uint8 [N, H, W, 3] of N layouts in N styles, each from its own generator.
-
-    Batches have one fixed shape, the last is padded, so that an image follows from its layout, style, generator and slot alone.
-
-    Args:
-        found: StyleLayout, eval; model: backbone.Model whose autoencoder decodes.
-        layout: [N, K, h, w], v: [N, dim].
-        order, eta: see `sampling.denoise`; 2 takes half the steps of 1.
-        on_step: called as `on_step(k, n, x0)` after step k of n of a batch.
-    """
-    batch, scheduler = batch or sampling.batch_size(model), found.scheduler
-    timesteps = sampling.schedule(scheduler, num_inference_steps)
-    look = None if on_step is None else lambda i, t, z, x0: on_step(i + 1, len(timesteps), x0)
-    images = []
-    for start in range(0, len(v), batch):
-        rows = slice(start, start + batch)
-        z = sampling.noise(generators[rows], (found.unet.config.out_channels, model.latent_px, model.latent_px), model.device)
-        n = len(z)
-        z, how, style = (torch.cat([x, x[-1:].expand(batch - n, *x.shape[1:])]) for x in (z, layout[rows], v[rows]))
-        own = [*generators[rows], *(torch.Generator() for _ in range(batch - n))]
-        predict = guided(
-            found, scheduler, how.to(z.device), style.to(z.device), style_scale=style_scale, layout_scale=layout_scale, rescale=rescale
-        )
-        with model.alone(), model.autocast():
-            z = sampling.denoise(predict, z, scheduler, timesteps, eta=eta, generators=own, on_step=look, order=order)
-        images.append(backbone.decode(model, z, min(batch, 4))[:n])
-    return np.concatenate(images)
 
 
 def layout_of(ids, config, px):

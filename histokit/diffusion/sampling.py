@@ -214,3 +214,77 @@ def sample(
             pulls += (torch.stack(seen).mean(dim=0) if seen else torch.full((batch,), torch.nan)).tolist()[:n]
         images.append(backbone.decode(model, z, min(batch, 4))[:n])  # the decoder's activations are the largest
     return np.concatenate(images)
+
+
+# --- a layout in a style ---------------------------------------------------------------------------------------------
+
+
+def styled(found, scheduler, layout, v, *, style_scale=1.0, layout_scale=1.0, rescale=0.0):
+    """`predict` for `denoise`: e00 + l (el0 - e00) + s (els - el0), the passes of a step in one call.
+
+    e00 hears neither, el0 the layout, els layout and style. At layout scale 1 this is classifier-free guidance on the style alone, at both
+    1 the conditional prediction, in one pass. Three passes need a model that has learned without layouts (`layout_drop`).
+
+    Args:
+        found: conditioning.StyleLayout.
+        layout: [B, K, h, w], v: [B, dim].
+        rescale: phi of Lin et al. (2024), arXiv:2305.08891, section 3.4: the share by which the deviation of the guided prediction is
+            brought to that of the conditional one; 0 is textbook guidance.
+    """
+    if layout_scale != 1 and not found.config.layout_drop:
+        raise ValueError(f"layout_scale {layout_scale} weighs the layout, and this model never learned without one; train with layout_drop")
+    if not 0 <= rescale <= 1:
+        raise ValueError(f"guidance_rescale is a share, from 0 to 1; got {rescale}")
+    null, count = found.null.expand(len(v), -1), 1 + (style_scale != 1 or layout_scale != 1) + (layout_scale != 1)
+    layouts = torch.cat([torch.zeros_like(layout), layout, layout][-count:])
+    styles = torch.cat([null, null, v][-count:])
+
+    def predict(z, t, i):
+        x, times = torch.cat([z] * count), t.expand(count * len(z))
+        output = parallel.rows(found, x, times, layouts, styles).to(z.dtype)
+        *without, both = output.chunk(count)
+        if without:
+            guided = without[-1] + style_scale * (both - without[-1])
+            if layout_scale != 1:
+                guided = guided + (layout_scale - 1) * (without[1] - without[0])
+            if rescale:
+                spread = lambda e: e.flatten(1).std(dim=1)[:, None, None, None]  # noqa: E731
+                guided = rescale * guided * spread(both) / spread(guided) + (1 - rescale) * guided
+            both = guided
+        return noise_predicted(scheduler, both, z, t)
+
+    return predict
+
+
+@torch.no_grad()
+def sample_styled(
+    found, model, layout, v, generators, *, style_scale=1.0, layout_scale=1.0, rescale=0.0, num_inference_steps=20, order=2, eta=0.0,
+    batch=None, on_step=None,
+):  # fmt: skip
+    """Images uint8 [N, H, W, 3] of N layouts in N styles, each from its own generator.
+
+    Batches have one fixed shape, the last is padded, so that an image follows from its layout, style, generator and slot alone.
+
+    Args:
+        found: conditioning.StyleLayout, eval; model: backbone.Model whose autoencoder decodes.
+        layout: [N, K, h, w], v: [N, dim].
+        order, eta: see `denoise`; 2 takes half the steps of 1.
+        on_step: called as `on_step(k, n, x0)` after step k of n of a batch.
+    """
+    batch, scheduler = batch or batch_size(model), found.scheduler
+    timesteps = schedule(scheduler, num_inference_steps)
+    look = None if on_step is None else lambda i, t, z, x0: on_step(i + 1, len(timesteps), x0)
+    images = []
+    for start in range(0, len(v), batch):
+        rows = slice(start, start + batch)
+        z = noise(generators[rows], (found.unet.config.out_channels, model.latent_px, model.latent_px), model.device)
+        n = len(z)
+        z, how, style = (torch.cat([x, x[-1:].expand(batch - n, *x.shape[1:])]) for x in (z, layout[rows], v[rows]))
+        own = [*generators[rows], *(torch.Generator() for _ in range(batch - n))]
+        predict = styled(
+            found, scheduler, how.to(z.device), style.to(z.device), style_scale=style_scale, layout_scale=layout_scale, rescale=rescale
+        )
+        with model.alone(), model.autocast():
+            z = denoise(predict, z, scheduler, timesteps, eta=eta, generators=own, on_step=look, order=order)
+        images.append(backbone.decode(model, z, min(batch, 4))[:n])
+    return np.concatenate(images)

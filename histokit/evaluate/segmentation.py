@@ -227,10 +227,10 @@ def sentence(mine, rivals=(), *, spread=None, draws=1, generators=1, has_cases=T
         lead = (
             f"{arm} helps: {where} it segments better than {base}"
             if firm
-            else f"{wording._capital(where)}, {arm} segments better than {base}"
+            else f"{wording.capital(where)}, {arm} segments better than {base}"
         )
     elif mine.outcome == "fewer":
-        lead = f"{wording._capital(where)}, {arm} hurts: it segments worse than {base}"
+        lead = f"{wording.capital(where)}, {arm} hurts: it segments worse than {base}"
     elif mine.outcome == "none":
         lead = f"No evidence, {where}, that {arm} segments better or worse than {base}"
     else:

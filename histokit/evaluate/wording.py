@@ -148,9 +148,9 @@ def _lead(tail, rival, rare, draws, generators, has_cases):
         beaten = rival is None or rival.outcome == "more"
         if draws >= MIN_DRAWS and generators >= MIN_GENERATORS and beaten:
             return f"{arm} helps: {where} it finds the rare classes more often than {base}: {numbers}"
-        return f"{_capital(where)}, {arm} finds the rare classes more often than {base}: {numbers}"
+        return f"{capital(where)}, {arm} finds the rare classes more often than {base}: {numbers}"
     if tail.outcome == "fewer":
-        return f"{_capital(where)}, {arm} hurts: it finds the rare classes less often than {base}: {numbers}"
+        return f"{capital(where)}, {arm} hurts: it finds the rare classes less often than {base}: {numbers}"
     if tail.outcome == "none":
         same = "; both gave the same answer on every rare tile" if tail.same else ""
         return f"No evidence, {where}, that {arm} finds the rare classes more or less often than {base}: {numbers}{same}"
@@ -258,5 +258,5 @@ def _tenths(share):
     return round(100 * share, 1) + 0.0
 
 
-def _capital(text):
+def capital(text):
     return text[0].upper() + text[1:]

@@ -29,7 +29,7 @@ class Settings:
         style_scale: weight of the style, 1 turns guidance off and 0 leaves the style out.
         layout_scale: weight of the layout; another than 1 needs a model trained with `layout_drop`.
         num_inference_steps: denoising steps.
-        guidance_rescale: see `conditioning.guided`.
+        guidance_rescale: see `sampling.styled`.
         order: 2 is DPM-Solver++ (2M), 1 DDIM.
         eta: of DDIM.
         bent: share of the style pictures that are bent.
@@ -55,7 +55,7 @@ class Settings:
 
     @property
     def walk(self):
-        """What `conditioning.sample` takes."""
+        """What `sampling.sample_styled` takes."""
         own = dataclasses.asdict(self)
         return {"rescale": own.pop("guidance_rescale"), **{name: value for name, value in own.items() if name != "bent"}}
 
@@ -115,7 +115,7 @@ class Maker:
         last = max(row["number"] % batch for row in rows) + 1
         layout, v, mask = zip(*(self.conditions(row, settings.bent) for row in slots[:last]), strict=True)
         gens = [torch.Generator().manual_seed(int(row["seed"])) for row in slots[:last]]
-        images = conditioning.sample(
+        images = sampling.sample_styled(
             self.found, self.model, torch.stack(layout), torch.stack(v), gens, batch=batch, on_step=on_step, **settings.walk
         )
         place = [row["number"] % batch for row in rows]

@@ -11,7 +11,7 @@ import torch
 
 from histokit.core import files
 from histokit.diffusion import style_sampling
-from histokit.tiles import masks
+from histokit.tiles import data, masks
 
 VERSION = 1
 PAIRINGS = {
@@ -36,8 +36,7 @@ def lenders(tiles, which, classes=None, allowed=False):
     """
     if which not in (*POOLS, "test"):
         raise ValueError(f"style_from is {which!r}; use {', '.join(POOLS)}")
-    split = ["test"] if which == "test" else ["train"]
-    rows = tiles[tiles["split"].isin(split) & tiles["source"].eq("real") & tiles["use"].ne("withheld")]
+    rows = data.learnable(tiles) if which != "test" else tiles[tiles["split"].eq("test") & tiles["source"].eq("real")]
     said = style_sampling.refuse_held_out(rows, allowed)
     if which in ("unannotated", "annotated"):
         drawn = set(rows.loc[masks.has(rows), "case_id"])  # a case is annotated or not, whole

@@ -50,17 +50,3 @@ def per_patient(tp, fp, fn, patient, measure=dice):
         sums.append(total)
     found = measure(*sums)
     return np.where(sums[0] + sums[2] > 0, found, np.nan), names  # nothing to find: neither right nor wrong
-
-
-def spread(scores):
-    """What a mean over patients hides, of scores [P, ...] with NaN: mean, SD (ddof 1), minimum, tenth percentile, patients, without any.
-
-    A spread falls as well when every patient gets equally bad: read it beside mean and minimum.
-    """
-    scores = np.asarray(scores, float)
-    known = (~np.isnan(scores)).sum(0)
-    with np.errstate(all="ignore"):
-        return {
-            "mean": np.nanmean(scores, 0), "sd": np.nanstd(scores, 0, ddof=1), "least": np.nanmin(scores, 0),
-            "tenth": np.nanpercentile(scores, 10, axis=0), "patients": known, "without": len(scores) - known,
-        }  # fmt: skip

@@ -41,6 +41,10 @@ class BadImage(ValueError):
     """A file that is not usable as a tile; the message names the file, the problem and the remedy."""
 
 
+class BadMask(ValueError):
+    """A mask that cannot be used; the message names the file, the problem and the remedy."""
+
+
 def rgb(source, name=None, profile=True):
     """Decode one tile completely.
 

@@ -158,12 +158,8 @@ def fresh(how, style, model, layers, features=None, seed=0):
     preset, px = PRESETS[how.network], model.latent_px
     if px % 2 ** (len(preset.widths) - 1):
         raise ValueError(f"network {how.network} halves latents {len(preset.widths) - 1} times, and {px} px do not take that; use tiny")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(files.seed(seed, "style layout"))
-        space = conditioning.space_of(model)
-        found = conditioning.StyleLayout(
-            conditioning.Config(**common, dim=preset.dim, latent_space=space, scheduler=noise(preset), unet=shape(preset, model))
-        )
+    own = {"dim": preset.dim, "latent_space": conditioning.space_of(model), "scheduler": noise(preset), "unet": shape(preset, model)}
+    found = conditioning.begun(conditioning.Config(**common, **own), seed)
     return found, {"copied": [], "widened": [], "new": list(found.state_dict())}
 
 
@@ -188,22 +184,12 @@ def noise(preset):
     }  # fmt: skip
 
 
-def annotated(tiles, every=False):
-    """Real training tiles with a mask that may be used; `every` takes those held back as well, for an upper bound.
-
-    Raises ValueError where there are none.
-    """
-    real = tiles[tiles["split"].eq("train") & tiles["source"].eq("real") & tiles["use"].ne("withheld")]
-    found = real[real["mask"].fillna("").ne("")] if every else real[masks.has(real)]
+def annotated(tiles):
+    """Real training tiles with a mask that may be used; ValueError where there are none."""
+    found = masks.annotated(tiles, "train")
     if not len(found):
         raise ValueError("no training tile has a mask: say in the description which (`mask`), and what it shows (`layers`)")
-    return found.reset_index(drop=True)
-
-
-def validated(tiles):
-    """Real validation tiles with a mask."""
-    real = tiles[tiles["split"].eq("val") & tiles["source"].eq("real")]
-    return real[masks.has(real)].reset_index(drop=True)
+    return found
 
 
 class Layouts:
@@ -304,7 +290,7 @@ def fit(model, tiles, layers, asked, *, features=None, seed=0, folder=None, shee
         sheet: `sheet(StyleLayout)` -> `sheet(step)` for `loop.fit`, or None.
     """
     how, style = asked.how, asked.sampling
-    learn, held = annotated(tiles), validated(tiles)
+    learn, held = annotated(tiles), masks.annotated(tiles, "val")
     if how.encoder == "features" and features is None:
         raise ValueError("a frozen style encoder was asked for, and none is given")
     found, brought = fresh(how, style, model, layers.names, features, seed)

@@ -83,24 +83,21 @@ class Segmenter(nn.Module):
         return self.net((pictures - self.mean) / self.std)
 
     @torch.no_grad()
-    def ids(self, pixels, batch_size=16):
-        """Layer ids uint8 [N, H, W] on the CPU of tiles uint8 [N, H, W, 3]."""
+    def _logits(self, pixels, batch_size=16):
+        """Logits of tiles uint8 [N, H, W, 3], batch by batch."""
         self.eval()
-        found = []
         for start in range(0, len(pixels), batch_size):
-            pictures = (decode.to_float(pixels[start : start + batch_size]) / 2 + 0.5).to(self.mean.device)
-            found.append(self(pictures).argmax(dim=1).to(torch.uint8).cpu())
-        return torch.cat(found).numpy() if found else torch.zeros(0, self.tile_px, self.tile_px, dtype=torch.uint8).numpy()
+            yield self((decode.to_float(pixels[start : start + batch_size]) / 2 + 0.5).to(self.mean.device))
 
-    @torch.no_grad()
-    def confidence(self, pixels, batch_size=16):
+    def ids(self, pixels):
+        """Layer ids uint8 [N, H, W] on the CPU of tiles uint8 [N, H, W, 3]."""
+        found = [logits.argmax(dim=1).to(torch.uint8).cpu() for logits in self._logits(pixels)]
+        return torch.cat(found or [torch.zeros(0, self.tile_px, self.tile_px, dtype=torch.uint8)]).numpy()
+
+    def confidence(self, pixels):
         """How sure it is of each tile, [N] in (1 / K, 1]: the mean over its pixels of the probability of the likeliest layer."""
-        self.eval()
-        found = []
-        for start in range(0, len(pixels), batch_size):
-            pictures = (decode.to_float(pixels[start : start + batch_size]) / 2 + 0.5).to(self.mean.device)
-            found.append(self(pictures).softmax(dim=1).amax(dim=1).mean(dim=(1, 2)).cpu())
-        return torch.cat(found).numpy() if found else torch.zeros(0).numpy()
+        found = [logits.softmax(dim=1).amax(dim=1).mean(dim=(1, 2)).cpu() for logits in self._logits(pixels)]
+        return torch.cat(found or [torch.zeros(0)]).numpy()
 
     def save(self, folder, **facts):
         """Weights, and what it was built from with `facts`, into a folder."""
